@@ -1,3 +1,3 @@
-"""quant-assets: which quantized variant of a model, on which GPU, at what speed, quality and cost."""
+"""Quantized variants of a model, the GPUs they fit, and their speed, quality and cost."""
 
 __version__ = "0.1.0"

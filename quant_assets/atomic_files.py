@@ -1,4 +1,4 @@
-"""Durable, atomic writes: a temporary name in the same folder, fsync, rename, fsync of the folder."""
+"""Durable, atomic writes: a temporary name in the same folder, fsync, rename, fsync again."""
 
 import os
 import secrets
@@ -28,7 +28,7 @@ def replace_durably(temporary: Path, final: Path) -> None:
     """Give the finished file or folder `temporary` its name `final`, durably and atomically."""
     if temporary.is_file():
         fsync_file(temporary)
-    os.replace(temporary, final)
+    temporary.replace(final)
     fsync_directory(final.parent)
 
 

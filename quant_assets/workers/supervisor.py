@@ -4,6 +4,7 @@ Whatever happens to the worker (a signal, an abort of a native library, no memor
 hang), the parent gets a result or one error with three parts, and lives on.
 """
 
+import contextlib
 import os
 import selectors
 import signal
@@ -117,10 +118,8 @@ def _follow_stderr(stream: IO[bytes], tail: deque[str]) -> None:
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
     if process.poll() is None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
 
 
