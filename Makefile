@@ -1,0 +1,27 @@
+# Every target does all of its own set-up. PYTHON chooses the interpreter that environments are made of.
+PYTHON ?= python3
+BOOTSTRAP = $(PYTHON) environments/bootstrap.py
+BIN = .venv/bin
+
+.PHONY: demo test ui check setup clean
+
+demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
+	@$(BOOTSTRAP) main --with demo
+	@$(BIN)/quant-assets demo
+
+test:  ## set up and run the tests
+	@$(BOOTSTRAP) main --with demo --with test
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check:  ## set up and run the linter, the formatter's check and the type checker
+	@$(BOOTSTRAP) main --with demo --with test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+ui:  ## set up and open the Dagster UI on localhost
+	@$(BOOTSTRAP) main --with demo
+	@$(BIN)/quant-assets ui
+
+setup:  ## set up only
+	@$(BOOTSTRAP) main --with demo --with test

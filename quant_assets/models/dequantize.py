@@ -1,0 +1,115 @@
+"""Make a Hugging Face folder of a quantized GGUF source, once, and say where its weights come from.
+
+Artifacts are made of a folder or file with floating-point weights; a source that exists only as a
+quantized GGUF is dequantized first. Its loss is then part of the source, and its manifest says so.
+"""
+
+import datetime
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from filelock import FileLock
+from pydantic import BaseModel
+
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.models.identity import SOURCE_MANIFEST
+from quant_assets.models.source import SourceModel, resolve_source
+from quant_assets.settings import Settings
+from quant_assets.workers.protocol import Event
+from quant_assets.workers.supervisor import run_worker
+
+
+class DequantizeJob(BaseModel):
+    """Dequantize the GGUF file `source` into the new folder `output`."""
+
+    source: Path
+    output: Path
+
+
+class DequantizeResult(BaseModel):
+    """What the folder holds, and the GGUF file type its weights had."""
+
+    weights_file_type: str
+    n_parameters: int
+    dtype: str
+    library_versions: dict[str, str]
+
+
+class SourceManifest(BaseModel):
+    """`source_manifest.json` in a dequantized folder."""
+
+    name: str
+    provenance: str
+    weights_file_type: str
+    origin_identity: str
+    n_parameters: int
+    dtype: str
+    library_versions: dict[str, str]
+    created_at: datetime.datetime
+
+
+def source_manifest(folder: Path) -> SourceManifest | None:
+    """The manifest of a folder that `dequantized_folder` made; None for any other folder."""
+    path = folder / SOURCE_MANIFEST
+    return SourceManifest.model_validate_json(path.read_text("utf-8")) if path.exists() else None
+
+
+def dequantized_folder(
+    source: SourceModel,
+    name: str,
+    settings: Settings,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> SourceModel:
+    """Return the Hugging Face folder made of the quantized GGUF `source`, making it if need be.
+
+    The folder is `<home>/models/<name>`; it is made anew when the source's content changed.
+    """
+    folder = settings.sources / name
+    settings.sources.mkdir(parents=True, exist_ok=True)
+    settings.locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(settings.locks / f"source-{name}.lock"):
+        manifest = source_manifest(folder)
+        if manifest is None or manifest.origin_identity != source.identity:
+            _make(source, name, folder, on_event=on_event, extra_env=extra_env)
+            manifest = source_manifest(folder)
+    assert manifest is not None
+    made = resolve_source(str(folder), settings)
+    return made.model_copy(update={"name": name, "provenance": manifest.provenance})
+
+
+def _make(
+    source: SourceModel,
+    name: str,
+    folder: Path,
+    *,
+    on_event: Callable[[Event], None] | None,
+    extra_env: Mapping[str, str] | None,
+) -> None:
+    staging = folder.with_name(f".{name}.staging")
+    shutil.rmtree(staging, ignore_errors=True)
+    result = run_worker(
+        "dequantize",
+        DequantizeJob(source=source.path, output=staging),
+        DequantizeResult,
+        on_event=on_event,
+        extra_env=extra_env,
+    )
+    manifest = SourceManifest(
+        name=name,
+        provenance=(
+            f"dequantized from {source.path.name}, whose weights are "
+            f"{result.weights_file_type} ({source.provenance})"
+        ),
+        weights_file_type=result.weights_file_type,
+        origin_identity=source.identity,
+        n_parameters=result.n_parameters,
+        dtype=result.dtype,
+        library_versions=result.library_versions,
+        created_at=datetime.datetime.now(datetime.UTC),
+    )
+    write_text_atomically(staging / SOURCE_MANIFEST, manifest.model_dump_json(indent=2))
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.replace(folder)

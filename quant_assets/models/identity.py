@@ -1,0 +1,64 @@
+"""What a model's files are, by content: SHA-256 per file, remembered while a file is unchanged."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from filelock import FileLock
+
+from quant_assets.atomic_files import write_text_atomically
+
+MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+SOURCE_MANIFEST = "source_manifest.json"
+_CHUNK_BYTES = 1 << 20
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class HashCache:
+    """Remembers SHA-256 by path, size, inode and time of change, so that a file is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def sha256(self, file: Path) -> str:
+        """SHA-256 of `file`, from memory when the file is unchanged."""
+        status = file.stat()
+        key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+        known = self._load()
+        if key in known:
+            return known[key]
+        digest = sha256_of(file)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{self._path}.lock"):
+            write_text_atomically(self._path, json.dumps({**self._load(), key: digest}, indent=0))
+        return digest
+
+    def _load(self) -> dict[str, str]:
+        try:
+            content: dict[str, str] = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a Hugging Face folder that make the model, sorted by name."""
+    found = {file for pattern in MODEL_FILE_PATTERNS for file in folder.glob(pattern)}
+    return sorted(file for file in found if file.is_file() and file.name != SOURCE_MANIFEST)
+
+
+def identity_of(files: Iterable[Path], cache: HashCache) -> str:
+    """One SHA-256 over the names and contents of `files`, independent of where they lie."""
+    digest = hashlib.sha256()
+    for file in sorted(files, key=lambda file: file.name):
+        digest.update(f"{file.name}\0{cache.sha256(file)}\n".encode())
+    return digest.hexdigest()

