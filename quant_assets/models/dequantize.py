@@ -13,11 +13,14 @@ from filelock import FileLock
 from pydantic import BaseModel
 
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.models.gguf_header import read_gguf_header
 from quant_assets.models.identity import SOURCE_MANIFEST
-from quant_assets.models.source import SourceModel, resolve_source
+from quant_assets.models.source import SourceModel, resolve_configured_source, resolve_source
 from quant_assets.settings import Settings
 from quant_assets.workers.protocol import Event
 from quant_assets.workers.supervisor import run_worker
+
+FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 
 
 class DequantizeJob(BaseModel):
@@ -53,6 +56,28 @@ def source_manifest(folder: Path) -> SourceManifest | None:
     """The manifest of a folder that `dequantized_folder` made; None for any other folder."""
     path = folder / SOURCE_MANIFEST
     return SourceManifest.model_validate_json(path.read_text("utf-8")) if path.exists() else None
+
+
+def is_quantized(source: SourceModel) -> bool:
+    """Whether a source holds quantized weights, so that artifacts cannot be made of it directly."""
+    return source.kind == "gguf" and any(
+        tensor.type_name not in FLOAT_TYPES for tensor in read_gguf_header(source.path).tensors
+    )
+
+
+def float_source(
+    text: str,
+    name: str,
+    settings: Settings,
+    *,
+    on_event: Callable[[Event], None] | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> SourceModel:
+    """The source that the configuration calls `text`, dequantized once if it has to be."""
+    source = resolve_configured_source(text, settings)
+    if is_quantized(source):
+        return dequantized_folder(source, name, settings, on_event=on_event, extra_env=extra_env)
+    return source
 
 
 def dequantized_folder(

@@ -1,0 +1,31 @@
+-- One row an offer: how many 4-bit models of each size a GPU of it holds by the simple rule, and
+-- what one such slot costs.
+with capacities as (
+    select
+        *,
+        cast(quantization_capacity ->> '$."7b"' as integer) as capacity_7b,
+        cast(quantization_capacity ->> '$."13b"' as integer) as capacity_13b,
+        cast(quantization_capacity ->> '$."70b"' as integer) as capacity_70b
+    from {{ ref('stg_listings') }}
+)
+
+select
+    row_id,
+    canonical_name as gpu,
+    seller,
+    title,
+    gpu_count,
+    vram_gb,
+    memory_bandwidth_gb_s,
+    tdp_w,
+    price_kind,
+    price_usd,
+    price_usd_per_gpu,
+    price_usd_per_gpu / vram_gb as usd_per_gb,
+    capacity_7b,
+    capacity_13b,
+    capacity_70b,
+    price_usd_per_gpu / nullif(capacity_7b, 0) as usd_per_7b_slot,
+    price_usd_per_gpu / nullif(capacity_13b, 0) as usd_per_13b_slot,
+    price_usd_per_gpu / nullif(capacity_70b, 0) as usd_per_70b_slot
+from capacities

@@ -1,0 +1,47 @@
+-- One row a model and variant: its size, and the newest measurement at each batch size.
+with latest as (
+    select * from {{ ref('stg_benchmark_runs') }} where recency = 1
+),
+
+cells as (
+    select
+        model,
+        variant,
+        count(*) as measured_cells,
+        max(decode_tokens_per_s) as best_decode_tokens_per_s,
+        max(case when batch_size = 1 then p50_ms end) as p50_ms_batch_1,
+        max(case when batch_size = 4 then p50_ms end) as p50_ms_batch_4,
+        max(case when batch_size = 8 then p50_ms end) as p50_ms_batch_8,
+        max(case when batch_size = 1 then p95_ms end) as p95_ms_batch_1,
+        max(case when batch_size = 1 then decode_tokens_per_s end) as decode_tokens_per_s_batch_1,
+        max(case when batch_size = 4 then decode_tokens_per_s end) as decode_tokens_per_s_batch_4,
+        max(case when batch_size = 8 then decode_tokens_per_s end) as decode_tokens_per_s_batch_8,
+        max(load_time_ms) as load_time_ms,
+        max(peak_rss_bytes) as peak_rss_bytes,
+        max(kv_cache_bytes) as kv_cache_bytes,
+        bool_or(contended) as any_contended,
+        any_value(processor) as processor,
+        max(measured_at) as measured_at
+    from latest
+    group by model, variant
+)
+
+select
+    artifacts.model,
+    variants.variant,
+    artifacts.format,
+    artifacts.level,
+    variants.cache_type_k,
+    variants.cache_type_v,
+    artifacts.artifact_id,
+    artifacts.size_gb,
+    artifacts.bits_per_weight,
+    artifacts.size_bytes / baseline.size_bytes as size_ratio_to_f16,
+    cells.* exclude (model, variant)
+from {{ ref('stg_variants') }} as variants
+inner join {{ ref('stg_artifacts') }} as artifacts
+    on variants.format = artifacts.format and variants.level = artifacts.level
+left join {{ ref('stg_artifacts') }} as baseline
+    on artifacts.model = baseline.model and baseline.format = 'gguf' and baseline.level = 'F16'
+left join cells
+    on artifacts.model = cells.model and variants.variant = cells.variant

@@ -1,0 +1,20 @@
+-- Offers whose card was recognised, one row an offer.
+select
+    row_id,
+    source_file,
+    seller,
+    title,
+    url,
+    canonical_name,
+    match_type,
+    match_score,
+    gpu_count,
+    vram_gb,
+    memory_bandwidth_gb_s,
+    tdp_w,
+    price_kind,
+    price_usd,
+    price_usd / gpu_count as price_usd_per_gpu,
+    duplicate_count,
+    quantization_capacity
+from {{ source('raw', 'enriched_listings') }}

@@ -1,0 +1,8 @@
+select
+    variant,
+    format,
+    upper(level) as level,
+    cache_type_k,
+    cache_type_v,
+    description
+from {{ source('raw', 'variants') }}

@@ -1,0 +1,120 @@
+"""Source models and their GGUF artifacts: one asset group a model."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+
+from quant_assets.models.config import ModelConfig
+from quant_assets.models.dequantize import source_manifest
+from quant_assets.models.inspection import inspect_model
+from quant_assets.quantize.gguf_artifact import MadeArtifact
+from quant_assets.resources.failures import clear_failures
+from quant_assets.resources.llama_cpp import DEVICE_POOL, LlamaCpp
+from quant_assets.resources.stores import DataRoot
+
+OWNERS = ["team:inference"]
+
+
+def source_model_key(model: ModelConfig) -> dg.AssetKey:
+    """Key of the asset that is a model's floating-point source."""
+    return dg.AssetKey([model.slug, "source_model"])
+
+
+def gguf_artifacts_key(model: ModelConfig) -> dg.AssetKey:
+    """Key of the asset that is a model's GGUF files, partitioned by level."""
+    return dg.AssetKey([model.slug, "gguf_artifacts"])
+
+
+def gguf_levels(model: ModelConfig) -> dg.StaticPartitionsDefinition:
+    """The partitions of a model's GGUF artifacts."""
+    return dg.StaticPartitionsDefinition(list(model.gguf_levels))
+
+
+def build_source_model(model: ModelConfig) -> dg.AssetsDefinition:
+    """The asset that fetches a model, or dequantizes it, into a local folder or file."""
+
+    @dg.asset(
+        key=source_model_key(model),
+        group_name=model.slug,
+        owners=OWNERS,
+        kinds={"huggingface"},
+        pool=DEVICE_POOL,
+        description=f"The floating-point weights that the artifacts of {model.name} are made of.",
+        metadata={"source": model.source},
+    )
+    def source_model(
+        context: dg.AssetExecutionContext, data_root: DataRoot
+    ) -> dg.MaterializeResult[None]:
+        with clear_failures():
+            source = data_root.source(context, model)
+            shape = inspect_model(source.path)
+        manifest = source_manifest(source.path) if source.kind == "hf" else None
+        return dg.MaterializeResult(
+            metadata={
+                "path": dg.MetadataValue.path(source.path),
+                "kind": source.kind,
+                "provenance": source.provenance,
+                "weights come from": manifest.weights_file_type if manifest else "the original",
+                "identity": source.identity,
+                "architecture": shape.architecture,
+                "parameters": shape.n_parameters,
+                "layers": shape.n_layers,
+                "context length": shape.context_length or "unknown",
+            },
+            data_version=dg.DataVersion(source.identity),
+        )
+
+    return source_model
+
+
+def build_gguf_artifacts(model: ModelConfig) -> dg.AssetsDefinition:
+    """The asset that quantizes a model to GGUF, one partition a level."""
+
+    @dg.asset(
+        key=gguf_artifacts_key(model),
+        deps=[source_model_key(model)],
+        group_name=model.slug,
+        owners=OWNERS,
+        kinds={"llamacpp", "gguf"},
+        pool=DEVICE_POOL,
+        partitions_def=gguf_levels(model),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        description=(
+            f"GGUF files of {model.name}, a level each, with a manifest; each was loaded and "
+            "generated before it got its name."
+        ),
+    )
+    def gguf_artifacts(
+        context: dg.AssetExecutionContext, data_root: DataRoot, llama_cpp: LlamaCpp
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        store = data_root.artifacts
+        with clear_failures():
+            source = data_root.source(context, model)
+            for level in context.partition_keys:
+                made = llama_cpp.quantize(context, model.name, source, level, store)
+                context.log.info(f"{level}: {'found' if made.reused else 'made'} {made.path}")
+                context.add_asset_metadata(_artifact_metadata(made), partition_key=level)
+        yield dg.MaterializeResult()
+
+    return gguf_artifacts
+
+
+def _artifact_metadata(made: MadeArtifact) -> dict[str, dg.MetadataValue]:
+    manifest = made.manifest
+    types = ", ".join(f"{count} {name}" for name, count in manifest.tensor_types.items())
+    return {
+        "file": dg.MetadataValue.path(made.path),
+        "manifest": dg.MetadataValue.path(made.folder / "manifest.json"),
+        "job": dg.MetadataValue.text(manifest.job_id),
+        "status": dg.MetadataValue.text(manifest.status),
+        "size (MB)": dg.MetadataValue.float(manifest.size_bytes / 1e6),
+        "bits per weight": dg.MetadataValue.float(manifest.bits_per_weight),
+        "tensors by type": dg.MetadataValue.text(types),
+        "source": dg.MetadataValue.text(manifest.source_provenance),
+        "generated on validation": dg.MetadataValue.text(
+            str(manifest.validation.get("generated_text"))
+        ),
+        "seconds": dg.MetadataValue.float(manifest.seconds),
+        "peak memory (MB)": dg.MetadataValue.float((manifest.peak_rss_bytes or 0) / 1e6),
+        "reused": dg.MetadataValue.bool(made.reused),
+    }

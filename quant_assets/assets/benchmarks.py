@@ -1,0 +1,154 @@
+"""Benchmarks: one asset a model, partitioned by variant and batch size."""
+
+from collections.abc import Iterator, Mapping
+
+import dagster as dg
+
+from quant_assets.assets.artifacts import OWNERS, gguf_artifacts_key
+from quant_assets.bench.record import BenchmarkRecord
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.variants import Variant
+from quant_assets.models.config import ModelConfig
+from quant_assets.quantize.gguf_artifact import find_gguf_artifact
+from quant_assets.resources.failures import clear_failures
+from quant_assets.resources.llama_cpp import DEVICE_POOL, LlamaCpp
+from quant_assets.resources.stores import DataRoot
+from quant_assets.warehouse.loads import load_benchmarks
+
+VARIANT = "variant"
+BATCH_SIZE = "batch_size"
+
+
+class BenchmarkConfig(dg.Config):
+    """Launch-time settings; a null keeps what the variants file says."""
+
+    warmups: int | None = None
+    runs: int | None = None
+    prompt_tokens: int | None = None
+    generated_tokens: int | None = None
+    threads: int | None = None
+
+    def applied_to(self, settings: BenchSettings) -> BenchSettings:
+        """The settings with everything that was given here."""
+        given = {name: value for name, value in self.model_dump().items() if value is not None}
+        return BenchSettings.model_validate({**settings.model_dump(), **given})
+
+
+def benchmark_results_key(model: ModelConfig) -> dg.AssetKey:
+    """Key of the asset that is a model's benchmark records."""
+    return dg.AssetKey([model.slug, "benchmark_results"])
+
+
+def benchmark_grid(
+    variants: Mapping[str, Variant], settings: BenchSettings
+) -> dg.MultiPartitionsDefinition:
+    """The partitions of the benchmarks: variant x batch size."""
+    return dg.MultiPartitionsDefinition(
+        {
+            VARIANT: dg.StaticPartitionsDefinition(list(variants)),
+            BATCH_SIZE: dg.StaticPartitionsDefinition([str(n) for n in settings.batch_sizes]),
+        }
+    )
+
+
+def build_benchmark_results(
+    model: ModelConfig, variants: Mapping[str, Variant], defaults: BenchSettings
+) -> dg.AssetsDefinition:
+    """The asset that measures a model's variants at every batch size."""
+
+    @dg.asset(
+        key=benchmark_results_key(model),
+        # A variant needs one level, and Dagster has no mapping from one dimension of a grid to
+        # other keys; a missing level is found at run time and its cell skipped.
+        deps=[dg.AssetDep(gguf_artifacts_key(model), partition_mapping=dg.AllPartitionMapping())],
+        group_name=model.slug,
+        owners=OWNERS,
+        kinds={"llamacpp", "json"},
+        pool=DEVICE_POOL,
+        partitions_def=benchmark_grid(variants, defaults),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        output_required=False,
+        description=(
+            f"Latency, throughput, load time and memory of {model.name}: the sequences of a batch "
+            "are decoded together in one llama.cpp batch, in a process of its own, with the "
+            "machine to itself. Records are JSON files; DuckDB is loaded from them."
+        ),
+    )
+    def benchmark_results(
+        context: dg.AssetExecutionContext,
+        config: BenchmarkConfig,
+        data_root: DataRoot,
+        llama_cpp: LlamaCpp,
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        measured: dict[str, Mapping[str, dg.MetadataValue]] = {}
+        skipped: dict[str, str] = {}
+        with clear_failures():
+            settings = config.applied_to(defaults)
+            source = data_root.source(context, model)
+            results = data_root.results
+            for key in context.partition_keys:
+                assert isinstance(key, dg.MultiPartitionKey)
+                variant = variants[key.keys_by_dimension[VARIANT]]
+                found = find_gguf_artifact(model.name, source, variant.level, data_root.artifacts)
+                if found is None:
+                    skipped[key] = (
+                        f"{model.name} has no {variant.level} artifact; materialize its partition "
+                        "of gguf_artifacts first"
+                    )
+                    context.log.warning(f"skipped {key}: {skipped[key]}")
+                    continue
+                cell = llama_cpp.measure(
+                    context,
+                    variant,
+                    int(key.keys_by_dimension[BATCH_SIZE]),
+                    found.path,
+                    found.manifest.job_id,
+                    model.name,
+                    settings,
+                )
+                record = results.append(cell.record, cell.samples)
+                measured[key] = _record_metadata(record)
+            with data_root.warehouse.write() as connection:
+                load_benchmarks(connection, results)
+        for key, reason in skipped.items():
+            context.log_event(
+                dg.AssetObservation(
+                    context.asset_key, partition=key, metadata={"skipped": reason}
+                )
+            )
+        if skipped:
+            # One output stands for all partitions of the run, so those measured say so themselves.
+            for key, metadata in measured.items():
+                context.log_event(
+                    dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
+                )
+            return
+        for key, metadata in measured.items():
+            context.add_asset_metadata(metadata, partition_key=key)
+        yield dg.MaterializeResult()
+
+    return benchmark_results
+
+
+def _record_metadata(record: BenchmarkRecord) -> dict[str, dg.MetadataValue]:
+    """What the partition's page shows and plots over time."""
+    numbers = {
+        "p50 (ms)": record.p50_ms,
+        "p95 (ms)": record.p95_ms,
+        "prefill (tokens/s)": record.prefill_tokens_per_s,
+        "decode (tokens/s)": record.decode_tokens_per_s,
+        "load time (ms)": record.load_time_ms,
+        "peak memory (MB)": record.peak_rss_bytes and record.peak_rss_bytes / 1e6,
+        "KV cache (MB)": record.kv_cache_bytes and record.kv_cache_bytes / 1e6,
+    }
+    metadata = record.metadata
+    return {
+        **{name: dg.MetadataValue.float(value) for name, value in numbers.items() if value},
+        "contended": dg.MetadataValue.bool(bool(record.contended)),
+        "runs": dg.MetadataValue.int(metadata.runs),
+        "prompt and generated tokens": dg.MetadataValue.text(
+            f"{metadata.prompt_tokens} + {metadata.generated_tokens}"
+        ),
+        "artifact": dg.MetadataValue.text(metadata.artifact_id),
+        "processor": dg.MetadataValue.text(str(metadata.gpu_name or metadata.cpu_name)),
+    }

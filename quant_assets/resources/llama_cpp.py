@@ -1,0 +1,58 @@
+"""The llama.cpp backend: quantizes and measures GGUF files in worker processes."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from quant_assets.bench.cell import MeasuredCell, run_cell
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.variants import Variant
+from quant_assets.models.source import SourceModel
+from quant_assets.quantize.gguf_artifact import MadeArtifact, make_gguf_artifact
+from quant_assets.quantize.store import ArtifactStore
+from quant_assets.resources.worker_logs import worker_environment
+
+DEVICE_POOL = "device"
+"""The pool of everything that keeps this machine's processor or GPU busy: one step at a time."""
+
+
+class LlamaCpp(dg.ConfigurableResource["LlamaCpp"]):
+    """llama.cpp on this machine. `threads`: null means all physical cores."""
+
+    threads: int | None = None
+
+    def quantize(
+        self,
+        context: dg.AssetExecutionContext,
+        model_name: str,
+        source: SourceModel,
+        level: str,
+        store: ArtifactStore,
+    ) -> MadeArtifact:
+        """The artifact of a level, made unless the store has it."""
+        with worker_environment(context) as extra_env:
+            return make_gguf_artifact(
+                model_name, source, level, store, threads=self.threads, extra_env=extra_env
+            )
+
+    def measure(
+        self,
+        context: dg.AssetExecutionContext,
+        variant: Variant,
+        batch_size: int,
+        artifact: Path,
+        artifact_id: str,
+        model_name: str,
+        settings: BenchSettings,
+    ) -> MeasuredCell:
+        """One benchmark cell, alone among the benchmarks of this machine."""
+        with worker_environment(context) as extra_env:
+            return run_cell(
+                variant,
+                batch_size,
+                artifact,
+                artifact_id,
+                model_name,
+                settings,
+                extra_env=extra_env,
+            )

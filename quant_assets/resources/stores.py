@@ -1,0 +1,46 @@
+"""Where artifacts, results, source models and the warehouse are, as Dagster resources."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from quant_assets.bench.results import ResultStore
+from quant_assets.models.config import ModelConfig
+from quant_assets.models.dequantize import float_source
+from quant_assets.models.source import SourceModel
+from quant_assets.quantize.store import ArtifactStore
+from quant_assets.resources.worker_logs import worker_environment
+from quant_assets.settings import Settings
+from quant_assets.warehouse.connection import Warehouse
+
+
+class DataRoot(dg.ConfigurableResource[Settings]):
+    """Everything that a run produces lies under `home`; `data` holds what ships."""
+
+    home: str
+    data: str
+
+    @property
+    def settings(self) -> Settings:
+        """The process's settings, with this root."""
+        return Settings(home=Path(self.home), data=Path(self.data))
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        """The artifact store."""
+        return ArtifactStore(self.settings.artifacts)
+
+    @property
+    def results(self) -> ResultStore:
+        """The benchmark records."""
+        return ResultStore(self.settings.results)
+
+    @property
+    def warehouse(self) -> Warehouse:
+        """The DuckDB warehouse."""
+        return Warehouse(self.settings.warehouse)
+
+    def source(self, context: dg.AssetExecutionContext, model: ModelConfig) -> SourceModel:
+        """The model's floating-point source, fetched or dequantized once."""
+        with worker_environment(context) as extra_env:
+            return float_source(model.source, model.name, self.settings, extra_env=extra_env)

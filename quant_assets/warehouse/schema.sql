@@ -1,0 +1,97 @@
+-- The raw tables. They hold what the files of the data root hold and are rebuilt from them at any
+-- time; the dbt project turns them into staging and marts. Bytes, milliseconds and dollars as named.
+create schema if not exists raw;
+
+create table if not exists raw.gpus (
+    canonical_name varchar not null,
+    vendor varchar,
+    architecture varchar,
+    vram_gb double,
+    memory_bandwidth_gb_s double,
+    tdp_w double,
+    fp16_dense_tflops double,
+    int8_dense_tops double,
+    compute_capability varchar,
+    release_year integer
+);
+
+create table if not exists raw.artifacts (
+    job_id varchar not null,
+    model varchar not null,
+    format varchar not null,
+    level varchar not null,
+    status varchar not null,
+    rejection varchar,
+    source_provenance varchar,
+    source_identity varchar,
+    size_bytes bigint not null,
+    n_parameters bigint not null,
+    bits_per_weight double not null,
+    perplexity double,
+    generated_text varchar,
+    seconds double,
+    peak_rss_bytes bigint,
+    path varchar,
+    created_at timestamp with time zone
+);
+
+create table if not exists raw.variants (
+    variant varchar not null,
+    format varchar not null,
+    level varchar,
+    cache_type_k varchar,
+    cache_type_v varchar,
+    description varchar
+);
+
+create table if not exists raw.benchmark_runs (
+    record_id varchar not null,
+    variant varchar not null,
+    format varchar,
+    level varchar,
+    cache_type_k varchar,
+    cache_type_v varchar,
+    batch_size integer not null,
+    warmups integer not null,
+    runs integer not null,
+    timestamp timestamp with time zone not null,
+    prompt_tokens integer,
+    generated_tokens integer,
+    model varchar not null,
+    artifact_id varchar not null,
+    backend varchar not null,
+    device varchar,
+    threads integer,
+    build_flags varchar,
+    cpu_name varchar,
+    gpu_name varchar,
+    p50_ms double not null,
+    p95_ms double not null,
+    p95_flagged boolean,
+    mean_ms double,
+    stddev_ms double,
+    ttft_p50_ms double,
+    ttft_p95_ms double,
+    per_token_p50_ms double,
+    per_token_p95_ms double,
+    prefill_tokens_per_s double,
+    prefill_tokens_per_s_per_sequence double,
+    decode_tokens_per_s double,
+    decode_tokens_per_s_per_sequence double,
+    load_time_ms double,
+    peak_rss_bytes bigint,
+    peak_vram_bytes bigint,
+    kv_cache_bytes bigint,
+    kv_cache_bytes_expected bigint,
+    obedience_pass_rate double,
+    perplexity double,
+    perplexity_ratio double,
+    kl_divergence double,
+    top1_agreement double,
+    contended boolean,
+    contended_reasons varchar,
+    samples_file varchar,
+    library_versions varchar,
+    host_load_average_1m double,
+    host_others_busy_cores double
+);
