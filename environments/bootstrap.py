@@ -81,13 +81,22 @@ def make_environment(name: str, extras: list[str], rebuild: bool) -> None:
         [python, "-m", "pip", "install", "--quiet", f"uv=={UV_VERSION}"],
         "The installer could not be installed",
     )
-    uv_install = [folder / "bin" / "uv", "pip", "install", "--quiet", "--python", python]
+    uv_install: list[str | Path] = [
+        folder / "bin" / "uv",
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        python,
+    ]
     if os.environ.get("PIP_FIND_LINKS"):
         uv_install += ["--find-links", os.environ["PIP_FIND_LINKS"]]
     # The package with the demo's model asks for packages that only its own command needs.
     alone = [path for path in pins if path.stem == "demo"]
     for options, files in (([], [p for p in pins if p not in alone]), (["--no-deps"], alone)):
-        requirements = [argument for path in files for argument in ("--requirement", path)]
+        requirements: list[str | Path] = [
+            argument for path in files for argument in ("--requirement", path)
+        ]
         if requirements:
             _run(
                 [*uv_install, *options, *requirements],
@@ -155,7 +164,11 @@ def _build_key() -> str:
     processor = platform.processor() + platform.machine()
     if cpuinfo.exists():
         processor += next(
-            (line for line in cpuinfo.read_text().splitlines() if line.startswith(("flags", "Feat"))),
+            (
+                line
+                for line in cpuinfo.read_text().splitlines()
+                if line.startswith(("flags", "Feat"))
+            ),
             "",
         )
     parts = (LLAMA_CPP_PYTHON, os.environ.get("CMAKE_ARGS", ""), processor, platform.system())
@@ -175,7 +188,15 @@ def _llama_wheel(python: Path, rebuild: bool) -> Path:
     print("set-up: building llama.cpp, once; this takes 3 to 8 minutes", file=sys.stderr)
     staging = folder.with_name(f"{folder.name}.{os.getpid()}.part")
     shutil.rmtree(staging, ignore_errors=True)
-    command = [python, "-m", "pip", "wheel", "--quiet", "--no-cache-dir", "--no-deps"]
+    command: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-cache-dir",
+        "--no-deps",
+    ]
     _run(
         [*command, "--wheel-dir", staging, LLAMA_CPP_PYTHON],
         "llama.cpp could not be built",

@@ -112,9 +112,7 @@ def build_benchmark_results(
                 load_benchmarks(connection, results)
         for key, reason in skipped.items():
             context.log_event(
-                dg.AssetObservation(
-                    context.asset_key, partition=key, metadata={"skipped": reason}
-                )
+                dg.AssetObservation(context.asset_key, partition=key, metadata={"skipped": reason})
             )
         if skipped:
             # One output stands for all partitions of the run, so those measured say so themselves.

@@ -5,6 +5,17 @@ import sys
 import typer
 from rich.console import Console
 
+from quant_assets.cli.bench import bench
+from quant_assets.cli.collect import collect
+from quant_assets.cli.demo import demo
+from quant_assets.cli.enrich import enrich
+from quant_assets.cli.estimate import estimate
+from quant_assets.cli.pipeline import pipeline
+from quant_assets.cli.quantize import quantize
+from quant_assets.cli.report import report
+from quant_assets.cli.sql import sql
+from quant_assets.cli.types import types
+from quant_assets.cli.ui import ui
 from quant_assets.errors import QuantAssetsError
 from quant_assets.redaction import redact
 
@@ -20,6 +31,19 @@ app = typer.Typer(
 @app.callback()
 def root() -> None:
     """Which quantized variant of a model, on which GPU, at what speed, quality and cost."""
+
+
+app.add_typer(bench, name="bench")
+app.command()(collect)
+app.command()(demo)
+app.command()(enrich)
+app.command()(estimate)
+app.command()(pipeline)
+app.command()(report)
+app.command()(quantize)
+app.command()(sql)
+app.command()(types)
+app.command()(ui)
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ quantized GGUF is dequantized first. Its loss is then part of the source, and it
 import datetime
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from filelock import FileLock
@@ -20,6 +21,8 @@ from quant_assets.settings import Settings
 from quant_assets.workers.protocol import Event
 from quant_assets.workers.supervisor import run_worker
 
+WorkerSession = Callable[[], AbstractContextManager[Mapping[str, str] | None]]
+"""Opens what a worker reports to, where one has to be started; yields its variables."""
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 
 
@@ -71,12 +74,12 @@ def float_source(
     settings: Settings,
     *,
     on_event: Callable[[Event], None] | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = nullcontext,
 ) -> SourceModel:
     """The source that the configuration calls `text`, dequantized once if it has to be."""
     source = resolve_configured_source(text, settings)
     if is_quantized(source):
-        return dequantized_folder(source, name, settings, on_event=on_event, extra_env=extra_env)
+        return dequantized_folder(source, name, settings, on_event=on_event, session=session)
     return source
 
 
@@ -86,7 +89,7 @@ def dequantized_folder(
     settings: Settings,
     *,
     on_event: Callable[[Event], None] | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = nullcontext,
 ) -> SourceModel:
     """Return the Hugging Face folder made of the quantized GGUF `source`, making it if need be.
 
@@ -98,7 +101,8 @@ def dequantized_folder(
     with FileLock(settings.locks / f"source-{name}.lock"):
         manifest = source_manifest(folder)
         if manifest is None or manifest.origin_identity != source.identity:
-            _make(source, name, folder, on_event=on_event, extra_env=extra_env)
+            with session() as extra_env:
+                _make(source, name, folder, on_event=on_event, extra_env=extra_env)
             manifest = source_manifest(folder)
     assert manifest is not None
     made = resolve_source(str(folder), settings)

@@ -43,7 +43,9 @@ def find_gguf_artifact(
     """The finished artifact of a level, if the store has it whole."""
     job = gguf_job(model_name, source, level)
     manifest = store.find(job.job_id)
-    return manifest and MadeArtifact(manifest, store.folder(job.job_id), reused=True)
+    if manifest is None:
+        return None
+    return MadeArtifact(manifest, store.folder(job.job_id), reused=True)
 
 
 def make_gguf_artifact(
@@ -84,9 +86,7 @@ def make_gguf_artifact(
             status="valid",
             source_provenance=source.provenance,
             files=[
-                ArtifactFile(
-                    name=result.output.name, size_bytes=result.bytes, sha256=result.sha256
-                )
+                ArtifactFile(name=result.output.name, size_bytes=result.bytes, sha256=result.sha256)
             ],
             n_parameters=result.n_parameters,
             bits_per_weight=result.bits_per_weight,

@@ -42,5 +42,9 @@ class DataRoot(dg.ConfigurableResource[Settings]):
 
     def source(self, context: dg.AssetExecutionContext, model: ModelConfig) -> SourceModel:
         """The model's floating-point source, fetched or dequantized once."""
-        with worker_environment(context) as extra_env:
-            return float_source(model.source, model.name, self.settings, extra_env=extra_env)
+        return float_source(
+            model.source,
+            model.name,
+            self.settings,
+            session=lambda: worker_environment(context),
+        )

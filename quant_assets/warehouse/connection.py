@@ -58,8 +58,8 @@ class Warehouse:
         with self.exclusive() as build_path:
             connection = duckdb.connect(str(build_path))
             try:
-                connection.execute("set time zone 'UTC'")
-                connection.execute(_SCHEMA.read_text(encoding="utf-8"))
+                connection.execute("set time zone 'UTC'").fetchall()
+                connection.execute(_SCHEMA.read_text(encoding="utf-8")).fetchall()
                 connection.begin()
                 yield connection
                 connection.commit()
@@ -78,7 +78,7 @@ class Warehouse:
             )
         connection = duckdb.connect(str(self.path), read_only=True)
         try:
-            connection.execute("set time zone 'UTC'")
+            connection.execute("set time zone 'UTC'").fetchall()
             yield connection
         finally:
             connection.close()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import duckdb
 import pandas as pd
@@ -13,7 +13,12 @@ from quant_assets.listings.registry import GpuRegistry
 from quant_assets.quantize.store import ArtifactStore
 
 ListingTable = Literal["raw_listings", "enriched_listings", "quarantined_listings"]
-LISTING_TABLES: tuple[ListingTable, ...] = get_args(ListingTable)
+LISTING_SNAPSHOTS: dict[ListingTable, str] = {
+    "raw_listings": "raw/rows.parquet",
+    "quarantined_listings": "normalized/quarantined.parquet",
+    "enriched_listings": "enriched/rows.parquet",
+}
+"""The Parquet file of each listing table, in the listings folder of the data root."""
 
 _GPU_COLUMNS = (
     "canonical_name", "vendor", "architecture", "vram_gb", "memory_bandwidth_gb_s", "tdp_w",
@@ -72,11 +77,11 @@ def load_listing_table(
     connection: duckdb.DuckDBPyConnection, table: ListingTable, parquet: Path
 ) -> int:
     """Replace one listing table by the content of a Parquet snapshot; return its row count."""
-    assert table in LISTING_TABLES  # a table name cannot be bound as a parameter
+    assert table in LISTING_SNAPSHOTS  # a table name cannot be bound as a parameter
     connection.execute(
         f"create or replace table raw.{table} as select * from read_parquet(?)",  # noqa: S608
         [str(parquet)],
-    )
+    ).fetchall()
     return _count(connection, table)
 
 
@@ -96,10 +101,11 @@ def _replace_rows(
     connection: duckdb.DuckDBPyConnection, table: str, rows: Iterable[Mapping[str, Any]]
 ) -> int:
     frame = pd.DataFrame(list(rows))
-    connection.execute(f"delete from raw.{table}")  # noqa: S608
+    connection.execute(f"delete from raw.{table}").fetchall()  # noqa: S608
     if not frame.empty:
         connection.register("incoming_rows", frame)
-        connection.execute(f"insert into raw.{table} by name select * from incoming_rows")  # noqa: S608
+        insert = f"insert into raw.{table} by name select * from incoming_rows"  # noqa: S608
+        connection.execute(insert).fetchall()
         connection.unregister("incoming_rows")
     return _count(connection, table)
 
@@ -109,6 +115,5 @@ def _count(connection: duckdb.DuckDBPyConnection, table: str) -> int:
 
 
 def _scalar(connection: duckdb.DuckDBPyConnection, query: str) -> int:
-    row = connection.execute(query).fetchone()
-    assert row is not None
-    return int(row[0])
+    # A result must be read to its end before the connection runs the next statement.
+    return int(connection.execute(query).fetchall()[0][0])

@@ -7,7 +7,7 @@ from quant_assets.quantize.store import ArtifactStore
 from quant_assets.settings import Settings
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import (
-    LISTING_TABLES,
+    LISTING_SNAPSHOTS,
     load_artifacts,
     load_benchmarks,
     load_gpus,
@@ -25,8 +25,8 @@ def rebuild_raw_tables(settings: Settings) -> dict[str, int]:
             "artifacts": load_artifacts(connection, ArtifactStore(settings.artifacts)),
             "benchmark_runs": load_benchmarks(connection, ResultStore(settings.results)),
         }
-        for table in LISTING_TABLES:
-            snapshot = settings.listings / f"{table}.parquet"
+        for table, file in LISTING_SNAPSHOTS.items():
+            snapshot = settings.listings / file
             if snapshot.exists():
                 counts[table] = load_listing_table(connection, table, snapshot)
     return counts

@@ -95,3 +95,22 @@ create table if not exists raw.benchmark_runs (
     host_load_average_1m double,
     host_others_busy_cores double
 );
+
+-- The listings are created anew from their Parquet files; these stand in until the first load.
+create table if not exists raw.raw_listings (
+    row_id varchar, source_file varchar, line_number bigint, title varchar, seller varchar,
+    price_text varchar, currency varchar, url varchar
+);
+
+create table if not exists raw.quarantined_listings (
+    row_id varchar, source_file varchar, line_number bigint, title varchar, reason varchar,
+    explanation varchar, candidates varchar
+);
+
+create table if not exists raw.enriched_listings (
+    row_id varchar, source_file varchar, line_number bigint, title varchar, seller varchar,
+    url varchar, canonical_name varchar, match_type varchar, match_score double, gpu_count bigint,
+    price_kind varchar, price_usd double, price_per_gpu_usd double, price_per_gb_usd double,
+    collapsed_duplicates bigint, vram_gb double, memory_bandwidth_gb_s double, tdp_w bigint,
+    quantization_capacity varchar
+);

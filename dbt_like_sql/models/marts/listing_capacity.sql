@@ -20,12 +20,12 @@ select
     tdp_w,
     price_kind,
     price_usd,
-    price_usd_per_gpu,
-    price_usd_per_gpu / vram_gb as usd_per_gb,
+    price_per_gpu_usd,
+    price_per_gb_usd,
     capacity_7b,
     capacity_13b,
     capacity_70b,
-    price_usd_per_gpu / nullif(capacity_7b, 0) as usd_per_7b_slot,
-    price_usd_per_gpu / nullif(capacity_13b, 0) as usd_per_13b_slot,
-    price_usd_per_gpu / nullif(capacity_70b, 0) as usd_per_70b_slot
+    price_per_gpu_usd / nullif(capacity_7b, 0) as usd_per_7b_slot,
+    price_per_gpu_usd / nullif(capacity_13b, 0) as usd_per_13b_slot,
+    price_per_gpu_usd / nullif(capacity_70b, 0) as usd_per_70b_slot
 from capacities

@@ -14,7 +14,8 @@ select
     tdp_w,
     price_kind,
     price_usd,
-    price_usd / gpu_count as price_usd_per_gpu,
-    duplicate_count,
+    price_per_gpu_usd,
+    price_per_gb_usd,
+    collapsed_duplicates,
     quantization_capacity
 from {{ source('raw', 'enriched_listings') }}

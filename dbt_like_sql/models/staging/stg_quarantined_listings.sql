@@ -5,5 +5,6 @@ select
     line_number,
     title,
     reason,
-    reason_text
+    explanation,
+    candidates
 from {{ source('raw', 'quarantined_listings') }}

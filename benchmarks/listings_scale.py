@@ -1,0 +1,167 @@
+"""A market of listings end to end: time, peak memory, growth, and a per-row loop beside it.
+
+Synthetic rows in a CSV file are read, normalized, enriched with capacity columns and written. Each
+run is a process of its own, so that its peak memory is its own. The per-row loop applies the same
+rules to every row in plain Python; it is timed on a sample and scaled to all rows.
+"""
+
+import argparse
+import csv
+import json
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import duckdb
+from rich.console import Console
+from rich.table import Table
+
+from quant_assets.listings.enrichment import card_table, chosen_strategies
+from quant_assets.listings.exchange_rates import load_exchange_rates
+from quant_assets.listings.matching import TitleMatcher
+from quant_assets.listings.pipeline import PipelineOptions, run_pipeline
+from quant_assets.listings.prices import read_price
+from quant_assets.listings.registry import load_registry
+
+_SELLERS = 400
+_LOOP_SAMPLE = 20_000
+_BOARD_MAKERS = ("ASUS", "MSI", "Gigabyte", "PNY", "ZOTAC", "Palit", "Dell OEM", "HP", "Lenovo", "")
+_EDITIONS = ("OC", "Gaming", "Turbo", "Dual", "White", "retail", "bulk", "low profile", "v2", "")
+_CONDITIONS = ("new", "used", "refurbished", "open box", "tested", "")
+_ACCESSORIES = ("heat sink for {}", "{} box only", "power cable for {}")
+
+
+def synthetic_titles(distinct: int, seed: int) -> list[str]:
+    """`distinct` different titles: cards as sellers write them, some accessories, some nonsense."""
+    choose = random.Random(seed)
+    names = [gpu.canonical_name for gpu in load_registry().all]
+    titles: dict[str, None] = {}
+    while len(titles) < distinct:
+        name = choose.choice(names)
+        kind = choose.random()
+        if kind < 0.05:
+            title = choose.choice(_ACCESSORIES).format(name)
+        elif kind < 0.08:
+            title = f"office desk model {choose.randrange(100_000)}"
+        else:
+            parts = (choose.choice(_BOARD_MAKERS), name, choose.choice(_EDITIONS))
+            title = " ".join((*parts, choose.choice(_CONDITIONS), f"#{choose.randrange(1000)}"))
+        titles[" ".join(title.split())] = None
+    return list(titles)
+
+
+def write_listings(path: Path, rows: int, distinct: int, seed: int) -> None:
+    """Write `rows` listings over `distinct` titles as CSV."""
+    title_file = path.with_suffix(".titles.json")
+    title_file.write_text(json.dumps([{"title": t} for t in synthetic_titles(distinct, seed)]))
+    with duckdb.connect(":memory:") as connection:
+        connection.execute(
+            """
+            COPY (
+                WITH titles AS (
+                    SELECT title, row_number() OVER () - 1 AS number FROM read_json(?)
+                ), offers AS (
+                    SELECT range AS id, hash(range) AS h FROM range(?)
+                )
+                SELECT title, 'seller ' || (h // 7919 % ?)::VARCHAR AS seller,
+                       '$' || format('{:,}', 100 + (h // 104729 % 20000)::BIGINT) || '.00' AS price,
+                       'USD' AS currency, 'https://offers.example/' || id::VARCHAR AS url,
+                       'used' AS condition
+                FROM offers JOIN titles ON offers.h % ? = titles.number
+            ) TO ? (FORMAT csv, HEADER true)
+            """,
+            [str(title_file), rows, _SELLERS, distinct, str(path)],
+        ).fetchall()
+
+
+def time_pipeline(source: Path, output: Path) -> dict[str, float]:
+    """Run the pipeline once in this process; seconds, peak memory in GB, and rows enriched."""
+    start = time.perf_counter()
+    result = run_pipeline([source], output, PipelineOptions(quantize_metric=True))
+    seconds = time.perf_counter() - start
+    peak_gb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    return {"seconds": seconds, "peak_gb": peak_gb, "enriched": result.counts["enriched"]}
+
+
+def time_loop(source: Path, output: Path, rows: int) -> float:
+    """Seconds a row of the plain loop over the first `rows` rows."""
+    registry = load_registry()
+    matcher, rates = TitleMatcher(registry), load_exchange_rates()
+    table = card_table(registry, chosen_strategies((4,), 2.0, True))
+    cards = {row["canonical_name"]: row for row in table.to_dict("records")}
+    seen: set[tuple[object, ...]] = set()
+    start = time.perf_counter()
+    with source.open(newline="") as stream, output.open("w", newline="") as target:
+        writer = csv.writer(target)
+        for row in islice(csv.DictReader(stream), rows):
+            match = matcher.match(row["title"])
+            price = read_price(row["price"], row["currency"])
+            key = (row["seller"], match.canonical_name, price.amount, row["url"])
+            if match.canonical_name is None or price.reason is not None or key in seen:
+                continue
+            seen.add(key)
+            usd = rates.usd(price.amount or 0.0, price.currency or "USD")
+            writer.writerow([*row.values(), usd, *cards[match.canonical_name].values()])
+    return (time.perf_counter() - start) / rows
+
+
+def run_apart(source: Path, output: Path) -> dict[str, float]:
+    """`time_pipeline` in a fresh process."""
+    command = [sys.executable, __file__, "--one", str(source), str(output)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--titles", type=int, default=20_000)
+    parser.add_argument("--no-tenfold", action="store_true", help="skip the run of 10x the rows")
+    parser.add_argument("--folder", type=Path, help="where the files go; default: a temporary one")
+    parser.add_argument("--one", nargs=2, type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(time_pipeline(*arguments.one)))
+        return
+    console = Console()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        folder = Path(name)
+        table = Table("run", "rows", "seconds", "peak GB", "rows/s", "against the first")
+        sizes = [arguments.rows] + ([] if arguments.no_tenfold else [arguments.rows * 10])
+        first = 0.0
+        for rows in sizes:
+            source = folder / f"listings_{rows}.csv"
+            write_listings(source, rows, arguments.titles, seed=7)
+            measured = run_apart(source, folder / f"enriched_{rows}.csv")
+            first = first or measured["seconds"]
+            table.add_row(
+                "pipeline",
+                f"{rows:,}",
+                f"{measured['seconds']:.2f}",
+                f"{measured['peak_gb']:.2f}",
+                f"{rows / measured['seconds']:,.0f}",
+                f"{measured['seconds'] / first:.2f}x",
+            )
+        source = folder / f"listings_{arguments.rows}.csv"
+        sample = min(_LOOP_SAMPLE, arguments.rows)
+        seconds = time_loop(source, folder / "loop.csv", sample) * arguments.rows
+        table.add_row(
+            f"per-row loop (scaled from {sample:,} rows)",
+            f"{arguments.rows:,}",
+            f"{seconds:.1f}",
+            "",
+            f"{arguments.rows / seconds:,.0f}",
+            f"{seconds / first:.1f}x",
+        )
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""GPU listings: raw, normalized, quarantined, enriched. Each stage is kept as Parquet."""
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+from pydantic import Field
+
+from quant_assets.assets.artifacts import OWNERS
+from quant_assets.assets.previews import preview_table
+from quant_assets.assets.tables import WAREHOUSE_POOL
+from quant_assets.listings.pipeline import (
+    EnrichedListings,
+    NormalizedListings,
+    RawListings,
+    enrich,
+    normalize,
+    read_raw,
+)
+from quant_assets.listings.registry import load_registry
+from quant_assets.resources.failures import clear_failures
+from quant_assets.resources.stores import DataRoot
+from quant_assets.settings import Settings
+from quant_assets.warehouse.loads import LISTING_SNAPSHOTS, ListingTable, load_listing_table
+
+GROUP = "listings"
+PREVIEW_ROWS = 10
+
+
+class EnrichmentConfig(dg.Config):
+    """Bit widths of the capacity columns, and the GB that every GPU keeps for itself."""
+
+    bits: list[int] = Field(default=[4])
+    overhead_gb: float = 2.0
+
+
+def stage_folder(settings: Settings, stage: str) -> Path:
+    """Where the Parquet files of a stage (raw, normalized, enriched) are."""
+    return settings.listings / stage
+
+
+def build_listings() -> list[dg.AssetsDefinition]:
+    """All assets of the listings."""
+
+    @dg.asset(
+        key="raw_listings",
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"csv"},
+        pool=WAREHOUSE_POOL,
+        description=(
+            "Offers as sellers write them, from the files of the drop folder. A file whose content "
+            "did not change is not parsed again."
+        ),
+    )
+    def raw_listings(data_root: DataRoot) -> dg.MaterializeResult[None]:
+        settings = data_root.settings
+        with clear_failures():
+            raw = read_raw([settings.listings_drop_folder], snapshots=settings.listings / "files")
+            raw.save(stage_folder(settings, "raw"))
+            _load(data_root, "raw_listings")
+        preview = raw.frame(PREVIEW_ROWS)[["source_file", "title", "price_text", "seller"]]
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": raw.counts["rows"],
+                "rows that could not be read": raw.counts["rejected"],
+                "files": len(raw.files),
+                "files parsed": sum(file.parsed for file in raw.files),
+                "folder": dg.MetadataValue.path(settings.listings_drop_folder),
+                "preview": dg.MetadataValue.md(preview_table(preview)),
+            }
+        )
+
+    @dg.multi_asset(
+        name="normalize_listings",
+        specs=[
+            dg.AssetSpec(
+                "normalized_listings",
+                deps=["raw_listings"],
+                group_name=GROUP,
+                owners=OWNERS,
+                kinds={"parquet"},
+                description="Offers with their card and price; duplicates collapsed and counted.",
+            ),
+            dg.AssetSpec(
+                "quarantined_listings",
+                deps=["raw_listings"],
+                group_name=GROUP,
+                owners=OWNERS,
+                kinds={"parquet", "duckdb"},
+                description="Offers that match no GPU, or more than one, each with its reason.",
+            ),
+        ],
+        pool=WAREHOUSE_POOL,
+    )
+    def normalize_listings(data_root: DataRoot) -> Iterator[dg.MaterializeResult[None]]:
+        settings = data_root.settings
+        with clear_failures():
+            raw = RawListings.load(stage_folder(settings, "raw"))
+            normalized = normalize(raw, load_registry())
+            normalized.save(stage_folder(settings, "normalized"))
+            _load(data_root, "quarantined_listings")
+        counts = normalized.counts
+        preview = normalized.frame(PREVIEW_ROWS)
+        columns = ["title", "canonical_name", "match_type", "match_score", "gpu_count", "price_usd"]
+        yield dg.MaterializeResult(
+            asset_key="normalized_listings",
+            metadata={
+                "dagster/row_count": counts["normalized"],
+                "duplicates collapsed": counts["collapsed_duplicates"],
+                "match rate": normalized.match_rate or 0.0,
+                "preview": dg.MetadataValue.md(preview_table(preview[columns])),
+            },
+        )
+        reasons = {
+            f"reason: {reason}": number for reason, number in normalized.quarantine_counts.items()
+        }
+        quarantined = normalized.workspace.frame(normalized.quarantined, PREVIEW_ROWS)
+        yield dg.MaterializeResult(
+            asset_key="quarantined_listings",
+            metadata={
+                "dagster/row_count": counts["quarantined"],
+                **reasons,
+                "preview": dg.MetadataValue.md(
+                    preview_table(quarantined[["title", "reason", "explanation"]])
+                ),
+            },
+        )
+
+    @dg.asset(
+        key="enriched_listings",
+        deps=["normalized_listings"],
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"parquet", "duckdb"},
+        pool=WAREHOUSE_POOL,
+        description=(
+            "Offers with memory, bandwidth and power of their card, and quantization_capacity: how "
+            "many 7B, 13B and 70B models fit one GPU by the simple rule."
+        ),
+    )
+    def enriched_listings(
+        config: EnrichmentConfig, data_root: DataRoot
+    ) -> dg.MaterializeResult[None]:
+        settings = data_root.settings
+        with clear_failures():
+            normalized = NormalizedListings.load(stage_folder(settings, "normalized"))
+            enriched = enrich(
+                normalized,
+                load_registry(),
+                bits=config.bits,
+                overhead_gb=config.overhead_gb,
+            )
+            enriched.save(stage_folder(settings, "enriched"))
+            _load(data_root, "enriched_listings")
+        frame = enriched.frame()
+        columns = ["canonical_name", "vram_gb", "price_usd", "price_kind", "quantization_capacity"]
+        return dg.MaterializeResult(
+            metadata={
+                "dagster/row_count": len(frame),
+                "cards": int(frame["canonical_name"].nunique()),
+                "offers to buy": int((frame["price_kind"] == "purchase").sum()),
+                "offers to rent": int((frame["price_kind"] == "hourly").sum()),
+                "preview": dg.MetadataValue.md(preview_table(frame[columns].head(PREVIEW_ROWS))),
+                "read at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            }
+        )
+
+    return [raw_listings, normalize_listings, enriched_listings]
+
+
+def _load(data_root: DataRoot, table: ListingTable) -> None:
+    snapshot = data_root.settings.listings / LISTING_SNAPSHOTS[table]
+    with data_root.warehouse.write() as connection:
+        load_listing_table(connection, table, snapshot)
+
+
+def load_stages(settings: Settings) -> tuple[RawListings, NormalizedListings, EnrichedListings]:
+    """All stages as they were last written; raises `InputError` when one has never been."""
+    return (
+        RawListings.load(stage_folder(settings, "raw")),
+        NormalizedListings.load(stage_folder(settings, "normalized")),
+        EnrichedListings.load(stage_folder(settings, "enriched")),
+    )

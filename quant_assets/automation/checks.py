@@ -1,0 +1,113 @@
+"""Asset checks on the invariants of the graph; dbt's tests join them as checks of the marts."""
+
+from collections.abc import Iterable
+
+import dagster as dg
+
+from quant_assets.assets.artifacts import gguf_artifacts_key
+from quant_assets.assets.benchmarks import benchmark_results_key
+from quant_assets.assets.listings import load_stages
+from quant_assets.bench.record import BenchmarkRecord
+from quant_assets.errors import CheckFailed
+from quant_assets.listings.pipeline import check_conservation
+from quant_assets.listings.registry import load_registry
+from quant_assets.models.config import ModelConfig
+from quant_assets.resources.failures import clear_failures
+from quant_assets.resources.stores import DataRoot
+
+
+def build_checks(models: Iterable[ModelConfig]) -> list[dg.AssetChecksDefinition]:
+    """All checks: of the listings, and of the artifacts and benchmarks of every model."""
+    checks = [_rows_are_conserved(), _cards_are_registered()]
+    for model in models:
+        checks += [_artifacts_are_whole(model), _records_are_plausible(model)]
+    return checks
+
+
+def _rows_are_conserved() -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset="enriched_listings",
+        additional_deps=["raw_listings", "quarantined_listings"],
+        description="Rows in = rows enriched + rows quarantined + duplicates collapsed.",
+        blocking=True,
+    )
+    def rows_are_conserved(data_root: DataRoot) -> dg.AssetCheckResult:
+        try:
+            counts = check_conservation(*load_stages(data_root.settings))
+        except CheckFailed as error:
+            return dg.AssetCheckResult(passed=False, description=str(error))
+        return dg.AssetCheckResult(passed=True, metadata=counts)
+
+    return rows_are_conserved
+
+
+def _cards_are_registered() -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset="enriched_listings",
+        description="Every canonical name is a card of the GPU registry.",
+        blocking=True,
+    )
+    def cards_are_registered(data_root: DataRoot) -> dg.AssetCheckResult:
+        known = {gpu.canonical_name for gpu in load_registry().all}
+        with clear_failures(), data_root.warehouse.read() as connection:
+            rows = connection.execute(
+                "select distinct canonical_name from raw.enriched_listings"
+            ).fetchall()
+        unknown = sorted({str(name) for (name,) in rows} - known)
+        return dg.AssetCheckResult(
+            passed=not unknown, metadata={"cards": len(rows), "unknown": ", ".join(unknown)}
+        )
+
+    return cards_are_registered
+
+
+def _artifacts_are_whole(model: ModelConfig) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=gguf_artifacts_key(model),
+        name="artifacts_are_whole",
+        description="Every file in the store has the size and the SHA-256 of its manifest.",
+    )
+    def artifacts_are_whole(data_root: DataRoot) -> dg.AssetCheckResult:
+        store = data_root.artifacts
+        manifests = [found for found in store.all() if found.job.model_name == model.name]
+        damaged = [
+            manifest.job_id
+            for manifest in manifests
+            if store.find(manifest.job_id, verify_content=True) is None
+        ]
+        return dg.AssetCheckResult(
+            passed=bool(manifests) and not damaged,
+            metadata={"artifacts": len(manifests), "damaged": ", ".join(damaged)},
+        )
+
+    return artifacts_are_whole
+
+
+def _records_are_plausible(model: ModelConfig) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=benchmark_results_key(model),
+        name="records_are_plausible",
+        description=(
+            "Every record has p50 <= p95, positive throughput, and a KV cache of the size that "
+            "its types, heads and cells give."
+        ),
+    )
+    def records_are_plausible(data_root: DataRoot) -> dg.AssetCheckResult:
+        with clear_failures():
+            records = data_root.results.find(model=model.name)
+        wrong = [record.record_id for record in records if not _plausible(record)]
+        return dg.AssetCheckResult(
+            passed=bool(records) and not wrong,
+            metadata={"records": len(records), "implausible": ", ".join(wrong)},
+        )
+
+    return records_are_plausible
+
+
+def _plausible(record: BenchmarkRecord) -> bool:
+    return (
+        0 < record.p50_ms <= record.p95_ms
+        and (record.decode_tokens_per_s or 1) > 0
+        and (record.prefill_tokens_per_s or 1) > 0
+        and record.kv_cache_bytes == record.kv_cache_bytes_expected
+    )

@@ -1,0 +1,170 @@
+"""The whole graph once, through Dagster's own jobs and instance, from one process."""
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import dagster as dg
+
+from quant_assets.assets.benchmarks import BATCH_SIZE, VARIANT, benchmark_results_key
+from quant_assets.automation.jobs import (
+    REFRESH_LISTINGS,
+    REFRESH_MARTS,
+    artifacts_job_name,
+    benchmarks_job_name,
+    source_job_name,
+)
+from quant_assets.bench.record import BenchmarkRecord
+from quant_assets.bench.results import ResultStore
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.variants import Variant, load_settings, load_variants
+from quant_assets.definitions import defs
+from quant_assets.errors import QuantAssetsError
+from quant_assets.models.config import ModelConfig, load_models
+from quant_assets.models.dequantize import float_source
+from quant_assets.quantize.gguf_artifact import gguf_job
+from quant_assets.resources.instance import dagster_instance
+from quant_assets.settings import Settings
+
+Say = Callable[[str], None]
+
+for _category in (dg.BetaWarning, dg.PreviewWarning):
+    warnings.filterwarnings("ignore", category=_category)
+
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+_RANGE_START = "dagster/asset_partition_range_start"
+_RANGE_END = "dagster/asset_partition_range_end"
+
+
+class FullRun:
+    """Runs the jobs of one installation one after the other."""
+
+    def __init__(self, settings: Settings, instance: dg.DagsterInstance, say: Say) -> None:
+        self._settings = settings
+        self._instance = instance
+        self._say = say
+        self._results = ResultStore(settings.results)
+
+    def run_all(self, overrides: Mapping[str, int]) -> None:
+        """Listings, then every model's source, artifacts and benchmarks, then the marts."""
+        settings = self._settings
+        self._say("listings: reading offers and matching them to GPUs")
+        self._run(REFRESH_LISTINGS)
+        variants = load_variants(settings.variants_yaml)
+        defaults = load_settings(settings.variants_yaml)
+        bench_settings = BenchSettings.model_validate({**defaults.model_dump(), **overrides})
+        for model in load_models(settings.models_yaml):
+            self._say(f"{model.name}: preparing the source model")
+            self._run(source_job_name(model))
+            self._say(f"{model.name}: artifacts {', '.join(model.gguf_levels)}")
+            self._run(artifacts_job_name(model), keys=model.gguf_levels)
+            self._measure(model, variants, bench_settings, overrides)
+        self._say("marts: dbt build")
+        self._run(REFRESH_MARTS)
+
+    def _measure(
+        self,
+        model: ModelConfig,
+        variants: Mapping[str, Variant],
+        bench_settings: BenchSettings,
+        overrides: Mapping[str, int],
+    ) -> None:
+        source = float_source(model.source, model.name, self._settings)
+        operation = benchmark_results_key(model).to_python_identifier()
+        for name, variant in variants.items():
+            artifact_id = gguf_job(model.name, source, variant.level).job_id
+            known = self._records(model, name, artifact_id, bench_settings)
+            missing = [size for size in bench_settings.batch_sizes if size not in known]
+            if missing:
+                self._say(f"{model.name}: measuring {name} at batch {_listed(missing)}")
+                self._run(
+                    benchmarks_job_name(model),
+                    keys=[
+                        dg.MultiPartitionKey({VARIANT: name, BATCH_SIZE: str(size)})
+                        for size in missing
+                    ],
+                    run_config={"ops": {operation: {"config": dict(overrides)}}},
+                )
+                known = self._records(model, name, artifact_id, bench_settings)
+            for size, record in sorted(known.items()):
+                self._say(
+                    f"  {name} x {size}: p50 {record.p50_ms:.0f} ms, p95 {record.p95_ms:.0f} ms, "
+                    f"decode {record.decode_tokens_per_s or 0:.0f} tokens/s, "
+                    f"peak {(record.peak_rss_bytes or 0) / 1e6:.0f} MB"
+                    + (" (contended)" if record.contended else "")
+                )
+
+    def _records(
+        self, model: ModelConfig, variant: str, artifact_id: str, wanted: BenchSettings
+    ) -> dict[int, BenchmarkRecord]:
+        """The newest record of each batch size that was taken with the wanted settings."""
+        found = self._results.find(model=model.name, variant=variant, artifact_id=artifact_id)
+        return {
+            record.metadata.batch_size: record
+            for record in found
+            if record.metadata.batch_size in wanted.batch_sizes
+            and _lengths(record.metadata) == _lengths(wanted)
+        }
+
+    def _run(
+        self,
+        job_name: str,
+        *,
+        keys: Iterable[str] = (),
+        run_config: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Execute a job in this process; raise its failure with the three parts it carries."""
+        partitions = list(keys)
+        tags = {_RANGE_START: partitions[0], _RANGE_END: partitions[-1]} if partitions else {}
+        result = defs.resolve_job_def(job_name).execute_in_process(
+            instance=self._instance,
+            run_config={**_QUIET, **(run_config or {})},
+            tags=tags,
+            raise_on_error=False,
+        )
+        if not result.success:
+            raise _failure(job_name, result)
+
+
+def run_everything(settings: Settings, *, overrides: Mapping[str, int], say: Say) -> None:
+    """Run the whole graph; `overrides` are benchmark settings, `say` gets a line a stage."""
+    with dagster_instance(settings) as instance:
+        FullRun(settings, instance, say).run_all(overrides)
+
+
+def _lengths(settings: Any) -> tuple[int, int, int, int]:
+    return (
+        settings.warmups,
+        settings.runs,
+        settings.prompt_tokens,
+        settings.generated_tokens,
+    )
+
+
+def _listed(sizes: Iterable[int]) -> str:
+    return ", ".join(str(size) for size in sizes)
+
+
+def _failure(job_name: str, result: dg.ExecuteInProcessResult) -> QuantAssetsError:
+    for event in result.all_events:
+        if not event.is_step_failure:
+            continue
+        data = event.step_failure_data
+        if data.user_failure_data is not None:
+            parts = {name: value.value for name, value in data.user_failure_data.metadata.items()}
+            if {"what", "why", "what to do next"} <= parts.keys():
+                return QuantAssetsError(
+                    str(parts["what"]), str(parts["why"]), str(parts["what to do next"])
+                )
+        if data.error is not None:
+            cause = data.error.cause or data.error
+            return QuantAssetsError(
+                f"The step {event.step_key} of {job_name} failed.",
+                cause.message.strip(),
+                "Open the run in the Dagster UI (`make ui`) for its log.",
+            )
+    return QuantAssetsError(
+        f"The job {job_name} failed.",
+        "No step says why.",
+        "Open the run in the Dagster UI (`make ui`) for its log.",
+    )

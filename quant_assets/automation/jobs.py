@@ -1,0 +1,76 @@
+"""The jobs that schedules, sensors, the CLI and people launch."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeAlias
+
+import dagster as dg
+
+from quant_assets.assets.artifacts import gguf_artifacts_key, source_model_key
+from quant_assets.assets.benchmarks import benchmark_results_key
+from quant_assets.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import (
+        UnresolvedAssetJobDefinition,
+    )
+
+AssetJob: TypeAlias = "UnresolvedAssetJobDefinition"
+
+REFRESH_LISTINGS = "refresh_listings"
+REFRESH_MARTS = "refresh_marts"
+MARTS = dg.AssetSelection.groups("warehouse", "staging", "marts")
+
+
+def source_job_name(model: ModelConfig) -> str:
+    """Name of the job that fetches a model."""
+    return f"{model.slug}_source"
+
+
+def artifacts_job_name(model: ModelConfig) -> str:
+    """Name of the job that makes a model's GGUF artifacts."""
+    return f"{model.slug}_artifacts"
+
+
+def benchmarks_job_name(model: ModelConfig) -> str:
+    """Name of the job that measures a model's variants."""
+    return f"{model.slug}_benchmarks"
+
+
+def build_jobs(models: Iterable[ModelConfig]) -> list[AssetJob]:
+    """All jobs: listings with everything after them, marts alone, and three for every model."""
+    jobs = [
+        dg.define_asset_job(
+            REFRESH_LISTINGS,
+            selection=dg.AssetSelection.groups("listings") | MARTS,
+            description="Read the listing files again and refresh everything that follows.",
+            executor_def=dg.in_process_executor,
+        ),
+        dg.define_asset_job(
+            REFRESH_MARTS,
+            selection=MARTS,
+            description="Load the raw tables from the files and rebuild staging and marts.",
+            executor_def=dg.in_process_executor,
+        ),
+    ]
+    for model in models:
+        jobs += [
+            dg.define_asset_job(
+                source_job_name(model),
+                selection=[source_model_key(model)],
+                description=f"Fetch or dequantize {model.name}.",
+                executor_def=dg.in_process_executor,
+            ),
+            dg.define_asset_job(
+                artifacts_job_name(model),
+                selection=[gguf_artifacts_key(model)],
+                description=f"Quantize {model.name} to GGUF, a partition a level.",
+                executor_def=dg.in_process_executor,
+            ),
+            dg.define_asset_job(
+                benchmarks_job_name(model),
+                selection=[benchmark_results_key(model)],
+                description=f"Measure {model.name}, a partition a variant and batch size.",
+                executor_def=dg.in_process_executor,
+            ),
+        ]
+    return jobs

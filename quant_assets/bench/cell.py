@@ -1,0 +1,96 @@
+"""Running one cell: lock the machine, start the worker, summarize what it measured."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock
+
+from quant_assets.bench.jobs import CellJob, CellMeasurement, RunSample
+from quant_assets.bench.record import BenchmarkRecord, make_record
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.variants import Variant
+from quant_assets.settings import get_settings
+from quant_assets.workers.environments import EnvironmentName
+from quant_assets.workers.protocol import Event
+from quant_assets.workers.supervisor import run_worker
+
+OnEvent = Callable[[Event], None]
+
+
+class MeasuredCell(NamedTuple):
+    """A cell's record and its raw runs."""
+
+    record: BenchmarkRecord
+    samples: list[RunSample]
+
+
+@contextmanager
+def machine_lock(locks: Path | None = None) -> Iterator[None]:
+    """Hold the machine for one benchmark: whoever comes next waits, in any process."""
+    folder = locks or get_settings().locks
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "benchmark.lock"):
+        yield
+
+
+def worker_of(variant: Variant) -> tuple[str, EnvironmentName]:
+    """(benchmark worker, its environment) of a variant."""
+    if variant.format == "gguf":
+        return "llama_bench", "main"
+    return "torch_bench", "gptq"
+
+
+def run_cell(
+    variant: Variant,
+    batch_size: int,
+    artifact_path: Path,
+    artifact_id: str,
+    model_name: str,
+    settings: BenchSettings,
+    *,
+    on_event: OnEvent | None = None,
+    extra_env: Mapping[str, str] | None = None,
+    locks: Path | None = None,
+) -> MeasuredCell:
+    """Measure one cell in a worker process, alone among the benchmarks of this machine.
+
+    Raises `WorkerError` when the worker dies, and the worker's own error when the artifact cannot
+    be run.
+    """
+    worker, environment = worker_of(variant)
+    job = CellJob(
+        model_path=str(artifact_path),
+        format=variant.format,
+        batch_size=batch_size,
+        prompt_tokens=settings.prompt_tokens,
+        generated_tokens=settings.generated_tokens,
+        warmups=settings.warmups,
+        runs=settings.runs,
+        threads=settings.effective_threads,
+        device=settings.device,
+        cache_type_k=variant.cache_type_k,
+        cache_type_v=variant.cache_type_v,
+    )
+    with machine_lock(locks):
+        measurement = run_worker(
+            worker,
+            job,
+            CellMeasurement,
+            environment=environment,
+            on_event=on_event,
+            extra_env=extra_env,
+        )
+    record = make_record(
+        measurement,
+        settings,
+        variant_name=variant.name,
+        variant=variant,
+        backend=variant.backend,
+        batch_size=batch_size,
+        model_name=model_name,
+        artifact_id=artifact_id,
+        threads=job.threads,
+    )
+    return MeasuredCell(record, measurement.samples)

@@ -1,0 +1,127 @@
+"""What passes between the benchmark workers and their parent."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from quant_assets.bench.conditions import HostConditions
+from quant_assets.bench.settings import Device
+
+RunnableFormat = Literal["gguf", "gptq", "awq", "hf"]
+"""What a worker can load; `hf` is a plain folder of safetensors."""
+
+
+class CellJob(BaseModel):
+    """One cell of the matrix: a model file or folder, how it is run, and how often."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model_path: str
+    format: RunnableFormat
+    batch_size: int
+    prompt_tokens: int
+    generated_tokens: int
+    warmups: int
+    runs: int
+    threads: int
+    device: Device = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+
+
+class RunSample(BaseModel):
+    """One run: the prefill of all prompts, then one step a generated token. Milliseconds.
+
+    `time_to_first_token_ms` ends when the logits of every prompt's last token are there.
+    """
+
+    time_to_first_token_ms: float
+    token_ms: list[float]
+    total_ms: float
+
+
+class CellMeasurement(BaseModel):
+    """What a benchmark worker saw. Times in milliseconds, memory in bytes, null: not measured.
+
+    `kv_cache_bytes` is what the backend says it allocated, `kv_cache_bytes_expected` the
+    arithmetic over layers, heads, cells and block sizes.
+    """
+
+    load_time_ms: float | None
+    samples: list[RunSample]
+    peak_rss_bytes: int | None
+    peak_vram_bytes: int | None = None
+    kv_cache_bytes: int | None = None
+    kv_cache_bytes_expected: int | None = None
+    conditions: HostConditions | None
+    library_versions: dict[str, str]
+    build_flags: str
+    cpu_name: str | None
+    gpu_name: str | None
+    device: str
+
+
+class QualityJob(BaseModel):
+    """Perplexity of a model on a text, and its divergence from a baseline where one is given.
+
+    With `baseline_path`, text and windows are those of the baseline file, and `text_path` is not
+    read. `save_baseline_path` writes such a file. `windows` limits how many are scored.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model_path: str
+    format: RunnableFormat
+    text_path: str | None = None
+    baseline_path: str | None = None
+    save_baseline_path: str | None = None
+    context: int = 512
+    windows: int | None = None
+    threads: int
+    device: Device = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+
+
+class QualityMeasurement(BaseModel):
+    """Quality of a model on a text. Divergences are in nats; null: no baseline was given.
+
+    `perplexity_ratio` is over the baseline's perplexity on the same tokens.
+    """
+
+    perplexity: float
+    perplexity_standard_error: float
+    scored_tokens: int
+    windows: int
+    context: int
+    baseline_perplexity: float | None = None
+    perplexity_ratio: float | None = None
+    kl_divergence: float | None = None
+    kl_divergence_standard_error: float | None = None
+    kl_divergence_median: float | None = None
+    kl_divergence_p99: float | None = None
+    kl_divergence_max: float | None = None
+    top1_agreement: float | None = None
+    seconds: float
+
+
+class ChatJob(BaseModel):
+    """Prompts that a model answers one by one, greedily, through its own chat template."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model_path: str
+    format: RunnableFormat
+    prompts: list[str]
+    max_tokens: int
+    context: int = 2048
+    threads: int
+    device: Device = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+
+
+class ChatReplies(BaseModel):
+    """The answers, in the order of the prompts."""
+
+    replies: list[str]

@@ -1,0 +1,208 @@
+"""The run matrix: variants x batch sizes, planned, estimated, run and resumed cell by cell."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.bench.cell import MeasuredCell
+from quant_assets.bench.record import BenchmarkRecord
+from quant_assets.bench.results import ResultStore
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.variants import Variant
+from quant_assets.errors import QuantAssetsError
+from quant_assets.quantize.store import ArtifactStore
+
+# Rough processor speed for the estimate of a cell that was never run: bytes of weights read a
+# second in decoding, and how many prompt tokens cost as much as one decoded token.
+_ASSUMED_BYTES_PER_S = 8e9
+_PROMPT_TOKENS_PER_STEP = 4
+
+
+class LocatedArtifact(NamedTuple):
+    """A finished artifact: its model file (or folder), its id and its size."""
+
+    path: Path
+    artifact_id: str
+    size_bytes: int
+
+
+FindArtifact = Callable[[Variant], LocatedArtifact | None]
+RunCell = Callable[[Variant, int, LocatedArtifact], MeasuredCell]
+
+
+class PlannedCell(BaseModel):
+    """One cell: what it will run, how long it may take, or why it is skipped."""
+
+    variant: str
+    batch_size: int
+    artifact_id: str | None = None
+    estimate_s: float | None = None
+    estimate_basis: str | None = None
+    skipped: str | None = None
+
+
+class CellOutcome(NamedTuple):
+    """How a cell ended: with a record, skipped, or with an error; or it was there already."""
+
+    cell: PlannedCell
+    record: BenchmarkRecord | None
+    resumed: bool = False
+    error: QuantAssetsError | None = None
+
+
+def artifact_finder(store: ArtifactStore, model_name: str) -> FindArtifact:
+    """Finds the newest valid artifact of a model for a variant."""
+    manifests = sorted(store.all(), key=lambda manifest: manifest.created_at, reverse=True)
+
+    def find(variant: Variant) -> LocatedArtifact | None:
+        for manifest in manifests:
+            job = manifest.job
+            parameters = {"bits": variant.bits, "group_size": variant.group_size}
+            if (job.model_name, job.target_format, job.level) == (
+                model_name,
+                variant.format,
+                variant.level,
+            ) and all(
+                value is None or job.parameters.get(name) == value
+                for name, value in parameters.items()
+            ):
+                folder = store.folder(manifest.job_id)
+                single = variant.format == "gguf"
+                path = folder / manifest.files[0].name if single else folder
+                return LocatedArtifact(path, manifest.job_id, manifest.size_bytes)
+        return None
+
+    return find
+
+
+def plan_matrix(
+    variants: Mapping[str, Variant],
+    settings: BenchSettings,
+    find_artifact: FindArtifact,
+    results: ResultStore,
+    model_name: str,
+) -> list[PlannedCell]:
+    """All cells in the order in which they run, each with an estimate or a reason to skip it."""
+    earlier = list(results.records())
+    plan = []
+    for variant in variants.values():
+        artifact = find_artifact(variant)
+        for batch_size in settings.batch_sizes:
+            cell = PlannedCell(variant=variant.name, batch_size=batch_size)
+            if artifact is None:
+                reason = f"no {variant.format} artifact of level {variant.level}"
+                plan.append(cell.model_copy(update={"skipped": reason}))
+                continue
+            seconds, basis = _estimate(cell, artifact, settings, earlier, model_name)
+            plan.append(
+                cell.model_copy(
+                    update={
+                        "artifact_id": artifact.artifact_id,
+                        "estimate_s": seconds,
+                        "estimate_basis": basis,
+                    }
+                )
+            )
+    return plan
+
+
+def _estimate(
+    cell: PlannedCell,
+    artifact: LocatedArtifact,
+    settings: BenchSettings,
+    earlier: Sequence[BenchmarkRecord],
+    model_name: str,
+) -> tuple[float, str]:
+    runs = settings.warmups + settings.runs
+    known = [
+        record
+        for record in earlier
+        if (record.metadata.variant, record.metadata.batch_size, record.metadata.model)
+        == (cell.variant, cell.batch_size, model_name)
+        and record.metadata.prompt_tokens == settings.prompt_tokens
+        and record.metadata.generated_tokens == settings.generated_tokens
+    ]
+    if known:
+        last = max(known, key=lambda record: record.metadata.timestamp)
+        return (last.mean_ms * runs + (last.load_time_ms or 0)) / 1000, "the last record"
+    steps = settings.generated_tokens + settings.prompt_tokens / _PROMPT_TOKENS_PER_STEP
+    run_s = steps * cell.batch_size * artifact.size_bytes / _ASSUMED_BYTES_PER_S
+    return run_s * runs, "the size of the weights"
+
+
+class _Journal(BaseModel):
+    """The cells of an unfinished matrix that have their record: cell key to record id."""
+
+    finished: dict[str, str] = {}
+
+
+def _cell_key(cell: PlannedCell) -> str:
+    return f"{cell.variant}|{cell.batch_size}|{cell.artifact_id}"
+
+
+def _journal_path(
+    plan: Sequence[PlannedCell], settings: BenchSettings, model_name: str, results: ResultStore
+) -> Path:
+    identity = json.dumps(
+        [model_name, settings.model_dump(mode="json"), [_cell_key(cell) for cell in plan]],
+        sort_keys=True,
+    )
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return results.folder / ".matrix" / f"{digest}.json"
+
+
+def run_matrix(
+    plan: Sequence[PlannedCell],
+    variants: Mapping[str, Variant],
+    settings: BenchSettings,
+    find_artifact: FindArtifact,
+    results: ResultStore,
+    model_name: str,
+    run: RunCell,
+    *,
+    restart: bool = False,
+) -> Iterator[CellOutcome]:
+    """Run the planned cells one after the other and append each record as soon as it is there.
+
+    A matrix that was interrupted (the same model, settings, cells and artifacts) goes on after its
+    last finished cell, unless `restart`. A cell that fails does not stop the others.
+    """
+    path = _journal_path(plan, settings, model_name, results)
+    journal = _Journal() if restart else _read_journal(path)
+    complete = True
+    for cell in plan:
+        if cell.skipped is not None:
+            yield CellOutcome(cell, None)
+            continue
+        known = journal.finished.get(_cell_key(cell))
+        found = results.find(record_id=known) if known else []
+        if found:
+            yield CellOutcome(cell, found[0], resumed=True)
+            continue
+        variant = variants[cell.variant]
+        artifact = find_artifact(variant)
+        assert artifact is not None, "a planned cell has its artifact"
+        try:
+            measured = run(variant, cell.batch_size, artifact)
+        except QuantAssetsError as error:
+            complete = False
+            yield CellOutcome(cell, None, error=error)
+            continue
+        record = results.append(measured.record, measured.samples)
+        journal.finished[_cell_key(cell)] = record.record_id
+        write_text_atomically(path, journal.model_dump_json())
+        yield CellOutcome(cell, record)
+    if complete:
+        path.unlink(missing_ok=True)
+
+
+def _read_journal(path: Path) -> _Journal:
+    try:
+        return _Journal.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return _Journal()

@@ -1,0 +1,174 @@
+"""Quality of a variant: perplexity, and divergence from the F16 baseline on the same windows."""
+
+import datetime
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.bench.cell import OnEvent, machine_lock
+from quant_assets.bench.divergence import DEFAULT_CONTEXT
+from quant_assets.bench.evaluation_text import EvaluationText
+from quant_assets.bench.jobs import QualityJob, QualityMeasurement
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.variants import Variant
+from quant_assets.workers.environments import EnvironmentName
+from quant_assets.workers.supervisor import run_worker
+
+DEFAULT_WINDOWS = 30
+# Q4_K_M of a model of this size and up is expected within this ratio of F16's perplexity.
+GATED_PARAMETERS = 1_000_000_000
+GATE_PERPLEXITY_RATIO = 1.05
+
+
+class Artifact(NamedTuple):
+    """A model file or folder and the id it has in the records."""
+
+    path: Path
+    artifact_id: str
+
+
+class QualityResult(BaseModel):
+    """The quality of a variant, on which text and against which baseline."""
+
+    variant: str
+    model: str
+    artifact_id: str
+    baseline_artifact_id: str
+    text: str
+    text_sha256: str
+    timestamp: datetime.datetime
+    measurement: QualityMeasurement
+
+
+class QualityStore:
+    """Quality results and baseline files, found again by what they were measured on."""
+
+    def __init__(self, results: Path, cache: Path) -> None:
+        self.folder = results / "quality"
+        self.baselines = cache / "baselines"
+
+    def path(self, variant: Variant, key: str) -> Path:
+        """Where the result of a variant is kept."""
+        return self.folder / f"{variant.name}_{key}.json"
+
+    def find(self, variant: Variant, key: str) -> QualityResult | None:
+        """A result measured before, or None."""
+        try:
+            return QualityResult.model_validate_json(self.path(variant, key).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def save(self, variant: Variant, key: str, result: QualityResult) -> None:
+        """Keep a result."""
+        write_text_atomically(self.path(variant, key), result.model_dump_json(indent=2))
+
+    def all(self) -> list[QualityResult]:
+        """All results kept."""
+        return [
+            QualityResult.model_validate_json(path.read_bytes())
+            for path in sorted(self.folder.glob("*.json"))
+        ]
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:16]
+
+
+def quality_worker(artifact_format: str) -> tuple[str, EnvironmentName]:
+    """(quality worker, its environment) of an artifact's format."""
+    if artifact_format == "gguf":
+        return "llama_quality", "main"
+    return "torch_quality", "main" if artifact_format == "hf" else "gptq"
+
+
+def measure_quality(
+    variant: Variant,
+    artifact: Artifact,
+    baseline: Artifact,
+    model_name: str,
+    text: EvaluationText,
+    store: QualityStore,
+    settings: BenchSettings,
+    *,
+    windows: int | None = DEFAULT_WINDOWS,
+    on_event: OnEvent | None = None,
+    locks: Path | None = None,
+) -> QualityResult:
+    """Measure a variant against the F16 baseline, or find the result of an earlier run.
+
+    The baseline's log probabilities are computed once a text and kept in the cache; GPTQ and AWQ
+    artifacts are scored on the very tokens that the baseline's file holds.
+    """
+    key = _key(
+        artifact.artifact_id, baseline.artifact_id, variant.cache_type_k, variant.cache_type_v,
+        text.sha256, DEFAULT_CONTEXT, windows,
+    )  # fmt: skip
+    known = store.find(variant, key)
+    if known is not None:
+        return known
+    baseline_file = store.baselines / (
+        f"{_key(baseline.artifact_id, text.sha256, DEFAULT_CONTEXT, windows)}.kld"
+    )
+    with machine_lock(locks):
+        if not baseline_file.exists():
+            run_worker(
+                "llama_quality",
+                QualityJob(
+                    model_path=str(baseline.path),
+                    format="gguf",
+                    text_path=str(text.path),
+                    save_baseline_path=str(baseline_file),
+                    context=DEFAULT_CONTEXT,
+                    windows=windows,
+                    threads=settings.effective_threads,
+                    device=settings.device,
+                ),
+                QualityMeasurement,
+                on_event=on_event,
+            )
+        worker, environment = quality_worker(variant.format)
+        measurement = run_worker(
+            worker,
+            QualityJob(
+                model_path=str(artifact.path),
+                format=variant.format,
+                baseline_path=str(baseline_file),
+                context=DEFAULT_CONTEXT,
+                threads=settings.effective_threads,
+                device=settings.device,
+                cache_type_k=variant.cache_type_k,
+                cache_type_v=variant.cache_type_v,
+            ),
+            QualityMeasurement,
+            environment=environment,
+            on_event=on_event,
+        )
+    result = QualityResult(
+        variant=variant.name,
+        model=model_name,
+        artifact_id=artifact.artifact_id,
+        baseline_artifact_id=baseline.artifact_id,
+        text=text.name,
+        text_sha256=text.sha256,
+        timestamp=datetime.datetime.now(datetime.UTC),
+        measurement=measurement,
+    )
+    store.save(variant, key, result)
+    return result
+
+
+def gate_breach(result: QualityResult, level: str, n_parameters: int) -> str | None:
+    """Why a Q4_K_M of a large enough model fails the quality gate; None when it passes."""
+    ratio = result.measurement.perplexity_ratio
+    if level != "Q4_K_M" or n_parameters < GATED_PARAMETERS or ratio is None:
+        return None
+    if ratio <= GATE_PERPLEXITY_RATIO:
+        return None
+    return (
+        f"the perplexity of {result.variant} is {ratio:.3f} times that of F16, over "
+        f"{GATE_PERPLEXITY_RATIO}"
+    )

@@ -1,0 +1,189 @@
+"""The benchmark record: one cell's summary, as it is written to the result files."""
+
+import datetime
+import uuid
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from quant_assets.bench.conditions import HostConditions
+from quant_assets.bench.jobs import CellMeasurement
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.statistics import MINIMUM_RUNS_FOR_P95, summarize
+from quant_assets.bench.variants import Backend, Variant
+
+SCHEMA_FILE_NAME = "benchmark_record.schema.json"
+
+
+class RecordMetadata(BaseModel):
+    """What was measured, with what, where and how. Null: not known here."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    variant: str
+    format: Literal["gguf", "gptq", "awq"] | None
+    level: str | None
+    cache_type_k: str | None
+    cache_type_v: str | None
+    batch_size: int
+    warmups: int
+    runs: int
+    timestamp: datetime.datetime
+    prompt_tokens: int
+    generated_tokens: int
+    model: str
+    artifact_id: str
+    backend: Backend
+    device: str
+    threads: int | None
+    library_versions: dict[str, str]
+    build_flags: str | None
+    cpu_name: str | None
+    gpu_name: str | None
+    host_load: HostConditions | None
+
+
+class BenchmarkRecord(BaseModel):
+    """One run of one cell (variant x batch size). Null means: not measured.
+
+    A run is one prefill of `prompt_tokens` tokens and `generated_tokens` decoding steps for all
+    `batch_size` sequences together. `p50_ms`, `p95_ms`, `mean_ms` and `stddev_ms` are over whole
+    runs; `ttft_*` over the time to first token; `per_token_*` over single decoding steps of all
+    runs. Throughputs are tokens over the median prefill or decoding time of a run, for all
+    sequences together or for one of them. Memory is in bytes; `peak_rss_bytes` is the worker's
+    alone. `kv_cache_bytes` is what the backend reports, `kv_cache_bytes_expected` the arithmetic.
+    `p95_flagged` says that the runs were too few for a 95th percentile.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    record_id: str
+    p50_ms: float
+    p95_ms: float
+    p95_flagged: bool
+    mean_ms: float
+    stddev_ms: float | None
+    ttft_p50_ms: float | None
+    ttft_p95_ms: float | None
+    per_token_p50_ms: float | None
+    per_token_p95_ms: float | None
+    prefill_tokens_per_s: float | None
+    prefill_tokens_per_s_per_sequence: float | None
+    decode_tokens_per_s: float | None
+    decode_tokens_per_s_per_sequence: float | None
+    load_time_ms: float | None
+    peak_rss_bytes: int | None
+    peak_vram_bytes: int | None
+    kv_cache_bytes: int | None
+    kv_cache_bytes_expected: int | None
+    obedience_pass_rate: float | None = Field(default=None, ge=0, le=1)
+    perplexity: float | None = None
+    perplexity_ratio: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = Field(default=None, ge=0, le=1)
+    contended: bool | None
+    samples_file: str | None = None
+    metadata: RecordMetadata
+
+    def flat(self) -> dict[str, Any]:
+        """One level of columns for tables: metadata beside the measurements, nested values gone.
+
+        Of the host's conditions, load average, the others' busy cores and the reasons are kept;
+        library versions become one text.
+        """
+        row = self.model_dump(mode="json", exclude={"metadata"})
+        metadata = self.metadata.model_dump(mode="json", exclude={"library_versions", "host_load"})
+        versions = self.metadata.library_versions
+        host = self.metadata.host_load
+        return {
+            **metadata,
+            **row,
+            "library_versions": "; ".join(f"{name}=={versions[name]}" for name in sorted(versions)),
+            "host_load_average_1m": host.load_average_1m if host else None,
+            "host_others_busy_cores": host.others_busy_cores if host else None,
+            "contended_reasons": "; ".join(host.reasons) if host else None,
+        }
+
+
+def make_record(
+    measurement: CellMeasurement,
+    settings: BenchSettings,
+    *,
+    variant_name: str,
+    variant: Variant | None,
+    backend: Backend,
+    batch_size: int,
+    model_name: str,
+    artifact_id: str,
+    threads: int | None,
+) -> BenchmarkRecord:
+    """Summarize what a cell's worker, or an endpoint, measured."""
+    samples = measurement.samples
+    total = summarize([sample.total_ms for sample in samples])
+    first = summarize([sample.time_to_first_token_ms for sample in samples])
+    steps = [step for sample in samples for step in sample.token_ms]
+    step = summarize(steps) if steps else None
+    prefill_rate = settings.prompt_tokens / (first.p50 / 1000)
+    decode_p50_ms = summarize([sum(sample.token_ms) for sample in samples]).p50
+    decoded = len(steps) / len(samples)
+    decode_rate = decoded / (decode_p50_ms / 1000) if decode_p50_ms > 0 else None
+    conditions = measurement.conditions
+    gguf = variant is not None and variant.format == "gguf"
+    return BenchmarkRecord(
+        record_id=uuid.uuid4().hex,
+        p50_ms=total.p50,
+        p95_ms=total.p95,
+        p95_flagged=len(samples) < MINIMUM_RUNS_FOR_P95,
+        mean_ms=total.mean,
+        stddev_ms=total.stddev,
+        ttft_p50_ms=first.p50,
+        ttft_p95_ms=first.p95,
+        per_token_p50_ms=step.p50 if step else None,
+        per_token_p95_ms=step.p95 if step else None,
+        prefill_tokens_per_s=prefill_rate * batch_size,
+        prefill_tokens_per_s_per_sequence=prefill_rate,
+        decode_tokens_per_s=None if decode_rate is None else decode_rate * batch_size,
+        decode_tokens_per_s_per_sequence=decode_rate,
+        load_time_ms=measurement.load_time_ms,
+        peak_rss_bytes=measurement.peak_rss_bytes,
+        peak_vram_bytes=measurement.peak_vram_bytes,
+        kv_cache_bytes=measurement.kv_cache_bytes,
+        kv_cache_bytes_expected=measurement.kv_cache_bytes_expected,
+        contended=conditions.contended if conditions else None,
+        metadata=RecordMetadata(
+            variant=variant_name,
+            format=variant.format if variant else None,
+            level=variant.level if variant else None,
+            cache_type_k=variant.cache_type_k if variant and gguf else None,
+            cache_type_v=variant.cache_type_v if variant and gguf else None,
+            batch_size=batch_size,
+            warmups=settings.warmups,
+            runs=settings.runs,
+            timestamp=datetime.datetime.now(datetime.UTC),
+            prompt_tokens=settings.prompt_tokens,
+            generated_tokens=settings.generated_tokens,
+            model=model_name,
+            artifact_id=artifact_id,
+            backend=backend,
+            device=measurement.device,
+            threads=threads,
+            library_versions=measurement.library_versions,
+            build_flags=measurement.build_flags or None,
+            cpu_name=measurement.cpu_name,
+            gpu_name=measurement.gpu_name,
+            host_load=conditions,
+        ),
+    )
+
+
+def record_schema() -> dict[str, Any]:
+    """The JSON Schema of a result file: an array of records."""
+    record = BenchmarkRecord.model_json_schema(mode="serialization")
+    definitions = record.pop("$defs")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Benchmark records",
+        "type": "array",
+        "items": {"$ref": "#/$defs/BenchmarkRecord"},
+        "$defs": {**definitions, "BenchmarkRecord": record},
+    }

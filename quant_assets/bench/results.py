@@ -1,0 +1,110 @@
+"""The result store: `<variant>_YYYYMMDD.json` files, each a JSON array of records."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock
+from pydantic import TypeAdapter, ValidationError
+
+from quant_assets.atomic_files import path_inside, write_text_atomically
+from quant_assets.bench.jobs import RunSample
+from quant_assets.bench.record import BenchmarkRecord
+from quant_assets.errors import InputError
+
+_RECORDS: TypeAdapter[list[BenchmarkRecord]] = TypeAdapter(list[BenchmarkRecord])
+_SAMPLES: TypeAdapter[list[RunSample]] = TypeAdapter(list[RunSample])
+_SAMPLES_FOLDER = "samples"
+_LOCK_NAME = ".results.lock"
+
+
+def read_records(path: Path) -> list[BenchmarkRecord]:
+    """The records of one result file; raise `InputError` when it is no result file."""
+    try:
+        return _RECORDS.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(
+            f"The result file {path} cannot be read.",
+            str(error),
+            "Move it out of the results folder, or restore it from a copy.",
+        ) from error
+
+
+class ResultStore:
+    """The result files of one folder. Appending is atomic and safe against other processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def append(
+        self, record: BenchmarkRecord, samples: list[RunSample] | None = None
+    ) -> BenchmarkRecord:
+        """Add a record to the file of its variant and day (UTC), and its raw samples beside it.
+
+        Returns the record as written: with `samples_file`, relative to the folder, when samples
+        were given. A record whose id is there already is replaced.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        day = record.metadata.timestamp.strftime("%Y%m%d")
+        name = f"{record.metadata.variant}_{day}"
+        path = path_inside(self.folder, f"{name}.json")
+        if samples is not None:
+            samples_file = f"{_SAMPLES_FOLDER}/{name}_{record.record_id}.json"
+            text = _SAMPLES.dump_json(samples).decode()
+            write_text_atomically(path_inside(self.folder, samples_file), text)
+            record = record.model_copy(update={"samples_file": samples_file})
+        with FileLock(self.folder / _LOCK_NAME):
+            earlier = read_records(path) if path.exists() else []
+            kept = [item for item in earlier if item.record_id != record.record_id]
+            text = _RECORDS.dump_json([*kept, record], indent=2).decode()
+            write_text_atomically(path, text + "\n")
+        return record
+
+    def files(self) -> list[Path]:
+        """All result files, by name."""
+        return sorted(self.folder.glob("*.json"))
+
+    def records(self) -> Iterator[BenchmarkRecord]:
+        """All records, by file and in the order in which they were written."""
+        for path in self.files():
+            yield from read_records(path)
+
+    def find(
+        self,
+        *,
+        variant: str | None = None,
+        batch_size: int | None = None,
+        model: str | None = None,
+        artifact_id: str | None = None,
+        record_id: str | None = None,
+    ) -> list[BenchmarkRecord]:
+        """The records that match everything given, oldest first."""
+        wanted = {
+            "variant": variant,
+            "batch_size": batch_size,
+            "model": model,
+            "artifact_id": artifact_id,
+        }
+        found = [
+            record
+            for record in self.records()
+            if (record_id is None or record.record_id == record_id)
+            and all(
+                value is None or getattr(record.metadata, field) == value
+                for field, value in wanted.items()
+            )
+        ]
+        return sorted(found, key=lambda record: record.metadata.timestamp)
+
+    def samples(self, record: BenchmarkRecord) -> list[RunSample]:
+        """The raw samples of a record; raise `InputError` when they are gone."""
+        try:
+            if record.samples_file is None:
+                raise FileNotFoundError("the record names no file of samples")
+            content = path_inside(self.folder, record.samples_file).read_bytes()
+            return _SAMPLES.validate_json(content)
+        except (OSError, ValidationError) as error:
+            raise InputError(
+                f"The samples of record {record.record_id} cannot be read.",
+                str(error),
+                "Run the cell again, or restore the file from a copy.",
+            ) from error

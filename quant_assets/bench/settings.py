@@ -1,0 +1,119 @@
+"""How a benchmark is run: counts, lengths, threads and device, and where they are overridden."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
+
+from quant_assets.errors import InputError
+
+Device = Literal["auto", "cpu", "cuda"]
+
+_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+
+
+def available_physical_cores() -> int:
+    """Physical cores that this process may use: the machine's, its affinity and its CPU quota."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limits = [psutil.cpu_count(logical=False) or 1, affinity or 1]
+    if _CGROUP_QUOTA.exists():
+        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
+        if quota != "max":
+            limits.append(max(1, int(quota) // int(period)))
+    return min(limits)
+
+
+class BenchSettings(BaseModel):
+    """Counts and lengths of a benchmark.
+
+    A run is the prefill of `prompt_tokens` tokens and the decoding of `generated_tokens` tokens,
+    for every sequence of a batch. `threads` is capped at the physical cores available; null means
+    all of them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_sizes: tuple[PositiveInt, ...] = Field(default=(1, 4, 8), min_length=1)
+    warmups: int = Field(default=3, ge=0)
+    runs: PositiveInt = 20
+    prompt_tokens: PositiveInt = 128
+    generated_tokens: PositiveInt = 32
+    threads: PositiveInt | None = None
+    device: Device = "auto"
+
+    @field_validator("batch_sizes")
+    @classmethod
+    def _each_once(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(dict.fromkeys(sizes))
+
+    @property
+    def effective_threads(self) -> int:
+        """Threads that a worker gets: never more than there are physical cores."""
+        cores = available_physical_cores()
+        return min(self.threads or cores, cores)
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        field: environment[variable]
+        for variable, field in (("WARMUPS", "warmups"), ("RUNS", "runs"))
+        if environment.get(variable, "").strip()
+    }
+    sizes = split_list(environment.get("BATCH_SIZES", ""))
+    if sizes:
+        found["batch_sizes"] = sizes
+    return found
+
+
+def split_list(text: str) -> list[str]:
+    """The parts of a list written with commas or spaces."""
+    return text.replace(",", " ").split()
+
+
+def resolve_settings(
+    configured: BenchSettings,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> BenchSettings:
+    """`configured`, overridden by `BATCH_SIZES`, `WARMUPS`, `RUNS`, overridden by flags.
+
+    Flags that are None say nothing. Raises `InputError` for a value that makes no sense.
+    """
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    overrides = _from_environment(os.environ if environment is None else environment) | given
+    try:
+        return BenchSettings.model_validate({**configured.model_dump(), **overrides})
+    except ValidationError as error:
+        raise InputError(
+            "The benchmark settings make no sense.",
+            "; ".join(
+                f"{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
+                for item in error.errors()
+            )
+            + ".",
+            "Correct the flag, the configuration, or BATCH_SIZES, WARMUPS, RUNS.",
+        ) from error
+
+
+def resolve_variant_names(
+    known: Sequence[str],
+    flags: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> list[str]:
+    """The variants to run, in the file's order: those of the flags, of `VARIANTS`, or all.
+
+    Raises `InputError` for a name that nobody knows.
+    """
+    variables = os.environ if environment is None else environment
+    wanted = list(flags or []) or split_list(variables.get("VARIANTS", "")) or list(known)
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise InputError(
+            f"There is no variant {', '.join(unknown)}.",
+            f"The variants file has {', '.join(known)}.",
+            "Choose among these, or add the variant to the file.",
+        )
+    return [name for name in known if name in wanted]

@@ -1,0 +1,109 @@
+"""Thresholds: what a record must not exceed, by model and variant."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quant_assets.bench.record import BenchmarkRecord
+from quant_assets.errors import CheckFailed, InputError
+
+ANY = "*"
+
+
+class Threshold(BaseModel):
+    """Limits of a record; null means none.
+
+    `p95_ms` and `perplexity_ratio` and `rss_max_mb` (MB = 10^6 bytes) are upper limits,
+    `obedience_pass_rate` is a lower one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    p95_ms: float | None = Field(default=None, gt=0)
+    rss_max_mb: float | None = Field(default=None, gt=0)
+    obedience_pass_rate: float | None = Field(default=None, ge=0, le=1)
+    perplexity_ratio: float | None = Field(default=None, gt=0)
+
+
+class Breach(NamedTuple):
+    """One limit that a record does not keep."""
+
+    model: str
+    variant: str
+    batch_size: int
+    record_id: str
+    name: str
+    value: float
+    limit: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.model} {self.variant} batch {self.batch_size}: {self.name} is "
+            f"{self.value:g}, the limit is {self.limit:g}"
+        )
+
+
+class Thresholds(BaseModel):
+    """Limits by model and variant; `*` stands for any. The most specific entry gives each limit."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    models: dict[str, dict[str, Threshold]] = {}
+
+    def of(self, model: str, variant: str) -> Threshold:
+        """The limits of a variant of a model."""
+        merged: dict[str, float] = {}
+        for model_key, variant_key in ((ANY, ANY), (ANY, variant), (model, ANY), (model, variant)):
+            entry = self.models.get(model_key, {}).get(variant_key)
+            if entry is not None:
+                merged.update(entry.model_dump(exclude_none=True))
+        return Threshold.model_validate(merged)
+
+    def breaches(self, record: BenchmarkRecord) -> list[Breach]:
+        """The limits that a record does not keep. What was not measured breaches nothing."""
+        metadata = record.metadata
+        limits = self.of(metadata.model, metadata.variant)
+        rss_mb = None if record.peak_rss_bytes is None else record.peak_rss_bytes / 1e6
+        upper = (
+            ("p95_ms", record.p95_ms, limits.p95_ms),
+            ("rss_max_mb", rss_mb, limits.rss_max_mb),
+            ("perplexity_ratio", record.perplexity_ratio, limits.perplexity_ratio),
+        )
+        rate, lowest = record.obedience_pass_rate, limits.obedience_pass_rate
+        found = [
+            (name, value, limit)
+            for name, value, limit in upper
+            if value is not None and limit is not None and value > limit
+        ]
+        if rate is not None and lowest is not None and rate < lowest:
+            found.append(("obedience_pass_rate", rate, lowest))
+        return [
+            Breach(metadata.model, metadata.variant, metadata.batch_size, record.record_id, *item)
+            for item in found
+        ]
+
+
+def load_thresholds(path: Path) -> Thresholds:
+    """Read the thresholds of a YAML file; raise `InputError` when it is wrong."""
+    try:
+        return Thresholds.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise InputError(
+            f"The thresholds {path} cannot be used.",
+            str(error),
+            "Correct the file; `data/bench_thresholds.yaml` in the project shows the form.",
+        ) from error
+
+
+def check_records(records: Iterable[BenchmarkRecord], thresholds: Thresholds) -> None:
+    """Raise `CheckFailed` when any record breaches a threshold."""
+    breaches = [breach for record in records for breach in thresholds.breaches(record)]
+    if breaches:
+        raise CheckFailed(
+            f"{len(breaches)} benchmark threshold(s) are breached.",
+            "; ".join(map(str, breaches)) + ".",
+            "Find what made it slower, larger or worse, or correct the thresholds file.",
+        )

@@ -1,0 +1,88 @@
+"""Variants: which artifact, and how it is run."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.errors import InputError
+
+VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,80}$")]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+Backend = Literal["llamacpp", "torch", "endpoint"]
+
+BASELINE_VARIANT = "f16"
+
+
+class Variant(BaseModel):
+    """One way to run a model: the weights' format and level, and the types of the KV cache.
+
+    `bits` and `group_size` belong to GPTQ and AWQ. `cache_type_k` and `cache_type_v` are ggml
+    types and belong to GGUF; transformers keeps its cache in the type of the activations.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: VariantName
+    format: Literal["gguf", "gptq", "awq"]
+    level: str
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
+    bits: int | None = None
+    group_size: int | None = None
+    description: str = ""
+
+    @property
+    def backend(self) -> Backend:
+        """What runs it."""
+        return "llamacpp" if self.format == "gguf" else "torch"
+
+    @model_validator(mode="after")
+    def _fields_fit_the_format(self) -> "Variant":
+        if self.format == "gguf":
+            if self.bits is not None or self.group_size is not None:
+                raise ValueError("`bits` and `group_size` belong to GPTQ and AWQ variants")
+        elif (self.cache_type_k, self.cache_type_v) != ("f16", "f16"):
+            raise ValueError("`cache_type_k` and `cache_type_v` belong to GGUF variants")
+        return self
+
+
+class _VariantsFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    settings: BenchSettings = BenchSettings()
+    variants: dict[str, Variant] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_from_keys(cls, content: object) -> object:
+        if isinstance(content, dict) and isinstance(content.get("variants"), dict):
+            variants = {
+                name: {**fields, "name": name} if isinstance(fields, dict) else fields
+                for name, fields in content["variants"].items()
+            }
+            return {**content, "variants": variants}
+        return content
+
+
+def _load(path: Path) -> _VariantsFile:
+    try:
+        return _VariantsFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise InputError(
+            f"The variants file {path} cannot be used.",
+            str(error),
+            "Correct the file; `data/variants.yaml` in the project shows the form.",
+        ) from error
+
+
+def load_variants(path: Path) -> dict[str, Variant]:
+    """The variants of a YAML file by name, in its order; raise `InputError` when it is wrong."""
+    return _load(path).variants
+
+
+def load_settings(path: Path) -> BenchSettings:
+    """The section `settings` of the variants file; raise `InputError` when it is wrong."""
+    return _load(path).settings

@@ -1,0 +1,109 @@
+"""The scoring loop of a quality worker: the same for every backend."""
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from quant_assets.bench.divergence import (
+    Baseline,
+    Divergence,
+    Logits,
+    Tokens,
+    baseline_writer,
+    cut_windows,
+    mean_and_standard_error,
+    negative_log_likelihoods,
+    scored_targets,
+)
+from quant_assets.bench.jobs import QualityJob, QualityMeasurement
+from quant_assets.errors import InputError
+
+Progress = Callable[[int, int], None]
+Tokenize = Callable[[str], list[int]]
+# Takes windows, yields the logits of the scored rows of each, in order.
+ScoreWindows = Callable[[Tokens], Iterable[Logits]]
+
+
+def score(
+    job: QualityJob,
+    n_vocab: int,
+    tokenize: Tokenize,
+    score_windows: ScoreWindows,
+    progress: Progress,
+) -> QualityMeasurement:
+    """Score a model's windows against their tokens and, where given, against a baseline.
+
+    Raises `InputError` for a baseline of another vocabulary or context, or a text too short.
+    """
+    started = time.monotonic()
+    baseline = Baseline(Path(job.baseline_path)) if job.baseline_path else None
+    if baseline is not None:
+        _check(baseline, n_vocab, job)
+        windows = baseline.windows
+    else:
+        assert job.text_path is not None, "a job without a baseline names a text"
+        text = Path(job.text_path).read_text(encoding="utf-8").removesuffix("\n")
+        windows = cut_windows(tokenize(text), job.context, job.windows)
+    divergence = Divergence(baseline) if baseline is not None else None
+    nll = []
+    with ExitStack() as stack:
+        writer = None
+        if job.save_baseline_path:
+            writer = stack.enter_context(
+                baseline_writer(Path(job.save_baseline_path), windows, n_vocab)
+            )
+        for number, logits in enumerate(score_windows(windows)):
+            nll.append(negative_log_likelihoods(logits, scored_targets(windows[number])))
+            if divergence is not None:
+                divergence.add(number, logits)
+            if writer is not None:
+                writer.append(logits)
+            progress(number + 1, len(windows))
+    return _summary(np.concatenate(nll), windows, divergence, time.monotonic() - started)
+
+
+def _check(baseline: Baseline, n_vocab: int, job: QualityJob) -> None:
+    if (baseline.n_vocab, baseline.context) != (n_vocab, job.context):
+        raise InputError(
+            "The baseline does not belong to this model.",
+            f"It has {baseline.n_vocab} tokens and a context of {baseline.context}; the model has "
+            f"{n_vocab}, the job asks for {job.context}.",
+            "Compare models of one vocabulary, with a baseline of the same context.",
+        )
+
+
+def _summary(
+    nll: "np.ndarray[tuple[int], np.dtype[np.float64]]",
+    windows: Tokens,
+    divergence: Divergence | None,
+    seconds: float,
+) -> QualityMeasurement:
+    mean, error = mean_and_standard_error(nll)
+    perplexity = float(np.exp(mean))
+    measurement = QualityMeasurement(
+        perplexity=perplexity,
+        perplexity_standard_error=perplexity * error,
+        scored_tokens=len(nll),
+        windows=windows.shape[0],
+        context=windows.shape[1],
+        seconds=seconds,
+    )
+    if divergence is None:
+        return measurement
+    kl, kl_error = mean_and_standard_error(divergence.kl)
+    baseline_perplexity = float(np.exp(divergence.baseline_nll.mean()))
+    return measurement.model_copy(
+        update={
+            "baseline_perplexity": baseline_perplexity,
+            "perplexity_ratio": perplexity / baseline_perplexity,
+            "kl_divergence": kl,
+            "kl_divergence_standard_error": kl_error,
+            "kl_divergence_median": float(np.median(divergence.kl)),
+            "kl_divergence_p99": float(np.percentile(divergence.kl, 99)),
+            "kl_divergence_max": float(divergence.kl.max()),
+            "top1_agreement": divergence.top1_agreement,
+        }
+    )

@@ -1,0 +1,27 @@
+"""`quant-assets collect`: all benchmark records as one CSV file, and in the warehouse."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quant_assets.bench.collect import collect_csv
+from quant_assets.bench.results import ResultStore
+from quant_assets.settings import get_settings
+from quant_assets.warehouse.connection import Warehouse
+from quant_assets.warehouse.loads import load_benchmarks
+
+
+def collect(
+    results_dir: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
+    output_csv: Annotated[Path, typer.Option(help="The CSV file to write.")] = Path("summary.csv"),
+) -> None:
+    """Aggregate result files into a CSV file; those of the data root also go into DuckDB."""
+    settings = get_settings()
+    folder = results_dir or settings.results
+    count = collect_csv(folder, output_csv)
+    typer.echo(f"{count} records in {output_csv}")
+    if folder.resolve() == settings.results.resolve():
+        with Warehouse(settings.warehouse).write() as connection:
+            rows = load_benchmarks(connection, ResultStore(folder))
+        typer.echo(f"{rows} records in {settings.warehouse}")

@@ -1,0 +1,65 @@
+"""`quant-assets demo`: the whole graph once, for the models of the configuration."""
+
+import os
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quant_assets.resources.instance import dagster_environment
+from quant_assets.settings import get_settings
+from quant_assets.warehouse.connection import Warehouse
+from quant_assets.warehouse.loads import row_counts
+from quant_assets.warehouse.queries import cheapest_deployment_options
+
+TOP_ROWS = 12
+
+
+def demo(
+    generated_tokens: Annotated[
+        int, typer.Option(help="Tokens generated in a benchmark run, by every sequence.", min=1)
+    ] = 8,
+    prompt_tokens: Annotated[
+        int, typer.Option(help="Prompt tokens of a benchmark run, for every sequence.", min=1)
+    ] = 32,
+) -> None:
+    """Listings, artifacts, benchmarks and marts; then the best offers for what was measured.
+
+    What is there already (artifacts, records with the same settings) is used again.
+    """
+    settings = get_settings()
+    os.environ.update(dagster_environment(settings))
+    # Importing the graph takes seconds; the other commands must not pay for it.
+    from quant_assets.automation.full_run import run_everything
+
+    progress = Console(stderr=True, highlight=False, markup=False)
+    run_everything(
+        settings,
+        overrides={"generated_tokens": generated_tokens, "prompt_tokens": prompt_tokens},
+        say=lambda line: progress.print(line, soft_wrap=True),
+    )
+    with Warehouse(settings.warehouse).read() as connection:
+        options = cheapest_deployment_options(connection, TOP_ROWS)
+        counts = row_counts(connection)
+    table = Table(title="deployment_options: the cheapest slot for every variant")
+    for column in ("to", "variant", "GPU", "seller", "price $", "copies", "$ per slot"):
+        right = column in ("price $", "copies", "$ per slot")
+        table.add_column(column, justify="right" if right else "left")
+    for option in options:
+        table.add_row(
+            "rent, per hour" if option.price_kind == "hourly" else "buy",
+            option.variant,
+            f"{option.gpu_count} x {option.gpu}" if option.gpu_count > 1 else option.gpu,
+            option.seller or "",
+            f"{option.price_usd:,.2f}",
+            str(option.copies),
+            f"{option.usd_per_slot:,.4f}",
+        )
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    console.print(", ".join(f"{name} {rows}" for name, rows in counts.items()), soft_wrap=True)
+    console.print(f"DuckDB file: {settings.warehouse}", soft_wrap=True)
+    console.print("Open the UI:  make ui")
+    query = "from marts.deployment_options limit 10"
+    console.print(f"Query it:     .venv/bin/quant-assets sql '{query}'", soft_wrap=True)

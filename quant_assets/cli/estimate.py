@@ -1,0 +1,138 @@
+"""`quant-assets estimate`: what serving a model takes, and which GPUs hold it."""
+
+import json
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quant_assets.formats.estimates import (
+    estimate_of_model,
+    estimate_of_size,
+    fits,
+    parse_parameter_count,
+)
+from quant_assets.formats.memory import (
+    DEVICE_RESERVE_GB,
+    MAX_BATCH,
+    MAX_CONTEXT,
+    GpuFit,
+    MemoryEstimate,
+    Serving,
+)
+from quant_assets.listings.registry import load_registry
+from quant_assets.settings import get_settings
+
+
+def estimate(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A folder, a GGUF file, or a published shape such as 'Llama 3 8B'."),
+    ] = None,
+    params: Annotated[
+        str | None, typer.Option(help="Number of parameters instead of a model, such as 7B.")
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(
+            help="A GGUF level, or such as gptq-4bit-g128 (default: as stored, or Q4_K_M)."
+        ),
+    ] = None,
+    context: Annotated[
+        int, typer.Option(help="Tokens of one sequence.", min=1, max=MAX_CONTEXT)
+    ] = 8192,
+    batch: Annotated[int, typer.Option(help="Sequences at once.", min=1, max=MAX_BATCH)] = 1,
+    kv_type: Annotated[str, typer.Option(help="Type of the KV cache.")] = "f16",
+    kv_type_v: Annotated[
+        str | None, typer.Option(help="Type of V, where it differs from K's.")
+    ] = None,
+    flash_attention: Annotated[bool, typer.Option(help="Compute with flash attention.")] = True,
+    gpu: Annotated[
+        list[str] | None,
+        typer.Option(help="A GPU or family; repeatable (default: all that hold it)."),
+    ] = None,
+    reserve_gb: Annotated[
+        float, typer.Option(help="GB kept free on every device for driver and context.", min=0)
+    ] = DEVICE_RESERVE_GB,
+    output_format: Annotated[
+        Literal["human", "json"], typer.Option("--format", help="How to print.")
+    ] = "human",
+) -> None:
+    """What serving MODEL takes (weights, KV cache, compute buffers), and which GPUs hold it."""
+    if (model is None) == (params is None):
+        raise typer.BadParameter("Give either MODEL or --params.")
+    serving = Serving(
+        context=context,
+        batch=batch,
+        kv_type_k=kv_type,
+        kv_type_v=kv_type_v or kv_type,
+        flash_attention=flash_attention,
+    )
+    if params is not None:
+        result = estimate_of_size(parse_parameter_count(params), level, serving)
+    else:
+        assert model is not None
+        result = estimate_of_model(model, level, serving, get_settings())
+    found = fits(result, load_registry(), gpu or (), reserve_gb)
+    if output_format == "json":
+        report = {
+            **result.model_dump(mode="json"),
+            "gpus": [entry.model_dump(mode="json") for entry in found],
+        }
+        typer.echo(json.dumps(report, indent=2))
+        return
+    console = Console(highlight=False, markup=False)
+    console.print(_memory_table(result))
+    console.print(f"Weights: {result.basis}.", soft_wrap=True)
+    console.print(
+        "Compute: the largest of llama.cpp's stages for one micro-batch of "
+        f"{serving.micro_batch} tokens (logits, feed-forward, attention), "
+        "and the logits of each sequence.",
+        soft_wrap=True,
+    )
+    console.print(_fit_table(found, reserve_gb))
+    console.print(
+        "GB are 10^9 bytes. Cards for one copy: by memory alone, weights and cache split evenly.",
+        soft_wrap=True,
+    )
+
+
+def _memory_table(result: MemoryEstimate) -> Table:
+    table = Table(title=f"{result.model} at {result.level}", title_justify="left")
+    table.add_column("part")
+    table.add_column("GB", justify="right")
+    cache_type = result.kv_type_k
+    if result.kv_type_v != cache_type:
+        cache_type += f" and {result.kv_type_v}"
+    rows = {
+        f"weights ({result.bits_per_weight:.3f} bits each)": result.weights_bytes,
+        f"KV cache ({cache_type}, {result.batch} x {result.context} tokens)": result.kv_cache_bytes,
+        "compute buffers": result.compute_bytes,
+    }
+    for part, size in rows.items():
+        table.add_row(part, f"{size / 1e9:.3f}")
+    table.add_section()
+    table.add_row("total", f"{result.total_bytes / 1e9:.3f}")
+    return table
+
+
+def _fit_table(found: list[GpuFit], reserve_gb: float) -> Table:
+    table = Table(
+        title=f"GPUs, {reserve_gb:g} GB kept free on each device" if found else "No GPU holds it",
+        title_justify="left",
+    )
+    table.add_column("GPU")
+    for column in ("VRAM GB", "usable GB", "fits", "copies", "cards for one copy"):
+        table.add_column(column, justify="right")
+    for entry in found:
+        cards = entry.cards_for_one_copy
+        table.add_row(
+            entry.gpu,
+            f"{entry.vram_gb:g}",
+            f"{entry.usable_gb:.1f}",
+            "yes" if entry.copies else "no",
+            str(entry.copies),
+            "-" if cards is None else str(cards),
+        )
+    return table

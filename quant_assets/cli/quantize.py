@@ -1,0 +1,170 @@
+"""`quant-assets quantize`: one model, one format, one level, one file."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.formats.gguf_levels import parse_level
+from quant_assets.models.source import resolve_source
+from quant_assets.quantize.gguf import (
+    GgufPlan,
+    GgufPlanJob,
+    QuantizeGgufJob,
+    QuantizeGgufResult,
+    plan_gguf,
+    quantize_gguf,
+)
+from quant_assets.settings import get_settings
+
+
+class TargetFormat(StrEnum):
+    """What a model can be quantized to."""
+
+    GGUF = "gguf"
+
+
+class OutputFormat(StrEnum):
+    """How the result is printed on standard output."""
+
+    HUMAN = "human"
+    JSON = "json"
+
+
+def quantize(
+    model: Annotated[
+        str, typer.Argument(help="Hub id, folder with safetensors, or F16/BF16/F32 GGUF file.")
+    ],
+    to: Annotated[TargetFormat, typer.Option(help="Target format.")] = TargetFormat.GGUF,
+    level: Annotated[str, typer.Option(help="Quantization level, such as Q4_K_M.")] = "Q4_K_M",
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder of the output file <model>-<LEVEL>.gguf.")
+    ] = Path(),
+    imatrix: Annotated[
+        Path | None, typer.Option(help="Importance matrix (GGUF), needed by some levels.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted run.")
+    ] = True,
+    threads: Annotated[
+        int | None, typer.Option(help="Quantizing threads; all cores by default.", min=1)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", help="Form of the result on standard output.")
+    ] = OutputFormat.HUMAN,
+    verbosity: Annotated[
+        Verbosity, typer.Option(help="What is shown on standard error.")
+    ] = Verbosity.NORMAL,
+) -> None:
+    """Quantize a model to a GGUF file, in one pass and resumable.
+
+    Progress goes to standard error, the result to standard output; as JSON it has the fields of
+    `QuantizeGgufResult`, with --dry-run those of `GgufPlan` (quant_assets.quantize.gguf).
+
+    Exit codes: 0 done; 2 wrong usage; 3 bad input; 4 too little disk or memory, or a folder that
+    cannot be written; 5 the worker died; 7 the finished file failed its validation; 8 something is
+    not installed; 1 anything else.
+    """
+    del to  # one format so far; the option states it
+    chosen = parse_level(level)
+    source = resolve_source(model, get_settings())
+    output = output_dir.resolve() / f"{source.name}-{chosen.name}.gguf"
+    with WorkerProgress(verbosity) as progress:
+        answer: GgufPlan | QuantizeGgufResult
+        if dry_run:
+            answer = plan_gguf(
+                GgufPlanJob(
+                    source=source.path,
+                    source_kind=source.kind,
+                    level=chosen.name,
+                    output=output,
+                    imatrix=imatrix,
+                    threads=threads,
+                ),
+                on_event=progress.show,
+            )
+        else:
+            answer = quantize_gguf(
+                QuantizeGgufJob(
+                    source=source.path,
+                    source_kind=source.kind,
+                    source_identity=source.identity,
+                    level=chosen.name,
+                    output=output,
+                    imatrix=imatrix,
+                    threads=threads,
+                    resume=resume,
+                ),
+                on_event=progress.show,
+            )
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    if output_format is OutputFormat.JSON:
+        typer.echo(answer.model_dump_json(indent=2))
+    elif isinstance(answer, GgufPlan):
+        console.print(_plan_table(answer))
+        console.print(_facts(_plan_facts(answer)))
+    else:
+        console.print(_facts(_result_facts(answer)))
+
+
+def _plan_table(plan: GgufPlan) -> Table:
+    table = Table(title=f"{plan.architecture} to {plan.level}")
+    for column in ("tensors", "type", "count", "M parameters", "MB"):
+        right = column not in ("tensors", "type")
+        table.add_column(column, justify="right" if right else "left")
+    for group in plan.groups:
+        table.add_row(
+            group.role,
+            group.tensor_type,
+            str(group.count),
+            f"{group.n_parameters / 1e6:,.2f}",
+            f"{group.size_bytes / 1e6:,.2f}",
+        )
+    return table
+
+
+def _plan_facts(plan: GgufPlan) -> dict[str, str]:
+    return {
+        "file size": f"{plan.file_bytes:,} bytes ({plan.file_bytes / 1e9:.3f} GB)",
+        "parameters": f"{plan.n_parameters:,}",
+        "bits per weight": f"{plan.bits_per_weight:.4f}",
+        "intermediate type": plan.intermediate,
+        "types decided by": f"llama.cpp ({plan.type_policy})",
+        "time estimate": f"{plan.estimated_seconds:,.1f} s of quantizing",
+        "memory estimate": f"{plan.estimated_peak_bytes / 1e9:.2f} GB at its highest",
+    }
+
+
+def _result_facts(result: QuantizeGgufResult) -> dict[str, str]:
+    types = ", ".join(f"{name} {count}" for name, count in result.tensor_types.items())
+    facts = {
+        "file": str(result.output),
+        "size": f"{result.bytes:,} bytes ({result.bytes / 1e9:.3f} GB)",
+        "SHA-256": result.sha256,
+        "architecture": result.architecture,
+        "level": result.level,
+        "parameters": f"{result.n_parameters:,}",
+        "bits per weight": f"{result.bits_per_weight:.4f}",
+        "tensors": types,
+        "types decided by": f"llama.cpp ({result.type_policy})",
+        "validated": f"yes, it generated {result.generated_text!r}" if result.validated else "no",
+        "time": f"{result.seconds:.1f} s ({result.cpu_seconds:.1f} s of CPU)",
+        "peak memory": f"{result.peak_rss_bytes / 1e9:.2f} GB",
+    }
+    if result.resumed_from_layer is not None:
+        facts["resumed"] = f"after {result.resumed_from_layer} of {result.n_layers} layers"
+    return facts
+
+
+def _facts(facts: dict[str, str]) -> Table:
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table

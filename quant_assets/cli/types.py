@@ -1,0 +1,78 @@
+"""`quant-assets types`: every way to store weights, with exact and nominal bits."""
+
+import json
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quant_assets.formats.estimates import parse_parameter_count
+from quant_assets.formats.quantization_types import QuantizationType, quantization_types
+
+_MIN_WIDTH = 140
+_TITLES = {
+    "float": "floats",
+    "gguf_tensor": "GGUF tensor types",
+    "gguf_level": "GGUF levels (bits of llama.cpp's mixture on Llama 3 8B)",
+    "gptq": "GPTQ (matrices of 4096 x 4096)",
+    "awq": "AWQ (matrices of 4096 x 4096)",
+}
+
+
+def types(
+    params: Annotated[
+        str, typer.Option(help="Number of parameters for the size columns, such as 7B.")
+    ] = "7B",
+    output_format: Annotated[
+        Literal["human", "json"], typer.Option("--format", help="How to print.")
+    ] = "human",
+) -> None:
+    """Quantization types: exact and nominal bits, compression, size, and when to choose which."""
+    n_parameters = parse_parameter_count(params)
+    entries = quantization_types()
+    if output_format == "json":
+        typer.echo(json.dumps([_as_json(entry, n_parameters) for entry in entries], indent=2))
+        return
+    console = Console(highlight=False, markup=False)
+    # Cut into a narrow column, the advice would make every row five lines high.
+    console.width = max(console.width, _MIN_WIDTH)
+    for kind, title in _TITLES.items():
+        console.print(
+            _table(title, [entry for entry in entries if entry.kind == kind], params, n_parameters)
+        )
+    console.print(
+        "GB are 10^9 bytes; sizes and compression use the exact bits. A whole GPTQ or AWQ model is "
+        "larger: its embeddings stay at 16 bits (see `quant-assets estimate`).",
+    )
+
+
+def _table(title: str, entries: list[QuantizationType], params: str, n_parameters: int) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("type", no_wrap=True)
+    for column in ("bits", "nominal", "vs F32", "vs F16", f"{params} GB", "nominal GB"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("when to choose it")
+    for entry in entries:
+        table.add_row(
+            entry.name,
+            f"{entry.exact_bits_per_weight:.4f}",
+            f"{entry.nominal_bits_per_weight:g}",
+            f"{entry.compression_vs_f32:.2f}x",
+            f"{entry.compression_vs_f16:.2f}x",
+            f"{entry.size_gb(n_parameters):.1f}",
+            f"{entry.nominal_size_gb(n_parameters):.1f}",
+            entry.when_to_choose,
+        )
+    return table
+
+
+def _as_json(entry: QuantizationType, n_parameters: int) -> dict[str, object]:
+    return {
+        **entry.model_dump(),
+        "compression_vs_f32": entry.compression_vs_f32,
+        "compression_vs_f16": entry.compression_vs_f16,
+        "n_parameters": n_parameters,
+        "size_gb": entry.size_gb(n_parameters),
+        "nominal_size_gb": entry.nominal_size_gb(n_parameters),
+    }

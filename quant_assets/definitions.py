@@ -1,0 +1,49 @@
+"""Everything that Dagster serves, assembled from the configuration of this installation."""
+
+import dagster as dg
+
+from quant_assets.assets.artifacts import build_gguf_artifacts, build_source_model
+from quant_assets.assets.benchmarks import build_benchmark_results
+from quant_assets.assets.listings import build_listings
+from quant_assets.assets.marts import build_marts, dbt_project, dbt_resource
+from quant_assets.assets.tables import build_tables
+from quant_assets.automation.checks import build_checks
+from quant_assets.automation.jobs import build_jobs
+from quant_assets.automation.schedules import build_schedules
+from quant_assets.automation.sensors import build_sensors
+from quant_assets.bench.variants import load_settings, load_variants
+from quant_assets.models.config import load_models
+from quant_assets.resources.llama_cpp import LlamaCpp
+from quant_assets.resources.stores import DataRoot
+from quant_assets.settings import Settings, get_settings
+
+
+def build_definitions(settings: Settings) -> dg.Definitions:
+    """The graph of one installation: listings, an asset group a model, warehouse and marts."""
+    models = load_models(settings.models_yaml)
+    variants = load_variants(settings.variants_yaml)
+    bench_settings = load_settings(settings.variants_yaml)
+    dbt = dbt_project(settings)
+    jobs = build_jobs(models)
+    return dg.Definitions(
+        assets=[
+            *build_listings(),
+            *(build_source_model(model) for model in models),
+            *(build_gguf_artifacts(model) for model in models),
+            *(build_benchmark_results(model, variants, bench_settings) for model in models),
+            *build_tables(models, variants),
+            build_marts(dbt),
+        ],
+        asset_checks=build_checks(models),
+        jobs=jobs,
+        schedules=build_schedules(jobs),
+        sensors=build_sensors(jobs),
+        resources={
+            "data_root": DataRoot(home=str(settings.home), data=str(settings.data)),
+            "llama_cpp": LlamaCpp(),
+            "dbt": dbt_resource(dbt),
+        },
+    )
+
+
+defs: dg.Definitions = build_definitions(get_settings())

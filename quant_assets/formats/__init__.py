@@ -1,0 +1,1 @@
+"""Quantization formats: types, levels, sizes, memory, and what each backend can do."""

@@ -1,0 +1,83 @@
+"""Normalized rows -> rows with the figures of their card and what fits on it."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from quant_assets.listings.heuristics.catalog import make_strategy
+from quant_assets.listings.heuristics.strategy import (
+    GpuFacts,
+    HeuristicStrategy,
+    apply_strategies,
+)
+from quant_assets.listings.registry import GpuRegistry
+from quant_assets.listings.stages import EnrichedListings, NormalizedListings
+
+CAPACITY_COLUMN = "quantization_capacity"
+
+
+def enrich(
+    normalized: NormalizedListings,
+    registry: GpuRegistry,
+    *,
+    bits: Sequence[int] = (4,),
+    overhead_gb: float = 2.0,
+    quantize_metric: bool = True,
+    heuristics: Sequence[str] = (),
+) -> EnrichedListings:
+    """Add memory, bandwidth, power and prices per GPU and per GB to every row.
+
+    With `quantize_metric` also how many copies of common model sizes fit one GPU at `bits`, after
+    `overhead_gb` of each GPU, as a JSON column and one column for each size, and whether the GPU
+    is `quantization_capable`. `heuristics` names further strategies. Raises `InputError` for an
+    unknown strategy or a wrong option.
+    """
+    strategies = chosen_strategies(bits, overhead_gb, quantize_metric, heuristics)
+    workspace = normalized.workspace
+    cards = workspace.add_frame("cards", card_table(registry, strategies))
+    rows = workspace.new_name("enriched")
+    workspace.query(
+        f"""
+        CREATE TABLE {rows} AS
+        SELECT offers.* EXCLUDE (extra), cards.* EXCLUDE (canonical_name),
+               vram_gb * gpu_count AS total_vram_gb,
+               price_per_gpu_usd / vram_gb AS price_per_gb_usd, extra
+        FROM {normalized.rows} AS offers JOIN {cards} AS cards USING (canonical_name)
+        ORDER BY position
+        """  # noqa: S608, own names
+    )
+    return EnrichedListings(workspace, rows)
+
+
+def chosen_strategies(
+    bits: Sequence[int], overhead_gb: float, quantize_metric: bool, heuristics: Sequence[str] = ()
+) -> list[HeuristicStrategy]:
+    """The strategies that the options ask for; raises `InputError` for a wrong one."""
+    chosen: list[HeuristicStrategy] = []
+    if quantize_metric:
+        capacity = make_strategy(CAPACITY_COLUMN, bits=tuple(bits), overhead_gb=overhead_gb)
+        chosen = [capacity, make_strategy("quantization_capable")]
+    taken = {strategy.name for strategy in chosen}
+    return chosen + [make_strategy(name) for name in heuristics if name not in taken]
+
+
+def card_table(registry: GpuRegistry, strategies: Sequence[HeuristicStrategy]) -> pd.DataFrame:
+    """One row for each card of the registry with its figures and the strategies' answers."""
+    facts = pd.DataFrame([GpuFacts.of(gpu).model_dump() for gpu in registry.all])
+    figures = pd.DataFrame(
+        {
+            "canonical_name": [gpu.canonical_name for gpu in registry.all],
+            "gpu_vendor": [gpu.vendor for gpu in registry.all],
+            "gpu_family": [gpu.family for gpu in registry.all],
+            "form_factor": [gpu.form_factor for gpu in registry.all],
+            "release_year": [gpu.release_year for gpu in registry.all],
+            "vram_gb": [gpu.vram_gb for gpu in registry.all],
+            "memory_bandwidth_gb_s": pd.Series(
+                [gpu.memory_bandwidth_gb_s for gpu in registry.all], dtype="Float64"
+            ),
+            "tdp_w": pd.Series([gpu.tdp_w for gpu in registry.all], dtype="Int64"),
+            "mig_instances": [gpu.mig_instances for gpu in registry.all],
+        }
+    )
+    answers = apply_strategies(facts, strategies).drop(columns=list(facts.columns))
+    return pd.concat([figures, answers], axis=1)

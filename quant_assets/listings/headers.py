@@ -1,0 +1,99 @@
+"""What the columns of a listing file mean, recognized by their usual header names."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quant_assets.errors import InputError
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_ALIASES = {
+    "title": _names(
+        "title listing_title product_title offer_title name product_name item_name listing product "
+        "item offer gpu_name gpu_model gpu model canonical_name description"
+    ),
+    "seller": _names("seller seller_name vendor shop store merchant provider cloud marketplace"),
+    "price_text": _names(
+        "price price_text list_price unit_price sale_price amount price_usd usd_price price_eur "
+        "price_gbp cost hourly_price price_per_hour price_hourly hourly_rate usd_per_hour "
+        "price_usd_per_hour price_per_hour_usd hourly_price_usd price_h usd_h"
+    ),
+    "currency": _names("currency currency_code price_currency ccy"),
+    "price_unit": _names("price_unit unit period billing_period price_period per billing"),
+    "url": _names("url link href product_url listing_url offer_url permalink"),
+    "condition": _names("condition item_condition state"),
+    "region": _names("region location country zone"),
+    "gpu_count_text": _names("gpu_count_text gpu_count num_gpus gpus number_of_gpus n_gpus"),
+    "listed_at": _names("listed_at date listed scraped_at fetched_at timestamp created_at seen_at"),
+}
+"""Header names of each column, the most telling first; compared without case and punctuation."""
+
+TEXT_COLUMNS = tuple(_ALIASES)
+"""The columns of a raw listing, as text as written."""
+
+_HOURLY_HEADER = re.compile(r"hour|(?:^|_)h(?:$|_)")
+_CURRENCY_HEADER = re.compile(r"(?:^|_)(usd|eur|gbp)(?:$|_)")
+
+
+@dataclass(frozen=True)
+class ColumnMap:
+    """Where the columns of a raw listing are in a file, and what its headers say about prices."""
+
+    positions: dict[str, int]
+    """Column of a raw listing -> index of the file's column."""
+    others: dict[str, int]
+    """The file's further columns: name as written -> index."""
+    currency: str | None = None
+    """Currency that the header of the price column states, such as `price_eur`."""
+    price_unit: str | None = None
+    """"hour" when the header of the price column says so."""
+
+
+def header_key(name: str) -> str:
+    """The form of a header in which names are compared: `Price / Hour` is `price_hour`."""
+    return re.sub(r"[^a-z0-9]+", "_", name.casefold().replace("$", " usd ")).strip("_")
+
+
+def map_columns(header: Sequence[str]) -> ColumnMap | None:
+    """Recognize the columns of `header`, or return None when none of them is a title."""
+    keys = [header_key(name) for name in header]
+    positions: dict[str, int] = {}
+    for column, aliases in _ALIASES.items():
+        found = next((keys.index(alias) for alias in aliases if alias in keys), None)
+        if found is not None:
+            positions[column] = found
+    if "title" not in positions:
+        return None
+    used = set(positions.values())
+    others: dict[str, int] = {}
+    for index, name in enumerate(header):
+        if index not in used:
+            label = name.strip() or f"column_{index + 1}"
+            others[label if label not in others else f"{label}_{index + 1}"] = index
+    price_key = keys[positions["price_text"]] if "price_text" in positions else ""
+    currency = _CURRENCY_HEADER.search(price_key)
+    return ColumnMap(
+        positions,
+        others,
+        currency=currency[1].upper() if currency else None,
+        price_unit="hour" if _HOURLY_HEADER.search(price_key) else None,
+    )
+
+
+def require_columns(header: Sequence[str], file: Path) -> ColumnMap:
+    """Recognize the columns of `header`; raise `InputError` when none of them is a title."""
+    columns = map_columns(header)
+    if columns is None:
+        shown = ", ".join(repr(name[:60]) for name in header[:20]) or "none"
+        raise InputError(
+            f"The file {file} has no column with a title of the offer (line 1).",
+            f"Its columns are: {shown}.",
+            "Name one column 'title' (or name, product, model), and separate the columns by a "
+            "comma, semicolon, tab or vertical bar.",
+        )
+    return columns

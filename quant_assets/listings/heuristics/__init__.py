@@ -1,0 +1,1 @@
+"""Heuristics: strategies that judge a GPU for quantized models, behind one interface."""

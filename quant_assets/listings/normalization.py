@@ -1,0 +1,212 @@
+"""Raw rows -> rows with their card and price, or a reason; duplicates collapsed and counted.
+
+Titles and prices are read once per distinct text; rows meet the results in DuckDB joins.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from quant_assets.listings.exchange_rates import ExchangeRates, load_exchange_rates
+from quant_assets.listings.matching import TitleMatcher
+from quant_assets.listings.prices import PLAUSIBLE_USD_PER_GPU, read_price
+from quant_assets.listings.quarantine import QuarantineReason
+from quant_assets.listings.registry import GpuRegistry
+from quant_assets.listings.stages import NormalizedListings, RawListings, Workspace
+
+MAX_GPU_COUNT = 1024
+"""More GPUs than this in one offer is a slip of the pen."""
+
+_CANDIDATE_SEPARATOR = "; "
+
+
+def normalize(
+    raw: RawListings,
+    registry: GpuRegistry,
+    *,
+    rates: ExchangeRates | None = None,
+    default_currency: str = "USD",
+) -> NormalizedListings:
+    """Find the card and read the price of every row; collapse duplicates.
+
+    Two rows are duplicates when seller, card, number of GPUs, price, condition, region and URL are
+    equal; where there is no URL, the title stands in for it. The first one is kept and counts the
+    others in `collapsed_duplicates`. `rates` default to the project's dated rates;
+    `default_currency` is that of prices without any.
+    """
+    rates = rates or load_exchange_rates()
+    workspace = raw.workspace
+    titles = _match_titles(workspace, raw.rows, registry)
+    prices = _read_prices(workspace, raw.rows, rates, default_currency)
+    judged = _judge(workspace, raw.rows, titles, prices)
+    quarantined = _set_aside(workspace, judged, raw.rejected)
+    rows = _collapse_duplicates(workspace, judged)
+    for table in (titles, prices, judged):
+        workspace.query(f"DROP TABLE {table}")
+    return NormalizedListings(workspace, rows, quarantined)
+
+
+def _match_titles(workspace: Workspace, rows: str, registry: GpuRegistry) -> str:
+    """A table with the match of every distinct title."""
+    titles = workspace.query(f"SELECT DISTINCT title FROM {rows} WHERE title IS NOT NULL")  # noqa: S608, own names
+    matcher = TitleMatcher(registry)
+    matches = [matcher.match(title) for (title,) in titles]
+    frame = pd.DataFrame(
+        {
+            "title": _texts([match.title for match in matches]),
+            "canonical_name": _texts([match.canonical_name for match in matches]),
+            "match_type": _texts([match.match_type for match in matches]),
+            "match_score": pd.Series([match.match_score for match in matches], dtype="float64"),
+            "title_gpu_count": pd.Series([match.gpu_count for match in matches], dtype="int64"),
+            "title_reason": _texts([match.reason for match in matches]),
+            "candidates": _texts(
+                [_CANDIDATE_SEPARATOR.join(match.candidates) or None for match in matches]
+            ),
+        }
+    )
+    return workspace.add_frame("title_matches", frame)
+
+
+def _read_prices(
+    workspace: Workspace, rows: str, rates: ExchangeRates, default_currency: str
+) -> str:
+    """A table with the reading of every distinct combination of price, currency and unit."""
+    texts = workspace.query(f"SELECT DISTINCT price_text, currency, price_unit FROM {rows}")  # noqa: S608, own names
+    prices = [read_price(*text, default_currency=default_currency) for text in texts]
+    usd = [
+        None
+        if price.amount is None or price.currency is None
+        else rates.usd(price.amount, price.currency)
+        for price in prices
+    ]
+    frame = pd.DataFrame(
+        {
+            "price_text": _texts([text[0] for text in texts]),
+            "currency": _texts([text[1] for text in texts]),
+            "price_unit": _texts([text[2] for text in texts]),
+            "amount": pd.Series([price.amount for price in prices], dtype="float64"),
+            "low_amount": pd.Series([price.low_amount for price in prices], dtype="float64"),
+            "price_currency": _texts([price.currency for price in prices]),
+            "price_kind": _texts([price.kind for price in prices]),
+            "amount_usd": pd.Series(usd, dtype="float64"),
+            "per_gpu": pd.Series([price.per_gpu for price in prices], dtype="bool"),
+            "price_reason": _texts([price.reason for price in prices]),
+        }
+    )
+    return workspace.add_frame("price_readings", frame)
+
+
+def _texts(values: Sequence[str | None]) -> "pd.Series[str]":
+    """A text column in which nothing is null, even where all of it is."""
+    return pd.Series([None if value is None else str(value) for value in values], dtype="str")
+
+
+def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
+    """A table of all rows with what was read from them and the first reason against them."""
+    judged = workspace.new_name("judged")
+    limits = " ".join(
+        f"WHEN price_kind = '{kind}' THEN amount_usd / priced_gpus NOT BETWEEN {low} AND {high}"
+        for kind, (low, high) in PLAUSIBLE_USD_PER_GPU.items()
+    )
+    workspace.query(
+        f"""
+        CREATE TABLE {judged} AS
+        WITH joined AS (
+            SELECT raw.* EXCLUDE (currency), titles.* EXCLUDE (title),
+                   prices.* EXCLUDE (price_text, price_unit, currency),
+                   TRY_CAST(raw.gpu_count_text AS DOUBLE) AS stated_gpu_count
+            FROM {rows} AS raw
+            LEFT JOIN {titles} AS titles ON raw.title = titles.title
+            LEFT JOIN {prices} AS prices
+                ON raw.price_text IS NOT DISTINCT FROM prices.price_text
+                AND raw.currency IS NOT DISTINCT FROM prices.currency
+                AND raw.price_unit IS NOT DISTINCT FROM prices.price_unit
+        ), counted AS (
+            SELECT *, CAST(coalesce(stated_gpu_count, title_gpu_count, 1) AS BIGINT) AS gpu_count,
+                   CASE WHEN per_gpu THEN 1
+                        ELSE greatest(coalesce(stated_gpu_count, title_gpu_count, 1), 1)
+                   END AS priced_gpus,
+                   gpu_count_text IS NOT NULL AND (
+                       stated_gpu_count IS NULL OR stated_gpu_count NOT BETWEEN 1 AND $max_gpu_count
+                       OR stated_gpu_count != floor(stated_gpu_count)
+                       OR (title_gpu_count > 1 AND title_gpu_count != stated_gpu_count)
+                   ) AS bad_gpu_count
+            FROM joined
+        )
+        SELECT *, coalesce(
+                   CASE WHEN title IS NULL THEN $missing_title END, title_reason,
+                   CASE WHEN bad_gpu_count THEN $invalid_gpu_count END, price_reason,
+                   CASE WHEN CASE {limits} ELSE false END THEN $absurd_price END
+               ) AS reason
+        FROM counted
+        """,  # noqa: S608, own names and numbers
+        {
+            "max_gpu_count": MAX_GPU_COUNT,
+            "missing_title": QuarantineReason.MISSING_TITLE.value,
+            "invalid_gpu_count": QuarantineReason.INVALID_GPU_COUNT.value,
+            "absurd_price": QuarantineReason.ABSURD_PRICE.value,
+        },
+    )
+    return judged
+
+
+def _set_aside(workspace: Workspace, judged: str, rejected: str) -> str:
+    """The table of all rows with a reason against them, said in words."""
+    words = workspace.add_frame(
+        "reasons",
+        pd.DataFrame(
+            {
+                "reason": [reason.value for reason in QuarantineReason],
+                "words": [reason.words for reason in QuarantineReason],
+            }
+        ),
+    )
+    quarantined = workspace.new_name("quarantined")
+    workspace.query(
+        f"""
+        CREATE TABLE {quarantined} AS
+        SELECT row_id, source_file, line_number, title, price_text, seller, url, reason,
+               concat_ws(' ', words, nullif(detail, '')) AS explanation, candidates
+        FROM (
+            SELECT row_id, source_file, line_number, title, price_text, seller, url, reason,
+                   candidates, '' AS detail
+            FROM {judged} WHERE reason IS NOT NULL
+            UNION ALL
+            SELECT row_id, source_file, line_number, title, NULL, NULL, NULL, reason, NULL, detail
+            FROM {rejected}
+        ) JOIN {words} USING (reason)
+        ORDER BY source_file, line_number
+        """  # noqa: S608, own names
+    )
+    return quarantined
+
+
+def _collapse_duplicates(workspace: Workspace, judged: str) -> str:
+    """The table of the rows to enrich, one for each offer."""
+    rows = workspace.new_name("normalized")
+    workspace.query(
+        f"""
+        CREATE TABLE {rows} AS
+        WITH repeated AS (
+            SELECT min(position) AS first, list(position) AS positions
+            FROM {judged} WHERE reason IS NULL
+            GROUP BY seller, canonical_name, gpu_count, amount, low_amount, price_currency,
+                     price_kind, per_gpu, condition, region, coalesce(url, title)
+            HAVING count(*) > 1
+        ), members AS (
+            SELECT first, unnest(positions) AS position, len(positions) - 1 AS others FROM repeated
+        )
+        SELECT position, row_id, source_file, line_number, title, seller, url, condition, region,
+               listed_at, canonical_name, match_type, match_score, gpu_count, price_text,
+               CASE WHEN per_gpu THEN amount * gpu_count ELSE amount END AS price,
+               CASE WHEN per_gpu THEN low_amount * gpu_count ELSE low_amount END AS price_low,
+               price_currency AS currency, price_kind,
+               amount_usd * CASE WHEN per_gpu THEN gpu_count ELSE 1 END AS price_usd,
+               amount_usd / priced_gpus AS price_per_gpu_usd,
+               coalesce(others, 0) AS collapsed_duplicates, extra
+        FROM {judged} LEFT JOIN members USING (position)
+        WHERE reason IS NULL AND (first IS NULL OR first = position)
+        ORDER BY position
+        """  # noqa: S608, own names
+    )
+    return rows

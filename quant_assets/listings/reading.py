@@ -1,0 +1,566 @@
+"""Listing files in: CSV, JSON and Parquet, with everything that is wrong with such files.
+
+Every row of a file becomes one row of its Parquet snapshot, either as text as written or with the
+reason why it could not be read. Snapshots are named by the file's content, so an unchanged file is
+not parsed again. A well-formed UTF-8 CSV file is parsed by DuckDB; any doubt about a file sends it
+to the line-by-line parser, which loses no row.
+"""
+
+import codecs
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import duckdb
+import pandas as pd
+from duckdb import DuckDBPyConnection
+
+from quant_assets.atomic_files import atomic_path
+from quant_assets.errors import InputError
+from quant_assets.listings.headers import TEXT_COLUMNS, map_columns, require_columns
+from quant_assets.listings.quarantine import QuarantineReason
+from quant_assets.listings.stages import RawListings, ReadFile, Workspace
+
+MAX_LINE_CHARACTERS = 131_072
+"""A longer line is no listing; also the csv module's own limit for a field."""
+MAX_RECORD_LINES = 20
+"""Lines that one quoted record may span before its quote counts as never closed."""
+
+_PARSER_VERSION = 1
+"""Part of a snapshot's name; raise it whenever parsing changes."""
+_DELIMITERS = (",", ";", "\t", "|")
+_CHUNK_ROWS = 50_000
+_SHOWN_CHARACTERS = 200
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A row that could not be read, with the beginning of its text."""
+
+    line_number: int
+    text: str
+    reason: QuarantineReason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Fields:
+    """The fields of one row as text, in the order of the header."""
+
+    line_number: int
+    values: Sequence[str | None]
+
+
+@dataclass(frozen=True)
+class _FileFacts:
+    sha256: str
+    encoding: str
+    lines: int
+    has_nul: bool
+
+
+def read_raw(paths: Sequence[Path], *, snapshots: Path | None = None) -> RawListings:
+    """Read listing files and folders of them.
+
+    `snapshots` is the folder where parsed files are kept by their content hash. A faulty file among
+    several becomes one quarantined row; when none can be read, its `InputError` is raised. Raises
+    `InputError` for a path that is missing or has an unknown extension.
+    """
+    files = expand_paths(paths)
+    workspace = Workspace.create()
+    folder = snapshots or workspace.path("snapshots")
+    read: list[ReadFile] = []
+    faults: list[tuple[str, InputError]] = []
+    for source_file, path in files:
+        try:
+            read.append(_read_file(source_file, path, folder))
+        except InputError as error:
+            faults.append((source_file, error))
+    if not read:
+        raise faults[0][1]
+    return _assemble(workspace, read, faults)
+
+
+def expand_paths(paths: Sequence[Path]) -> list[tuple[str, Path]]:
+    """The listing files that `paths` mean, each with the name that rows carry.
+
+    A file in a given folder is named by its path inside the folder.
+    """
+    found: list[tuple[str, Path]] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(
+                file
+                for file in path.rglob("*")
+                if file.is_file()
+                and file.suffix.lower() in _PARSERS
+                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            )
+            if not inside:
+                raise InputError(
+                    f"The folder {path} holds no listing files.",
+                    f"Listing files end in {', '.join(_PARSERS)}.",
+                    "Put a listing file there, or name another folder.",
+                )
+            found += [(file.relative_to(path).as_posix(), file) for file in inside]
+        elif not path.is_file():
+            raise InputError(
+                f"The input {path} does not exist.",
+                "It is neither a file nor a folder.",
+                "Check the path.",
+            )
+        elif path.suffix.lower() not in _PARSERS:
+            raise InputError(
+                f"The input {path} has an unknown extension.",
+                f"Listing files end in {', '.join(_PARSERS)}.",
+                "Rename or convert the file.",
+            )
+        else:
+            found.append((path.name, path))
+    names = [name for name, _ in found]
+    return [(name if names.count(name) == 1 else path.as_posix(), path) for name, path in found]
+
+
+def _read_file(source_file: str, path: Path, folder: Path) -> ReadFile:
+    """Parse one file into its snapshot, unless the snapshot is already there."""
+    facts = _inspect(path)
+    snapshot = folder / f"{facts.sha256}{path.suffix.lower()}.v{_PARSER_VERSION}.parquet"
+    parsed = not snapshot.exists()
+    if parsed:
+        with atomic_path(snapshot) as temporary, duckdb.connect(":memory:") as connection:
+            _PARSERS[path.suffix.lower()](connection, path, facts, temporary)
+    with duckdb.connect(":memory:") as connection:
+        rows, rejected = connection.execute(
+            "SELECT count(*) FILTER (reason IS NULL), count(reason) FROM read_parquet(?)",
+            [str(snapshot)],
+        ).fetchall()[0]
+    if rows + rejected == 0:
+        raise InputError(
+            f"The file {path} has no rows (after line 1).",
+            "It has a header only." if path.suffix.lower() != ".json" else "Its list is empty.",
+            "Export the listings again, or leave the file out.",
+        )
+    return ReadFile(source_file, facts.sha256, snapshot, parsed, rows, rejected)
+
+
+def _inspect(path: Path) -> _FileFacts:
+    """Hash the file and find out how its text is stored, in one pass."""
+    digest = hashlib.sha256()
+    lines, size, has_nul, last = 0, 0, False, b"\n"
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    utf8 = True
+    bom = None
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                if size == 0:
+                    bom = next((name for mark, name in _BOMS if block.startswith(mark)), None)
+                digest.update(block)
+                size += len(block)
+                lines += block.count(b"\n")
+                has_nul = has_nul or b"\0" in block
+                last = block[-1:]
+                if utf8:
+                    try:
+                        decoder.decode(block)
+                    except UnicodeDecodeError:
+                        utf8 = False
+    except OSError as error:
+        raise InputError(
+            f"The file {path} cannot be read.", f"{error.strerror}.", "Check its permissions."
+        ) from error
+    if size == 0:
+        raise InputError(
+            f"The file {path} is empty (line 1).",
+            "It has neither a header nor rows.",
+            "Export the listings again, or leave the file out.",
+        )
+    encoding = bom or ("utf-8" if utf8 else "cp1252")
+    return _FileFacts(digest.hexdigest(), encoding, lines + (last != b"\n"), has_nul)
+
+
+def _parse_csv(
+    connection: DuckDBPyConnection, path: Path, facts: _FileFacts, snapshot: Path
+) -> None:
+    with path.open(encoding=facts.encoding, errors="replace", newline="") as stream:
+        first = stream.readline(MAX_LINE_CHARACTERS)
+        start = 1
+        delimiter: str | None = None
+        if first.casefold().startswith("sep=") and len(first.strip()) == 5:
+            delimiter, first, start = first.strip()[4], stream.readline(MAX_LINE_CHARACTERS), 2
+        header, delimiter = _read_header(first, delimiter, path)
+        plain = facts.encoding.startswith("utf-8") and not facts.has_nul and start == 1
+        if plain and _load_clean_csv(connection, path, facts, delimiter, len(header)):
+            _write_snapshot(connection, header, [], path, snapshot)
+            return
+        rows = _csv_rows(stream, delimiter, len(header), start + 1)
+        _collect(connection, rows, header, path, snapshot)
+
+
+def _read_header(line: str, delimiter: str | None, path: Path) -> tuple[list[str], str]:
+    """The header's fields and the delimiter with which they make the most sense."""
+    if "\0" in line:
+        raise InputError(
+            f"The file {path} is not a text file (NUL byte in line 1).",
+            "It is UTF-16 without a byte-order mark, or not a CSV file at all.",
+            "Save it as UTF-8 text with a header line.",
+        )
+    if len(line) >= MAX_LINE_CHARACTERS:
+        raise InputError(
+            f"The header of the file {path} is longer than {MAX_LINE_CHARACTERS} characters "
+            "(line 1).",
+            "A header line names the columns.",
+            "Put a header in the first line.",
+        )
+    best: tuple[int, list[str], str] | None = None
+    for candidate in (delimiter,) if delimiter else _DELIMITERS:
+        fields = _split(line, candidate)
+        if not isinstance(fields, list):
+            continue
+        columns = map_columns(fields)
+        if columns is not None and (best is None or len(columns.positions) > best[0]):
+            best = len(columns.positions), fields, candidate
+    if best is None:
+        widest = max((line.count(sign), sign) for sign in _DELIMITERS)[1]
+        fields = _split(line, widest)
+        require_columns(fields if isinstance(fields, list) else [line.strip()], path)
+        raise AssertionError("a header without a title was accepted")
+    return best[1], best[2]
+
+
+def _load_clean_csv(
+    connection: DuckDBPyConnection, path: Path, facts: _FileFacts, delimiter: str, width: int
+) -> bool:
+    """Load a file without any fault and with one line a row; False for any other file."""
+    columns = "{" + ", ".join(f"'c{index}': 'VARCHAR'" for index in range(width)) + "}"
+    try:
+        loaded = connection.execute(
+            "CREATE TEMP TABLE parsed AS SELECT row_number() OVER () + 1 AS line_number, * FROM "
+            "read_csv(?, delim=?, quote='\"', escape='\"', header=false, skip=1, all_varchar=true,"
+            f" auto_detect=false, strict_mode=true, null_padding=false, columns={columns},"
+            f" max_line_size={MAX_LINE_CHARACTERS})",
+            [str(path), delimiter],
+        ).fetchall()
+    except duckdb.Error:
+        return False
+    return bool(loaded[0][0] == facts.lines - 1)
+
+
+def _csv_rows(
+    stream: TextIO, delimiter: str, width: int, first_line: int
+) -> Iterator[Fields | Rejected]:
+    """The rows after the header; what is wrong with one row does not touch the next."""
+    lines = _numbered_lines(stream, first_line)
+    waiting: list[tuple[int, str, bool]] = []
+    while True:
+        line = waiting.pop(0) if waiting else next(lines, None)
+        if line is None:
+            return
+        number, text, too_long = line
+        if too_long:
+            detail = f"More than {MAX_LINE_CHARACTERS} characters."
+            yield _reject(number, text, QuarantineReason.LINE_TOO_LONG, detail)
+        elif "\0" in text:
+            yield _reject(number, text, QuarantineReason.NUL_BYTE, "")
+        elif text.strip():
+            fields = _split(text, delimiter)
+            if fields is None:
+                waiting += islice(lines, MAX_RECORD_LINES - 1 - len(waiting))
+                fields, taken = _join_lines(text, waiting, delimiter, width)
+                del waiting[:taken]
+            if not isinstance(fields, list):
+                detail = fields or "The quote is not closed."
+                yield _reject(number, text, QuarantineReason.BROKEN_QUOTES, detail)
+            else:
+                yield _checked(number, text, fields, width)
+
+
+def _numbered_lines(stream: TextIO, number: int) -> Iterator[tuple[int, str, bool]]:
+    """Line number, text, and whether the line was cut for its length."""
+    while text := stream.readline(MAX_LINE_CHARACTERS):
+        too_long = len(text) == MAX_LINE_CHARACTERS and text[-1] not in "\r\n"
+        rest = text
+        while too_long and rest and rest[-1] not in "\r\n":
+            rest = stream.readline(MAX_LINE_CHARACTERS)
+        yield number, text, too_long
+        number += 1
+
+
+def _split(text: str, delimiter: str) -> list[str] | str | None:
+    """The fields of one record, None when a quote is still open, or what is wrong with it."""
+    try:
+        rows = list(csv.reader([text], delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        return None if "unexpected end" in str(error) else f"{error}."
+    return rows[0] if rows else []
+
+
+def _join_lines(
+    text: str, waiting: Sequence[tuple[int, str, bool]], delimiter: str, width: int
+) -> tuple[list[str] | str | None, int]:
+    """Close an open quote with the following lines; also how many of them were taken."""
+    for taken, (_, following, too_long) in enumerate(waiting, start=1):
+        if too_long or "\0" in following:
+            break
+        text += following
+        if len(text) > MAX_LINE_CHARACTERS:
+            break
+        if '"' not in following:
+            continue
+        fields = _split(text, delimiter)
+        if isinstance(fields, list):
+            # A quote that closes in a row of another width was never meant to span lines.
+            return (fields, taken) if len(fields) == width else (None, 0)
+        if fields is not None:
+            break
+    return None, 0
+
+
+def _checked(number: int, text: str, fields: list[str], width: int) -> Fields | Rejected:
+    if len(fields) > width and not any(field.strip() for field in fields[width:]):
+        fields = fields[:width]
+    if len(fields) != width:
+        detail = f"{len(fields)} fields, the header has {width}."
+        return _reject(number, text, QuarantineReason.WRONG_FIELD_COUNT, detail)
+    return Fields(number, [field.strip() for field in fields])
+
+
+def _reject(number: int, text: str, reason: QuarantineReason, detail: str) -> Rejected:
+    return Rejected(number, text[:_SHOWN_CHARACTERS].replace("\0", "\\0").strip(), reason, detail)
+
+
+def _parse_json(
+    connection: DuckDBPyConnection, path: Path, facts: _FileFacts, snapshot: Path
+) -> None:
+    text = path.read_text(encoding=facts.encoding, errors="replace").lstrip("\ufeff")
+    lines = path.suffix.lower() != ".json" or _is_json_lines(text)
+    values = _json_lines(text) if lines else _json_list(text, path)
+    header: dict[str, None] = {}
+    for _, value in values:
+        if isinstance(value, dict):
+            header.update(dict.fromkeys(map(str, value)))
+    names = list(header)
+    _collect(connection, _json_rows(values, names), names, path, snapshot)
+
+
+def _is_json_lines(text: str) -> bool:
+    lines = [line for line in text.splitlines()[:3] if line.strip()]
+    return len(lines) > 1 and all(line.startswith("{") and line.endswith("}") for line in lines)
+
+
+def _json_lines(text: str) -> list[tuple[int, Any]]:
+    """Line number and value of each line; a line that is no JSON stays a string."""
+    values: list[tuple[int, Any]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            values.append((number, _json_value(line)))
+        except (ValueError, RecursionError):
+            values.append((number, line))
+    return values
+
+
+def _json_list(text: str, path: Path) -> list[tuple[int, Any]]:
+    """Place (from 1) and value of each element of the list."""
+    try:
+        value = _json_value(text)
+    except (ValueError, RecursionError) as error:
+        where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "line 1"
+        raise InputError(
+            f"The file {path} is not valid JSON ({where}).",
+            f"{error}.",
+            "Correct the file; it must hold a list of objects, or one object a line.",
+        ) from error
+    if isinstance(value, dict):
+        lists = [item for item in value.values() if isinstance(item, list)]
+        value = lists[0] if len(lists) == 1 else [value]
+    if not isinstance(value, list):
+        raise InputError(
+            f"The file {path} holds no list of listings (line 1).",
+            "Its JSON value is neither a list nor an object.",
+            "Give a list of objects, or one object a line.",
+        )
+    return list(enumerate(value, start=1))
+
+
+def _json_value(text: str) -> Any:
+    """JSON with its numbers as the text that was written."""
+    return json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
+
+
+def _json_rows(
+    values: Iterable[tuple[int, Any]], names: Sequence[str]
+) -> Iterator[Fields | Rejected]:
+    for number, value in values:
+        if not isinstance(value, dict):
+            text = value if isinstance(value, str) else json.dumps(value)
+            yield _reject(number, text, QuarantineReason.NOT_AN_OBJECT, "")
+        elif any("\0" in str(item) for item in value.values()):
+            yield _reject(number, json.dumps(value), QuarantineReason.NUL_BYTE, "")
+        else:
+            yield Fields(number, [_json_text(value.get(name)) for name in names])
+
+
+def _json_text(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _parse_parquet(
+    connection: DuckDBPyConnection, path: Path, facts: _FileFacts, snapshot: Path
+) -> None:
+    del facts
+    try:
+        described = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(path)])
+        header = [row[0] for row in described.fetchall()]
+        require_columns(header, path)
+        names = ", ".join(f"c{index}" for index in range(len(header)))
+        texts = ", ".join(f"CAST(c{index} AS VARCHAR) AS c{index}" for index in range(len(header)))
+        connection.execute(
+            f"CREATE TEMP TABLE parsed AS SELECT row_number() OVER () AS line_number, {texts} "  # noqa: S608, generated names
+            f"FROM read_parquet(?) AS t({names})",
+            [str(path)],
+        ).fetchall()
+    except duckdb.Error as error:
+        raise InputError(
+            f"The file {path} cannot be read as Parquet.",
+            str(error).splitlines()[0],
+            "Write it again, or give the listings as CSV or JSON.",
+        ) from error
+    _write_snapshot(connection, header, [], path, snapshot)
+
+
+def _collect(
+    connection: DuckDBPyConnection,
+    rows: Iterator[Fields | Rejected],
+    header: Sequence[str],
+    path: Path,
+    snapshot: Path,
+) -> None:
+    """Gather parsed rows in DuckDB, some thousands at a time, and write the snapshot."""
+    names = [f"c{index}" for index in range(len(header))]
+    declared = ", ".join(f"{name} VARCHAR" for name in names)
+    connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE parsed (line_number BIGINT, {declared})"
+    ).fetchall()
+    rejected: list[Rejected] = []
+    while chunk := list(islice(rows, _CHUNK_ROWS)):
+        rejected += [row for row in chunk if isinstance(row, Rejected)]
+        fields = [(row.line_number, *row.values) for row in chunk if isinstance(row, Fields)]
+        if fields:
+            frame = pd.DataFrame(fields, columns=["line_number", *names])
+            connection.register("chunk", frame)
+            connection.execute("INSERT INTO parsed SELECT * FROM chunk").fetchall()
+            connection.unregister("chunk")
+    _write_snapshot(connection, header, rejected, path, snapshot)
+
+
+def _write_snapshot(
+    connection: DuckDBPyConnection,
+    header: Sequence[str],
+    rejected: Sequence[Rejected],
+    path: Path,
+    snapshot: Path,
+) -> None:
+    """Name the columns of the table `parsed` and write it with the rejected rows."""
+    columns = require_columns(header, path)
+    parameters: list[str] = []
+    texts = []
+    stated = {"currency": columns.currency, "price_unit": columns.price_unit}
+    for name in TEXT_COLUMNS:
+        index = columns.positions.get(name)
+        text = "NULL" if index is None else f"nullif(trim(c{index}), '')"
+        if (value := stated.get(name)) is not None:
+            text = f"coalesce({text}, ?)"
+            parameters.append(value)
+        texts.append(f"CAST({text} AS VARCHAR) AS {name}")
+    pairs = []
+    for label, index in columns.others.items():
+        pairs.append(f"?, c{index}")
+        parameters.append(label)
+    extra = f"CAST(json_object({', '.join(pairs)}) AS VARCHAR)" if pairs else "CAST(NULL AS VARCHAR)"
+    reject_table = pd.DataFrame(
+        [(row.line_number, row.text, row.reason.value, row.detail) for row in rejected],
+        columns=["line_number", "title", "reason", "detail"],
+    )
+    connection.register("reject_rows", reject_table)
+    empty = ", ".join(f"NULL AS {name}" for name in TEXT_COLUMNS if name != "title")
+    query = f"""
+        COPY (SELECT line_number, {", ".join(texts)}, {extra} AS extra,
+               CAST(NULL AS VARCHAR) AS reason, CAST(NULL AS VARCHAR) AS detail
+        FROM parsed
+        UNION ALL BY NAME
+        SELECT CAST(line_number AS BIGINT) AS line_number, CAST(title AS VARCHAR) AS title, {empty},
+               NULL AS extra, CAST(reason AS VARCHAR) AS reason, CAST(detail AS VARCHAR) AS detail
+        FROM reject_rows) TO ? (FORMAT parquet)
+    """  # noqa: S608, column names of the project; labels and values are bound
+    connection.execute(query, [*parameters, str(snapshot)]).fetchall()
+
+
+def _assemble(
+    workspace: Workspace, read: Sequence[ReadFile], faults: Sequence[tuple[str, InputError]]
+) -> RawListings:
+    """All snapshots as one view of rows and one table of rejected rows."""
+    files = workspace.add_frame(
+        "files",
+        pd.DataFrame(
+            [(str(file.snapshot), file.source_file, number) for number, file in enumerate(read)],
+            columns=["snapshot", "source_file", "number"],
+        ),
+    )
+    paths = workspace.new_name("snapshots")
+    workspace.query(f"SET VARIABLE {paths} = ?", [sorted({str(file.snapshot) for file in read})])
+    # 2^40 lines a file: the position orders rows by file, then by line.
+    source = f"""
+        SELECT md5(concat_ws(chr(31), source_file, line_number, title, price_text, url)) AS row_id,
+               number * 1099511627776 + line_number AS position,
+               source_file, line_number, {", ".join(TEXT_COLUMNS)}, extra, reason, detail
+        FROM read_parquet(getvariable('{paths}'), filename=true) AS snapshots
+        JOIN {files} ON snapshots.filename = {files}.snapshot
+    """  # noqa: S608, names of the project
+    rows = workspace.new_name("raw_rows")
+    workspace.query(
+        f"CREATE VIEW {rows} AS SELECT * EXCLUDE (reason, detail) FROM ({source}) "  # noqa: S608, own names
+        "WHERE reason IS NULL"
+    )
+    rejected = workspace.new_name("raw_rejected")
+    workspace.query(
+        f"CREATE TABLE {rejected} AS SELECT row_id, source_file, line_number, title, reason, detail "  # noqa: S608, own names
+        f"FROM ({source}) WHERE reason IS NOT NULL"
+    )
+    for name, error in faults:
+        workspace.query(
+            f"INSERT INTO {rejected} VALUES (md5($name), $name, 1, $name, $reason, $detail)",  # noqa: S608, own names
+            {
+                "name": name,
+                "reason": QuarantineReason.UNREADABLE_FILE.value,
+                "detail": f"{error.what} {error.why}",
+            },
+        )
+    return RawListings(workspace, rows, rejected, tuple(read))
+
+
+_Parser = Callable[[DuckDBPyConnection, Path, _FileFacts, Path], None]
+_PARSERS: dict[str, _Parser] = {
+    ".csv": _parse_csv,
+    ".tsv": _parse_csv,
+    ".txt": _parse_csv,
+    ".json": _parse_json,
+    ".jsonl": _parse_json,
+    ".ndjson": _parse_json,
+    ".parquet": _parse_parquet,
+}

@@ -1,0 +1,235 @@
+"""What passes from one stage of the listings to the next: tables in DuckDB, kept as Parquet."""
+
+import itertools
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import duckdb
+import pandas as pd
+from duckdb import DuckDBPyConnection
+
+from quant_assets.atomic_files import atomic_path
+from quant_assets.errors import CheckFailed, InputError
+
+MEMORY_LIMIT = "1GB"
+"""What DuckDB keeps in memory before it spills to disk; a market fits a small machine."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A DuckDB connection with a folder for what does not fit in memory; removed with it."""
+
+    connection: DuckDBPyConnection
+    folder: tempfile.TemporaryDirectory[str]
+    _numbers: "itertools.count[int]" = field(default_factory=itertools.count)
+
+    @classmethod
+    def create(cls) -> Self:
+        """A new, empty workspace."""
+        folder = tempfile.TemporaryDirectory(prefix="quant_assets_listings_")
+        connection = duckdb.connect(
+            ":memory:", config={"temp_directory": folder.name, "memory_limit": MEMORY_LIMIT}
+        )
+        return cls(connection, folder)
+
+    def path(self, name: str) -> Path:
+        """A file in the workspace's folder."""
+        return Path(self.folder.name) / name
+
+    def new_name(self, stem: str) -> str:
+        """A table name that nothing in the workspace has."""
+        return f"{stem}_{next(self._numbers)}"
+
+    def query(
+        self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()
+    ) -> list[tuple[Any, ...]]:
+        """Run one statement with bound parameters and return its rows."""
+        return self.connection.execute(sql, parameters or None).fetchall()
+
+    def add_frame(self, stem: str, frame: pd.DataFrame) -> str:
+        """Copy a frame into a new table and return its name."""
+        name = self.new_name(stem)
+        self.connection.register("incoming_frame", frame)
+        self.query(f"CREATE TABLE {name} AS SELECT * FROM incoming_frame")
+        self.connection.unregister("incoming_frame")
+        return name
+
+    def count(self, table: str) -> int:
+        """Number of rows of a table."""
+        return int(self.query(f"SELECT count(*) FROM {table}")[0][0])  # noqa: S608, own names
+
+    def frame(self, table: str, limit: int | None = None) -> pd.DataFrame:
+        """The first rows (default: all) of a table as a pandas frame."""
+        shown = self.count(table) if limit is None else limit
+        sql = f"SELECT * FROM {table} LIMIT ?"  # noqa: S608, own names
+        return self.connection.execute(sql, [shown]).df()
+
+
+@dataclass(frozen=True)
+class ReadFile:
+    """How one file was read."""
+
+    source_file: str
+    sha256: str
+    snapshot: Path
+    parsed: bool
+    """False when the snapshot of an unchanged file was used."""
+    rows: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Tables of one stage, by name in their workspace."""
+
+    workspace: Workspace
+    rows: str
+    """Name of the stage's main table."""
+
+    def frame(self, limit: int | None = None) -> pd.DataFrame:
+        """The first rows (default: all) of the main table."""
+        return self.workspace.frame(self.rows, limit)
+
+
+@dataclass(frozen=True)
+class RawListings(_Stage):
+    """Rows as text as written, and the rows that could not be read as such."""
+
+    rejected: str
+    files: tuple[ReadFile, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by what became of them."""
+        return {
+            "rows": self.workspace.count(self.rows),
+            "rejected": self.workspace.count(self.rejected),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the tables as Parquet into `folder`, each of them whole or not at all."""
+        _save(self.workspace, folder, {"rows": self.rows, "rejected": self.rejected})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote; raises `InputError` when it is not there."""
+        return cls(*_load(folder, ("rows", "rejected")))
+
+
+@dataclass(frozen=True)
+class NormalizedListings(_Stage):
+    """Rows with their card and price, duplicates collapsed, and the rows set aside."""
+
+    quarantined: str
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows by what became of them; together they are the rows that came in."""
+        kept, collapsed = self.workspace.query(
+            f"SELECT count(*), coalesce(sum(collapsed_duplicates), 0)::BIGINT FROM {self.rows}"  # noqa: S608, own names
+        )[0]
+        return {
+            "normalized": kept,
+            "collapsed_duplicates": collapsed,
+            "quarantined": self.workspace.count(self.quarantined),
+        }
+
+    @property
+    def match_rate(self) -> float | None:
+        """Share of the rows that came in whose card and price are known (0 to 1)."""
+        counts = self.counts
+        total = sum(counts.values())
+        return (total - counts["quarantined"]) / total if total else None
+
+    @property
+    def quarantine_counts(self) -> dict[str, int]:
+        """Quarantined rows by reason code, most first."""
+        return dict(
+            self.workspace.query(
+                f"SELECT reason, count(*) FROM {self.quarantined} GROUP BY reason ORDER BY 2 DESC, 1"  # noqa: S608, own names
+            )
+        )
+
+    def quarantined_frame(self, limit: int | None = None) -> pd.DataFrame:
+        """The first quarantined rows (default: all) with reason and explanation."""
+        return self.workspace.frame(self.quarantined, limit)
+
+    def save(self, folder: Path) -> None:
+        """Write the tables as Parquet into `folder`, each of them whole or not at all."""
+        _save(self.workspace, folder, {"rows": self.rows, "quarantined": self.quarantined})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote; raises `InputError` when it is not there."""
+        return cls(*_load(folder, ("rows", "quarantined")))
+
+
+@dataclass(frozen=True)
+class EnrichedListings(_Stage):
+    """Normalized rows with the figures of their card and, where asked for, its capacity."""
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows that were enriched."""
+        return {"enriched": self.workspace.count(self.rows)}
+
+    def save(self, folder: Path) -> None:
+        """Write the table as Parquet into `folder`, whole or not at all."""
+        _save(self.workspace, folder, {"rows": self.rows})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote; raises `InputError` when it is not there."""
+        return cls(*_load(folder, ("rows",)))
+
+
+def check_conservation(
+    raw: RawListings, normalized: NormalizedListings, enriched: EnrichedListings | None = None
+) -> dict[str, int]:
+    """Return the counts of all stages; raise `CheckFailed` when a row was lost or made up.
+
+    Rows in = rows enriched + rows quarantined + duplicates collapsed into a kept row.
+    """
+    counts = {**raw.counts, **normalized.counts}
+    received = counts["rows"] + counts["rejected"]
+    kept = counts["normalized"]
+    if enriched is not None:
+        counts.update(enriched.counts)
+        kept = counts["enriched"]
+    accounted = kept + counts["quarantined"] + counts["collapsed_duplicates"]
+    if received != accounted:
+        raise CheckFailed(
+            f"{received} rows came in and {accounted} are accounted for.",
+            "Rows in must equal rows kept, quarantined and collapsed together: "
+            + ", ".join(f"{name} {number}" for name, number in counts.items())
+            + ".",
+            "Do not use this output; keep the input files and report the fault.",
+        )
+    return counts
+
+
+def _save(workspace: Workspace, folder: Path, tables: Mapping[str, str]) -> None:
+    for name, table in tables.items():
+        with atomic_path(folder / f"{name}.parquet") as temporary:
+            workspace.query(f"COPY (SELECT * FROM {table}) TO ? (FORMAT parquet)", [str(temporary)])
+
+
+def _load(folder: Path, names: Sequence[str]) -> tuple[Any, ...]:
+    """A new workspace and the names of the tables that `_save` wrote."""
+    workspace = Workspace.create()
+    tables = []
+    for name in names:
+        path = folder / f"{name}.parquet"
+        if not path.is_file():
+            raise InputError(
+                f"The folder {folder} has no {path.name}.",
+                "The stage before this one has not been run, or its snapshot was removed.",
+                "Run the stage before this one.",
+            )
+        table = workspace.new_name(name)
+        workspace.query(f"CREATE TABLE {table} AS SELECT * FROM read_parquet(?)", [str(path)])  # noqa: S608, own names
+        tables.append(table)
+    return (workspace, *tables)

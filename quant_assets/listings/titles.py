@@ -1,0 +1,234 @@
+"""What a seller's title says: name tokens, memory, form factor, number of GPUs, kind of offer."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from quant_assets.listings.quarantine import QuarantineReason
+from quant_assets.listings.registry import Vendor
+
+VENDOR_WORDS: dict[str, Vendor] = {
+    "nvidia": "NVIDIA",
+    "nv": "NVIDIA",
+    "geforce": "NVIDIA",
+    "tesla": "NVIDIA",
+    "quadro": "NVIDIA",
+    "rtx": "NVIDIA",
+    "gtx": "NVIDIA",
+    "titan": "NVIDIA",
+    "amd": "AMD",
+    "ati": "AMD",
+    "radeon": "AMD",
+    "instinct": "AMD",
+    "intel": "Intel",
+    "arc": "Intel",
+    "apple": "Apple",
+    "mac": "Apple",
+    "macbook": "Apple",
+    "imac": "Apple",
+}
+"""Words of a title that say whose GPU it is."""
+
+MAX_TITLE_CHARACTERS = 500
+"""What of a title is read; names stand at its beginning."""
+
+_STARRED_COUNT = re.compile(r"^\s*(\d{1,2})\s*\*")
+_COMPARISON = re.compile(
+    r"\b(?:equivalent to|comparable (?:to|with)|better than|faster than|vs"
+    r"|(?:pulled|removed|taken) from)\b.*"
+)
+_NEGATION = re.compile(r"\b(?:not|no|non)[\s-]+(?:an? )?(?=sxm|pcie?\b|nvl\b|ti\b|super\b)\w+")
+_GLUED_PREFIX = re.compile(r"(?<=[a-z])(?=(?:rtx|gtx)[\s-]?\d{3})")
+_GLUED_MEMORY = re.compile(r"\b((?:rtx|gtx|rx)[\s-]?\d{4})(?=\d{1,2}\s?gb?\b)")
+_MEMORY_TYPE = r"gddr\d{1,2}x?|hbm\d?e?"
+_MEMORY = re.compile(
+    r"(?<![a-z0-9.,])o?(\d{1,3})\s*-?\s*(?:gigabytes?|gigs?|gib|gb|g)(?:d(\d)(x)?)?\b"
+    r"(?!\s*/\s*s)(?!\s*(?:of\s+)?(?:ddr[345]\w*\s+)?(?:ecc\s+)?(?:ram|ssd|nvme|hdd|storage|disk)\b)"
+)
+_MEMORY_PAIR = re.compile(r"(?<![\w.])(\d{1,3})\s*(?:gb?)?\s*/\s*(\d{1,3})\s*(?:gb?)?(?![\w.])")
+_MEMORY_TYPE_WORD = re.compile(rf"\b(?:({_MEMORY_TYPE})|d(\d)(x)?)\b")
+_BUS_GENERATION = re.compile(r"\bpci[\s-]?e(?:xpress)?\s*(?:gen\s*)?\d(?:\.\d)?(?:\s*x\s?\d{1,2})?\b")
+_BUS_WIDTH = re.compile(r"\b(?:pci[\s-]?e?(?:xpress)?|gen\s*\d|\d\.0)\s*x\s?\d{1,2}\b")
+_SXM = re.compile(r"\bsxm\d?\b")
+_PCIE = re.compile(r"\bpci(?:[\s-]?e(?:xpress)?)?\b")
+_OAM = re.compile(r"\boam\b")
+
+_COUNTS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"^\W*(\d{1,2})\s*(?:x|pcs?|pieces?|units?|stk)\b",
+        r"\b(?:lot|set|bundle|pack|qty|quantity)\s*(?:of)?\s*:?\s*(\d{1,2})\b",
+        r"(?<![\d.-])\b(\d{1,2})\s?x\s+(?=(?:nvidia|geforce|amd|radeon|tesla|quadro|rtx|gtx|rx|intel"
+        r"|arc|instinct|[abhlmptv]\d|mi\d|gh?b?\d{3}|\d{4}\b))",
+        r"(?<![\w.-])([1-9]\d?)[\s-]?gpus?\b",
+        r"^\W*\((\d{1,2})\)\s",
+    )
+)
+_COUNT_AFTER = re.compile(
+    r"(?:\d\w*|\bti|super|xtx?|\bada|nvl|pcie)\s+x\s?(\d{1,2})(?=\s*(?:$|[,;)/|-]|gpus?\b|cards?\b"
+    r"|nvlink|servers?\b|bundle|lot\b|set\b))"
+)
+_PAIR_OF = re.compile(r"\bpair\b|\btwin pack\b")
+
+_SPLITS = (
+    re.compile(r"\b(rtx|gtx|rx|gt|arc|quadro|tesla|titan|radeon|geforce|instinct)(?=\d|pro)"),
+    re.compile(r"\b(rtx|gtx|quadro|radeon|arc)(?=[atwb]\d{2,4})"),
+    re.compile(r"\b(pro)(?=\d{4})"),
+    re.compile(r"\b(\d{3,4})(?=(?:ti|super|xtx|xt|gre|sff|ada|dd?|s|m)(?:super|ada)?\b)"),
+    re.compile(r"\b(ti)(?=super\b)"),
+    re.compile(r"\b(gh?[bh]?\d{3}|[abhv]\d{3}s?)(?=(?:nvl|sxm\d?|pcie)\b)"),
+    re.compile(r"\b(w7900)(?=ds\b)"),
+)
+_TOKEN = re.compile(r"[a-z]+\d+[a-z0-9]*|\d+(?:\.\d+)?[a-z]*|[a-z]+")
+_SPELLINGS = {"4080 s": "4080 super", "4070 s": "4070 super", "4070 ti s": "4070 ti super"}
+_SPELLING = re.compile(r"\b(4080|4070(?: ti)?) s\b")
+_MAX_Q = re.compile(r"\bmax[\s-]?q\b")
+
+_NOT_WORKING = re.compile(
+    r"\b(?:for parts|parts only|not working|non[\s-]?working|faulty|defective|broken|dead|defekt)\b"
+)
+_LAPTOP = re.compile(r"\b(?:laptop|notebook|mobile|maxq laptop|mxm|gaming portable)\b")
+_WHOLE_SYSTEM = re.compile(
+    r"\b(?:gaming pc|desktop pc|mining rig|tower pc|prebuilt|ryzen|core i[3579]|i[3579]-\d{4,5}\w*)\b"
+)
+_ACCESSORY = re.compile(
+    r"\b(?:box only|only (?:the )?box|empty box|heat\s?sinks?|water\s?blocks?|bridge|risers?"
+    r"|holder|anti[\s-]?sag|support (?:bracket|stand)|thermal pads?"
+    r"|capture (?:card|box|device|unit)|stickers?|posters?|power cables?|enclosure|no gpu"
+    r"|without gpu|keychain|mouse\s?pad|(?:replacement|cooling) fans?|fan replacement|sync ii"
+    r"|framelock|cooler only|cooling kit|bracket only|license|mining frame|dummy plug)\b"
+)
+_INCLUDED = re.compile(
+    r"(?:\b(?:with|incl|including|plus)\b|w/|[+&])[\s.]*(?:\w+\s+){0,2}?(?:heat\s?sinks?|shrouds?"
+    r"|brackets?|cables?|coolers?|adapters?|back\s?plates?|risers?|nvlink bridge)\b"
+    r"(?:\s*(?:and|[,&+])\s*(?:\w+\s+)?(?:shrouds?|brackets?|cables?|adapters?))*"
+)
+_ACCESSORY_NOUN = re.compile(
+    r"(?<!low profile )(?<!full height )(?<!lp )"
+    r"\b(?:cables?|adapters?|brackets?|coolers?|covers?|radiators?|power supply|psu|mounts?"
+    r"|back\s?plates?|shrouds?)\b"
+)
+_FOR = re.compile(r"\b(?:for|fits|compatible with|suitable for|suits)\b")
+_SOFT_ACCESSORY = re.compile(
+    r"\b(?:cables?|adapters?|brackets?|coolers?|fans?|covers?|stands?|kits?|mounts?|blocks?|docks?"
+    r"|psu|power supply|plates?|ducts?|cases?|tools?)\b"
+)
+
+
+@dataclass(frozen=True)
+class Title:
+    """The facts of one title; what the title does not state is empty."""
+
+    tokens: tuple[str, ...]
+    """Lower-case words without memory sizes, counts and bus descriptions, in order."""
+    memory_gb: frozenset[float]
+    memory_pair_gb: frozenset[float]
+    """Two sizes written "40 / 80"; memory only where the card has both."""
+    memory_types: frozenset[str]
+    form_factors: frozenset[str]
+    gpu_count: int
+    vendors: frozenset[Vendor]
+    refusal: QuarantineReason | None
+    """Why the offer is no GPU for sale, whatever it names."""
+
+
+def read_title(text: str) -> Title:
+    """Read a title; never raises."""
+    title = _plain(text)
+    refusal = _refusal(title)
+    title = _COMPARISON.sub(" ", title)
+    title = _NEGATION.sub(" ", title)
+    title = _MAX_Q.sub("maxq", title)
+    title = _GLUED_PREFIX.sub(" ", title)
+    title = _GLUED_MEMORY.sub(r"\1 ", title)
+    memory_types = _memory_types(title)
+    memory = frozenset(float(match[1]) for match in _MEMORY.finditer(title))
+    pair = frozenset(
+        float(size) for match in _MEMORY_PAIR.finditer(title) for size in match.groups()
+    )
+    title = _MEMORY_TYPE_WORD.sub(" ", _MEMORY.sub(" ", title))
+    count, title = _take_count(title)
+    form_factors, title = _take_form_factors(title)
+    for split in _SPLITS:
+        title = split.sub(r"\1 ", title)
+    title = _SPELLING.sub(lambda match: _SPELLINGS[match[0]], title)
+    tokens = tuple(_TOKEN.findall(title))
+    return Title(
+        tokens=tokens,
+        memory_gb=memory,
+        memory_pair_gb=pair,
+        memory_types=memory_types,
+        form_factors=form_factors,
+        gpu_count=count,
+        vendors=frozenset(VENDOR_WORDS[token] for token in tokens if token in VENDOR_WORDS),
+        refusal=refusal,
+    )
+
+
+def _plain(text: str) -> str:
+    """Lower case, without accents, trade marks and typographic signs."""
+    text = text[:MAX_TITLE_CHARACTERS]
+    if not text.isascii():
+        text = unicodedata.normalize("NFKD", text.replace("™", " ").replace("®", " "))
+        text = "".join(char for char in text if not unicodedata.combining(char))
+        text = text.replace("×", "x")
+    return " ".join(_STARRED_COUNT.sub(r"\1x ", text.casefold().replace("_", " ")).split())
+
+
+def _memory_types(title: str) -> frozenset[str]:
+    """Memory technologies that the title names, as `gddr6x` or `hbm2e`."""
+    found = {
+        word or f"gddr{generation}{extended or ''}"
+        for word, generation, extended in _MEMORY_TYPE_WORD.findall(title)
+    }
+    found |= {
+        f"gddr{match[2]}{match[3] or ''}" for match in _MEMORY.finditer(title) if match[2]
+    }
+    return frozenset(found)
+
+
+def _take_count(title: str) -> tuple[int, str]:
+    """The stated number of GPUs (1 when none is) and the title without the statement."""
+    for pattern in _COUNTS:
+        match = pattern.search(title)
+        if match and int(match[1]) > 0:
+            return int(match[1]), f"{title[: match.start()]} {title[match.end() :]}"
+    if match := _PAIR_OF.search(title):
+        return 2, f"{title[: match.start()]} {title[match.end() :]}"
+    without_bus = _BUS_WIDTH.sub(lambda match: " " * len(match[0]), title)
+    match = _COUNT_AFTER.search(without_bus)
+    if match and int(match[1]) > 0:
+        return int(match[1]), f"{title[: match.start(1) - 1]} {title[match.end() :]}"
+    return 1, title
+
+
+def _take_form_factors(title: str) -> tuple[frozenset[str], str]:
+    """Form factors that the title states, and the title without them."""
+    sxm, oam = bool(_SXM.search(title)), bool(_OAM.search(title))
+    # "PCIe Gen5" in the offer of an SXM server is about the server's slots.
+    rest = _BUS_GENERATION.sub(" ", title) if sxm or oam else title
+    found = {
+        name
+        for name, stated in (("sxm", sxm), ("oam", oam), ("pcie", bool(_PCIE.search(rest))))
+        if stated
+    }
+    for pattern in (_BUS_GENERATION, _BUS_WIDTH, _SXM, _OAM, _PCIE):
+        title = pattern.sub(" ", title)
+    return frozenset(found), title
+
+
+def _refusal(title: str) -> QuarantineReason | None:
+    """Why the offer is not a GPU on its own, as far as its words say."""
+    title = title[:1] + _INCLUDED.sub(" ", title[1:])
+    if _ACCESSORY.search(title) or _ACCESSORY_NOUN.search(title):
+        return QuarantineReason.ACCESSORY
+    first_for = _FOR.search(title)
+    if first_for and _SOFT_ACCESSORY.search(title[: first_for.start()]):
+        return QuarantineReason.ACCESSORY
+    if _NOT_WORKING.search(title):
+        return QuarantineReason.NOT_WORKING
+    if _LAPTOP.search(title):
+        return QuarantineReason.LAPTOP
+    if _WHOLE_SYSTEM.search(title):
+        return QuarantineReason.WHOLE_SYSTEM
+    return None

@@ -1,0 +1,1 @@
+"""The GGUF worker: plans, quantizes in one pass, computes importance matrices, validates."""

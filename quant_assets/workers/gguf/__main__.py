@@ -1,0 +1,41 @@
+"""`python -m quant_assets.workers.gguf`: one job of any of the worker's tasks."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field, RootModel
+
+from quant_assets.quantize.gguf import GgufPlanJob, ImatrixJob, QuantizeGgufJob, ValidateGgufJob
+from quant_assets.workers.protocol import EventChannel, serve
+
+
+class GgufJob(
+    RootModel[
+        Annotated[
+            GgufPlanJob | QuantizeGgufJob | ImatrixJob | ValidateGgufJob,
+            Field(discriminator="task"),
+        ]
+    ]
+):
+    """A job of this worker; `task` says which."""
+
+
+def handle(job: GgufJob, channel: EventChannel) -> BaseModel:
+    """Do the job; each task imports only what it needs."""
+    task = job.root
+    if isinstance(task, ValidateGgufJob):
+        from quant_assets.workers.gguf.validate import validate
+
+        return validate(task, channel)
+    if isinstance(task, ImatrixJob):
+        from quant_assets.workers.gguf.imatrix import compute_imatrix
+
+        return compute_imatrix(task, channel)
+    from quant_assets.workers.gguf.engine import plan_only, quantize
+
+    if isinstance(task, GgufPlanJob):
+        return plan_only(task, channel)
+    return quantize(task, channel)
+
+
+if __name__ == "__main__":
+    serve(GgufJob, handle)

@@ -1,0 +1,400 @@
+"""One pass from a model to a quantized GGUF file: no intermediate file, resumable at any layer."""
+
+import fcntl
+import hashlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from quant_assets.atomic_files import replace_durably
+from quant_assets.errors import ResourceError
+from quant_assets.formats.gguf_levels import GgufLevel, parse_level
+from quant_assets.models.identity import sha256_of
+from quant_assets.quantize.gguf import (
+    GgufPlan,
+    GgufPlanJob,
+    QuantizeGgufJob,
+    QuantizeGgufResult,
+    ValidateGgufJob,
+    ValidateGgufResult,
+    validate_gguf,
+)
+from quant_assets.quantize.job import library_versions
+from quant_assets.quantize.preflight import (
+    check_disk,
+    check_hf_folder,
+    check_memory,
+    check_output_folder,
+)
+from quant_assets.workers.gguf import ggml
+from quant_assets.workers.gguf.imatrix_file import ImportanceMatrix, read_imatrix
+from quant_assets.workers.gguf.journal import Journal, differences
+from quant_assets.workers.gguf.plan import FilePlan, PlannedTensor, make_plan
+from quant_assets.workers.gguf.rows import (
+    CHUNK_ELEMENTS,
+    Chunk,
+    ChunkWriter,
+    chunks_of,
+    digest_at,
+    write_at,
+)
+from quant_assets.workers.gguf.source import GgufSource, HuggingFaceSource, Source
+from quant_assets.workers.protocol import EventChannel, resident_memory
+
+# What the process takes with its libraries loaded, measured, with some room.
+BASE_MEMORY_BYTES = 350_000_000
+_BYTES_PER_CHUNK_ELEMENT = 12  # source, float32 and target, at their largest
+_CHUNKS_IN_FLIGHT_PER_THREAD = 3
+_PROGRESS_INTERVAL_S = 0.25
+_MILLION = 1_000_000
+_CHECK, _PLAN, _QUANTIZE, _VALIDATE = "check", "plan", "quantize", "validate"
+
+
+@dataclass
+class Prepared:
+    """A source that is open and the plan of its output."""
+
+    source: Source
+    plan: FilePlan
+    level: GgufLevel
+    imatrix: ImportanceMatrix | None
+    threads: int
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most memory that the work needs: two computed tensors at once and the buffers."""
+        computed = [self.source.memory_bytes(tensor.name) for tensor in self.plan.tensors]
+        chunks = self.threads * (1 + _CHUNKS_IN_FLIGHT_PER_THREAD)
+        largest_row = max(tensor.row_elements for tensor in self.plan.tensors)
+        buffers = chunks * _BYTES_PER_CHUNK_ELEMENT * max(CHUNK_ELEMENTS, largest_row)
+        return BASE_MEMORY_BYTES + sum(sorted(computed)[-2:]) + buffers
+
+
+@contextmanager
+def prepared(job: GgufPlanJob | QuantizeGgufJob, channel: EventChannel) -> Iterator[Prepared]:
+    """Check the source, open it and plan the output; nothing of the output is written.
+
+    Raises `InputError` for whatever is wrong with the source, level or importance matrix.
+    """
+    channel.progress(_CHECK, 0, 1, "steps")
+    level = parse_level(job.level)
+    imatrix = read_imatrix(job.imatrix) if job.imatrix else None
+    if job.source_kind == "hf":
+        check_hf_folder(job.source)
+    channel.progress(_CHECK, 1, 1, "steps")
+    channel.progress(_PLAN, 0, 1, "steps")
+    with tempfile.TemporaryDirectory(prefix="quant-assets-") as scratch:
+        source: Source = (
+            HuggingFaceSource(job.source, Path(scratch))
+            if job.source_kind == "hf"
+            else GgufSource(job.source)
+        )
+        plan = make_plan(source.metadata, level, imatrix)
+        channel.progress(_PLAN, 1, 1, "steps")
+        yield Prepared(source, plan, level, imatrix, job.threads or os.cpu_count() or 1)
+
+
+def plan_only(job: GgufPlanJob, channel: EventChannel) -> GgufPlan:
+    """What a run would make, after the same checks."""
+    with prepared(job, channel) as work:
+        plan = work.plan
+        return GgufPlan(
+            architecture=work.source.metadata.text("general.architecture") or "unknown",
+            level=work.level.name,
+            intermediate=work.source.intermediate,
+            type_policy=plan.type_policy,
+            n_parameters=plan.n_parameters,
+            n_layers=len(plan.layers),
+            file_bytes=plan.file_bytes,
+            bits_per_weight=plan.bits_per_weight,
+            groups=plan.groups,
+            estimated_seconds=estimate_seconds(work),
+            estimated_peak_bytes=work.peak_memory_bytes,
+        )
+
+
+def estimate_seconds(work: Prepared) -> float:
+    """Time the quantization of one chunk of each type on one core, and count up."""
+    library = ggml.base_library()
+    generator = np.random.default_rng(0)
+    by_type: dict[int, int] = {}
+    for tensor in work.plan.tensors:
+        if tensor.target_type not in ggml.FLOAT_TYPES:
+            by_type[tensor.target_type] = by_type.get(tensor.target_type, 0) + tensor.n_elements
+    row = 256  # one block of any type
+    n_rows = CHUNK_ELEMENTS // row
+    values = generator.standard_normal(CHUNK_ELEMENTS, dtype=np.float32)
+    weights = np.ones(row, dtype=np.float32)
+    target = np.empty(values.nbytes, dtype=np.uint8)
+    core_seconds = 0.0
+    for target_type, n_elements in by_type.items():
+        library.ggml_quantize_init(target_type)
+        started = time.perf_counter()
+        library.ggml_quantize_chunk(
+            target_type,
+            values.ctypes.data,
+            target.ctypes.data,
+            0,
+            n_rows,
+            row,
+            weights.ctypes.data if work.imatrix else None,
+        )
+        core_seconds += (time.perf_counter() - started) * n_elements / values.size
+    return core_seconds / work.threads
+
+
+def quantize(job: QuantizeGgufJob, channel: EventChannel) -> QuantizeGgufResult:
+    """Make the file `job.output`; see `quant_assets.quantize.gguf.quantize_gguf`."""
+    started = time.perf_counter()
+    check_output_folder(job.output.parent)
+    with prepared(job, channel) as work, _part_file(job.output) as part:
+        plan = work.plan
+        identity = _identity(job, work)
+        first_layer = _resume_point(job, part, plan, identity, channel)
+        _check_resources(part, work)
+        n_written = _write_layers(work, part, first_layer, channel)
+        digest, said = _validate(job, part.path, channel)
+        replace_durably(part.path, job.output)
+        part.journal.remove()
+        return QuantizeGgufResult(
+            output=job.output,
+            bytes=plan.file_bytes,
+            sha256=digest,
+            architecture=work.source.metadata.text("general.architecture") or "unknown",
+            level=work.level.name,
+            intermediate=work.source.intermediate,
+            n_parameters=plan.n_parameters,
+            n_layers=len(plan.layers),
+            bits_per_weight=plan.bits_per_weight,
+            tensor_types=plan.tensor_types,
+            type_policy=plan.type_policy,
+            library_versions=library_versions("gguf"),
+            seconds=time.perf_counter() - started,
+            cpu_seconds=time.process_time(),
+            resumed_from_layer=first_layer or None,
+            peak_rss_bytes=resident_memory()[1],
+            bytes_written=n_written,
+            validated=said is not None,
+            generated_text=said.generated_text if said else None,
+        )
+
+
+@dataclass
+class _PartFile:
+    """The unfinished output: the file under its temporary name, open and locked."""
+
+    path: Path
+    descriptor: int
+    journal: Journal
+
+
+@contextmanager
+def _part_file(output: Path) -> Iterator[_PartFile]:
+    path = output.with_name(f"{output.name}.part")
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        # The lock lives and dies with the process, whatever ends it.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ResourceError(
+            f"Another run is writing {output.name}.",
+            f"It holds the lock of {path}.",
+            "Wait for it to end, or choose another output folder.",
+        ) from error
+    try:
+        yield _PartFile(path, descriptor, Journal(path.with_name(f"{path.name}.journal")))
+    finally:
+        os.close(descriptor)
+
+
+def _identity(job: QuantizeGgufJob, work: Prepared) -> dict[str, str]:
+    """Everything that decides the output's bytes."""
+    return {
+        "source": job.source_identity,
+        "level": work.level.name,
+        "importance_matrix": sha256_of(job.imatrix) if job.imatrix else "none",
+        "header": hashlib.sha256(work.plan.header).hexdigest(),
+        **{name.replace("-", "_"): version for name, version in library_versions("gguf").items()},
+    }
+
+
+def _resume_point(
+    job: QuantizeGgufJob,
+    part: _PartFile,
+    plan: FilePlan,
+    identity: dict[str, str],
+    channel: EventChannel,
+) -> int:
+    """Set up the part file; returns the index of the first layer to make."""
+    known, digests = part.journal.read()
+    whole: list[str] = []
+    if known and not job.resume:
+        channel.log("Starting over: resuming is switched off.")
+    elif known and known != identity:
+        changed = "; ".join(differences(known, identity))
+        channel.log(f"Starting over: the unfinished file is of another job ({changed}).", "warning")
+    elif known:
+        whole = _whole_layers(part, plan, digests)
+        if len(whole) < len(digests):
+            channel.log(
+                f"The unfinished file is damaged after layer {len(whole)}; going on from there.",
+                "warning",
+            )
+        channel.log(f"Resuming: {len(whole)} of {len(plan.layers)} layers are there.")
+    if not whole:
+        os.ftruncate(part.descriptor, 0)
+    os.ftruncate(part.descriptor, plan.file_bytes)
+    write_at(part.descriptor, plan.header, 0)
+    part.journal.start(identity, whole)
+    return len(whole)
+
+
+def _whole_layers(part: _PartFile, plan: FilePlan, digests: list[str]) -> list[str]:
+    """The leading digests that what lies in the file still has."""
+    whole = []
+    for layer, digest in zip(plan.layers, digests, strict=False):
+        found = [
+            digest_at(part.descriptor, chunk) for tensor in layer for chunk in chunks_of(tensor)
+        ]
+        if _layer_digest(found) != digest:
+            break
+        whole.append(digest)
+    return whole
+
+
+def _layer_digest(chunk_digests: list[bytes]) -> str:
+    return hashlib.sha256(b"".join(chunk_digests)).hexdigest()
+
+
+def _check_resources(part: _PartFile, work: Prepared) -> None:
+    there = os.fstat(part.descriptor).st_blocks * 512  # st_blocks counts in units of 512 bytes
+    check_disk(part.path.parent, max(0, work.plan.file_bytes - there))
+    check_memory(work.peak_memory_bytes - resident_memory()[0])
+
+
+class _Progress:
+    """Reports finished parameters, now and then, from any thread."""
+
+    def __init__(self, channel: EventChannel, done: int, total: int) -> None:
+        self._channel = channel
+        self._done = done
+        self._total = total
+        self._lock = threading.Lock()
+        self._last = 0.0
+        self.send()
+
+    def add(self, n_elements: int) -> None:
+        with self._lock:
+            self._done += n_elements
+            due = time.monotonic() - self._last >= _PROGRESS_INTERVAL_S
+        if due:
+            self.send()
+
+    def send(self) -> None:
+        self._last = time.monotonic()
+        self._channel.progress(
+            _QUANTIZE, self._done / _MILLION, self._total / _MILLION, "M parameters"
+        )
+
+
+def _write_layers(work: Prepared, part: _PartFile, first_layer: int, channel: EventChannel) -> int:
+    """Make all layers from `first_layer` on; returns the bytes written.
+
+    Worker threads make chunks; this thread opens tensors ahead of them; one more makes every layer
+    durable in its order.
+    """
+    layers = work.plan.layers
+    for target_type in {tensor.target_type for tensor in work.plan.tensors}:
+        ggml.base_library().ggml_quantize_init(target_type)
+    writer = ChunkWriter(part.descriptor)
+    done = sum(tensor.n_elements for layer in layers[:first_layer] for tensor in layer)
+    progress = _Progress(channel, done, work.plan.n_parameters)
+    slots = threading.BoundedSemaphore(work.threads * _CHUNKS_IN_FLIGHT_PER_THREAD)
+    failures: list[BaseException] = []
+
+    def finish(future: "Future[bytes]") -> None:
+        slots.release()
+        if not future.cancelled() and (error := future.exception()) is not None:
+            failures.append(error)
+
+    def commit(futures: "list[Future[bytes]]") -> None:
+        digests = [future.result() for future in futures]
+        os.fdatasync(part.descriptor)
+        part.journal.append(_layer_digest(digests))
+        progress.send()
+
+    n_written = len(work.plan.header)
+    commits: list[Future[None]] = []
+    with (
+        ThreadPoolExecutor(1, "commit") as committer,
+        ThreadPoolExecutor(work.threads, "rows") as pool,
+    ):
+        try:
+            for index in range(first_layer, len(layers)):
+                for tensor in [*layers[index], *_next(layers, index)]:
+                    work.source.prefetch(tensor.name)
+                futures = []
+                for tensor in layers[index]:
+                    n_written += tensor.n_bytes
+                    for task in _chunk_tasks(work, writer, tensor, progress):
+                        slots.acquire()
+                        if failures:
+                            raise failures[0]
+                        future = pool.submit(task)
+                        future.add_done_callback(finish)
+                        futures.append(future)
+                commits.append(committer.submit(commit, futures))
+            for committed in commits:
+                committed.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            committer.shutdown(cancel_futures=True)
+            raise
+    return n_written
+
+
+def _next(layers: list[list[PlannedTensor]], index: int) -> list[PlannedTensor]:
+    return layers[index + 1] if index + 1 < len(layers) else []
+
+
+def _chunk_tasks(
+    work: Prepared, writer: ChunkWriter, tensor: PlannedTensor, progress: _Progress
+) -> Iterator[Callable[[], bytes]]:
+    """The work of one tensor, chunk by chunk; the tensor is opened when the first is asked for."""
+    rows = work.source.open_tensor(tensor.name)
+    importances = work.imatrix.values(tensor.name) if work.imatrix else None
+    if importances is not None and importances.size != tensor.row_elements * tensor.shape[2]:
+        importances = None  # embeddings only; the plan has refused any other
+
+    def task(chunk: Chunk) -> bytes:
+        digest = writer.write(chunk, rows, importances)
+        progress.add(chunk.n_rows * tensor.row_elements)
+        return digest
+
+    for chunk in chunks_of(tensor):
+        yield lambda chunk=chunk: task(chunk)  # type: ignore[misc]
+
+
+def _validate(
+    job: QuantizeGgufJob, path: Path, channel: EventChannel
+) -> tuple[str, ValidateGgufResult | None]:
+    """The SHA-256 of the finished file, and what it said when it was loaded."""
+    if not job.validate_output:
+        return sha256_of(path), None
+    channel.progress(_VALIDATE, 0, 1, "steps")
+    # The run's log is this process's; the child must not report into it a second time.
+    os.environ.pop("DAGSTER_PIPES_CONTEXT", None)
+    with ThreadPoolExecutor(1) as hasher:
+        digest = hasher.submit(sha256_of, path)
+        said = validate_gguf(ValidateGgufJob(path=path, threads=job.threads))
+        channel.progress(_VALIDATE, 1, 1, "steps")
+        return digest.result(), said

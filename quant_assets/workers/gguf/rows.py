@@ -1,0 +1,142 @@
+"""One chunk of rows, from its source to its final place: read, widen, quantize, check, write."""
+
+import ctypes
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from quant_assets.errors import InputError
+from quant_assets.workers.gguf import ggml
+from quant_assets.workers.gguf.plan import PlannedTensor
+from quant_assets.workers.gguf.source import Buffer, Rows
+
+# 2 MB of float32: large enough to hide the cost of a call, small enough for a core's cache.
+CHUNK_ELEMENTS = 1 << 19
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Rows `first_row` to `first_row + n_rows` of a tensor; they belong to one matrix."""
+
+    tensor: PlannedTensor
+    first_row: int
+    n_rows: int
+
+    @property
+    def offset(self) -> int:
+        """Where the chunk begins in the output."""
+        return self.tensor.offset + self.first_row * self.tensor.target_row_bytes
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the chunk in the output."""
+        return self.n_rows * self.tensor.target_row_bytes
+
+
+def chunks_of(tensor: PlannedTensor) -> Iterator[Chunk]:
+    """Cut a tensor into chunks of whole rows that do not cross from one expert to the next."""
+    step = max(1, CHUNK_ELEMENTS // tensor.row_elements)
+    for matrix in range(0, tensor.n_rows, tensor.rows_per_matrix):
+        for row in range(matrix, matrix + tensor.rows_per_matrix, step):
+            yield Chunk(tensor, row, min(step, matrix + tensor.rows_per_matrix - row))
+
+
+class ChunkWriter:
+    """Makes chunks and writes them to `descriptor`; safe to use from several threads at once.
+
+    The C functions and the system calls release the GIL, so threads of one process use all cores,
+    and reading, quantizing and writing of different chunks overlap.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._buffers = threading.local()
+        self._library = ggml.base_library()
+
+    def write(self, chunk: Chunk, rows: Rows, importances: npt.NDArray[np.float32] | None) -> bytes:
+        """Make one chunk; returns the SHA-256 of what was written.
+
+        Raises `InputError` when the result holds values that are not numbers.
+        """
+        tensor = chunk.tensor
+        source = self._buffer("source", chunk.n_rows * tensor.source_row_bytes)
+        rows.read(chunk.first_row, source)
+        data = source
+        if tensor.target_type != tensor.source_type:
+            data = self._buffer("target", chunk.n_bytes)
+            self._quantize(chunk, source, data, importances)
+        if not self._library.ggml_validate_row_data(
+            tensor.target_type, _pointer(data), data.nbytes
+        ):
+            raise InputError(
+                f"The tensor {tensor.name} cannot be written as "
+                f"{ggml.type_name(tensor.target_type)}.",
+                "It holds values that are infinite, not a number, or too large for the type.",
+                "The source model is damaged; fetch it again.",
+            )
+        write_at(self._descriptor, data.data, chunk.offset)
+        return hashlib.sha256(data.data).digest()
+
+    def _quantize(
+        self,
+        chunk: Chunk,
+        source: Buffer,
+        target: Buffer,
+        importances: npt.NDArray[np.float32] | None,
+    ) -> None:
+        tensor = chunk.tensor
+        n_elements = chunk.n_rows * tensor.row_elements
+        if tensor.source_type == ggml.F32:
+            wide = source
+        else:
+            wide = self._buffer("wide", n_elements * np.dtype(np.float32).itemsize)
+            widen = (
+                self._library.ggml_bf16_to_fp32_row
+                if tensor.source_type == ggml.BF16
+                else self._library.ggml_fp16_to_fp32_row
+            )
+            widen(_pointer(source), _pointer(wide), n_elements)
+        weights = None
+        if importances is not None:
+            first = chunk.first_row // tensor.rows_per_matrix * tensor.row_elements
+            weights = _pointer(importances[first : first + tensor.row_elements])
+        self._library.ggml_quantize_chunk(
+            tensor.target_type,
+            _pointer(wide),
+            _pointer(target),
+            0,
+            chunk.n_rows,
+            tensor.row_elements,
+            weights,
+        )
+
+    def _buffer(self, name: str, n_bytes: int) -> Buffer:
+        """A buffer of this thread, kept from chunk to chunk."""
+        kept: Buffer | None = getattr(self._buffers, name, None)
+        if kept is None or kept.nbytes < n_bytes:
+            kept = np.empty(n_bytes, dtype=np.uint8)
+            setattr(self._buffers, name, kept)
+        return kept[:n_bytes]
+
+
+def _pointer(array: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> ctypes.c_void_p:
+    return array.ctypes.data_as(ctypes.c_void_p)
+
+
+def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(descriptor, view, offset)
+        view = view[count:]
+        offset += count
+
+
+def digest_at(descriptor: int, chunk: Chunk) -> bytes:
+    """The SHA-256 of what lies at the chunk's place."""
+    return hashlib.sha256(os.pread(descriptor, chunk.n_bytes, chunk.offset)).digest()

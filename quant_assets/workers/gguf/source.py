@@ -1,0 +1,352 @@
+"""Where the weights come from: rows of every tensor in the type of the lossless intermediate.
+
+A Hugging Face folder is mapped by llama.cpp's own converter, lazily: its metadata is written as a
+GGUF without data, and a tensor is read when its turn comes, straight from the shard where the
+converter only renames it, through the converter's own arithmetic otherwise.
+"""
+
+import ctypes
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from rapidfuzz import process
+
+from quant_assets.errors import InputError, QuantAssetsError
+from quant_assets.quantize.preflight import read_safetensors_header
+from quant_assets.workers.gguf import ggml
+from quant_assets.workers.gguf.ggml import GgufMetadata
+
+Buffer = npt.NDArray[np.uint8]
+
+_NUMPY_TYPES = {"float32": ggml.F32, "float16": ggml.F16}
+_SAFETENSORS_TYPES = {"F32": ggml.F32, "F16": ggml.F16, "BF16": ggml.BF16}
+_BYTES_PER_F32 = 4
+
+
+class Rows(Protocol):
+    """The rows of one tensor, in its source type."""
+
+    def read(self, first_row: int, out: Buffer) -> None:
+        """Fill `out`, which has room for whole rows, with the rows from `first_row`."""
+
+
+class Source(Protocol):
+    """A model whose tensors can be read row by row."""
+
+    metadata: GgufMetadata
+    intermediate: str
+
+    def open_tensor(self, name: str) -> Rows:
+        """The rows of a tensor; what this call reads into memory is freed with its result."""
+
+    def prefetch(self, name: str) -> None:
+        """Tell the system that the tensor is wanted soon."""
+
+    def memory_bytes(self, name: str) -> int:
+        """Memory that `open_tensor` takes, in bytes; 0 when the rows stay in their file."""
+
+
+class FileRows:
+    """Rows that lie one after the other in a file."""
+
+    def __init__(self, descriptor: int, offset: int, row_bytes: int, path: Path) -> None:
+        self._descriptor = descriptor
+        self._offset = offset
+        self._row_bytes = row_bytes
+        self._path = path
+
+    def read(self, first_row: int, out: Buffer) -> None:
+        """Read from the file; raises `InputError` when it ends too early."""
+        view = out.data
+        position = self._offset + first_row * self._row_bytes
+        while view:
+            count = os.preadv(self._descriptor, [view], position)
+            if count == 0:
+                raise InputError(
+                    f"The file {self._path} ends in the middle of a tensor.",
+                    "It became shorter while it was read.",
+                    "Restore the file, then run the same command again.",
+                )
+            view = view[count:]
+            position += count
+
+
+class MemoryRows:
+    """Rows of a tensor that the converter computed, rounded to `ggml_type` as it does."""
+
+    def __init__(self, values: npt.NDArray[Any], ggml_type: int) -> None:
+        self._rows = values.reshape(-1, values.shape[-1])
+        self._type = ggml_type
+
+    def read(self, first_row: int, out: Buffer) -> None:
+        """Round the rows into `out`."""
+        n_rows = out.nbytes // ggml.row_bytes(self._type, self._rows.shape[-1])
+        rows = self._rows[first_row : first_row + n_rows]
+        if self._type == ggml.BF16:
+            rows = np.ascontiguousarray(rows, dtype=np.float32)
+            ggml.base_library().ggml_fp32_to_bf16_row_ref(
+                rows.ctypes.data_as(ctypes.c_void_p),
+                out.ctypes.data_as(ctypes.c_void_p),
+                rows.size,
+            )
+        elif self._type in (ggml.F32, ggml.F16):
+            dtype = np.float32 if self._type == ggml.F32 else np.float16
+            out.view(dtype)[:] = rows.astype(dtype, copy=False).ravel()
+        else:
+            out[:] = np.ascontiguousarray(rows).view(np.uint8).ravel()
+
+
+class GgufSource:
+    """An F16, BF16 or F32 GGUF file."""
+
+    def __init__(self, path: Path) -> None:
+        self.metadata = GgufMetadata(path)
+        if self.metadata.split_count > 1:
+            raise InputError(
+                f"The file {path.name} is one part of a model in several GGUF files.",
+                "Such parts are not read one by one.",
+                "Merge them with `llama-gguf-split --merge` first.",
+            )
+        self._path = path
+        self._tensors = {tensor.name: tensor for tensor in self.metadata.tensors()}
+        matrices = [tensor for tensor in self._tensors.values() if tensor.shape[1] > 1]
+        self.intermediate = ggml.type_name(matrices[0].ggml_type) if matrices else "F32"
+        end = max(tensor.offset + tensor.n_bytes for tensor in self._tensors.values())
+        size = path.stat().st_size
+        if size < end:
+            raise InputError(
+                f"The file {path} is cut off.",
+                f"Its header describes {end} bytes, it has {size}.",
+                "Fetch or convert the file again.",
+            )
+        self._descriptor = os.open(path, os.O_RDONLY)
+
+    def open_tensor(self, name: str) -> FileRows:
+        """The rows in the file."""
+        tensor = self._tensors[name]
+        row_bytes = ggml.row_bytes(tensor.ggml_type, tensor.shape[0])
+        return FileRows(self._descriptor, tensor.offset, row_bytes, self._path)
+
+    def prefetch(self, name: str) -> None:
+        """Start reading the tensor."""
+        tensor = self._tensors[name]
+        os.posix_fadvise(self._descriptor, tensor.offset, tensor.n_bytes, os.POSIX_FADV_WILLNEED)
+
+    def memory_bytes(self, name: str) -> int:  # noqa: ARG002 the protocol's signature
+        """Nothing: rows stay in the file."""
+        return 0
+
+
+@dataclass
+class _ShardRange:
+    path: Path
+    offset: int
+    n_bytes: int
+
+
+class HuggingFaceSource:
+    """A Hugging Face folder, seen through llama.cpp's converter."""
+
+    def __init__(self, folder: Path, scratch: Path) -> None:
+        self._descriptors: dict[Path, int] = {}
+        with _converter_errors(folder):
+            model = _converter(folder, scratch)
+            with _inference_mode():
+                model.prepare_tensors()
+                model.prepare_metadata(vocab_only=False)
+            self.intermediate = model.ftype.name.rpartition("_")[2]
+            (infos,) = model.gguf_writer.tensors
+            self._types = {name: int(info.dtype) for name, info in infos.items()}
+            self._lazy = {name: _unrounded(info.tensor, info) for name, info in infos.items()}
+            path = _write_metadata(model, scratch / "metadata.gguf")
+        self._ranges = {
+            name: found
+            for name, lazy in self._lazy.items()
+            if (found := _range_in_shard(lazy, self._types[name])) is not None
+        }
+        # The converter keeps every lazy tensor; what is computed must die after its turn.
+        for info in infos.values():
+            info.tensor = None
+        model.model_tensors.clear()
+        self.metadata = GgufMetadata(path)
+
+    def open_tensor(self, name: str) -> Rows:
+        """The rows in the shard, or the values that the converter computes."""
+        lazy = self._lazy.pop(name)
+        found = self._ranges.get(name)
+        if found is not None:
+            n_rows = prod(lazy.shape[:-1])
+            return FileRows(
+                self._descriptor(found.path), found.offset, found.n_bytes // n_rows, found.path
+            )
+        with _inference_mode():
+            values = type(lazy).to_eager(lazy) if hasattr(type(lazy), "to_eager") else lazy
+        return MemoryRows(values, self._types[name])
+
+    def prefetch(self, name: str) -> None:
+        """Start reading the tensor, where it lies in one piece."""
+        found = self._ranges.get(name)
+        if found is not None:
+            os.posix_fadvise(
+                self._descriptor(found.path), found.offset, found.n_bytes, os.POSIX_FADV_WILLNEED
+            )
+
+    def memory_bytes(self, name: str) -> int:
+        """Two float32 copies: the converter's arithmetic makes one from the other."""
+        if name in self._ranges:
+            return 0
+        n_elements: int = prod(self._lazy[name].shape)
+        return 2 * _BYTES_PER_F32 * n_elements
+
+    def _descriptor(self, path: Path) -> int:
+        if path not in self._descriptors:
+            self._descriptors[path] = os.open(path, os.O_RDONLY)
+        return self._descriptors[path]
+
+
+def float_type_of(folder: Path) -> str:
+    """The float type of the first matrix in a Hugging Face folder's shards; F16 for any other."""
+    for shard in sorted(folder.glob("*.safetensors")):
+        for tensor in read_safetensors_header(shard).values():
+            if len(tensor["shape"]) > 1:
+                dtype = str(tensor["dtype"])
+                return dtype if dtype in _SAFETENSORS_TYPES else "F16"
+    return "F16"
+
+
+@contextmanager
+def _inference_mode() -> Iterator[None]:
+    import torch
+
+    with torch.inference_mode():
+        yield
+
+
+@contextmanager
+def _converter_errors(folder: Path) -> Iterator[None]:
+    """Turn what the converter raises about a model into an `InputError`."""
+    try:
+        yield
+    except (QuantAssetsError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        logging.getLogger(__name__).exception("the converter refused %s", folder)
+        raise InputError(
+            f"The model in {folder} cannot be converted to GGUF.",
+            f"llama.cpp's converter said: {type(error).__name__}: {error}",
+            "Check that the folder holds the model's own config and tokenizer files, unchanged.",
+        ) from error
+
+
+def _converter(folder: Path, scratch: Path) -> Any:
+    """llama.cpp's converter for the model in `folder`, set to its own float type."""
+    import gguf
+    import torch
+    from conversion import TEXT_MODEL_MAP, ModelBase, ModelType, get_model_architecture
+    from conversion import get_model_class as class_of
+
+    _forbid_remote_code()
+    hyper_parameters = ModelBase.load_hparams(folder, is_mistral_format=False)
+    architecture = get_model_architecture(hyper_parameters, ModelType.TEXT)
+    if architecture not in TEXT_MODEL_MAP:
+        near = [name for name, _, _ in process.extract(architecture, list(TEXT_MODEL_MAP), limit=3)]
+        raise InputError(
+            f"The architecture {architecture} is not supported.",
+            f"llama.cpp's converter does not know it; the nearest of its {len(TEXT_MODEL_MAP)} "
+            f"are {', '.join(near)}.",
+            "Use a model of a supported architecture.",
+        )
+    model = class_of(architecture)(folder, gguf.LlamaFileType.GUESSED, scratch / "unused.gguf")
+    # Left alone the converter turns float32 weights into F16; float32 keeps them whole.
+    first_matrix = next((tensor for _, tensor in model.get_tensors() if tensor.dim() > 1), None)
+    if first_matrix is not None and first_matrix.dtype == torch.float32:
+        model.ftype = gguf.LlamaFileType.ALL_F32
+    return model
+
+
+def _forbid_remote_code() -> None:
+    """Make transformers refuse code out of a model's folder, whatever the converter asks for."""
+    from transformers import dynamic_module_utils
+    from transformers.models.auto import configuration_auto, tokenization_auto
+
+    allowed_by_default = dynamic_module_utils.resolve_trust_remote_code
+
+    def refuse(_: Any, *arguments: Any, **options: Any) -> Any:
+        return allowed_by_default(False, *arguments, **options)
+
+    for module in (configuration_auto, tokenization_auto):
+        module.resolve_trust_remote_code = refuse
+
+
+def _write_metadata(model: Any, path: Path) -> Path:
+    """Write the converter's GGUF without its tensors' data, which a hole in the file stands for."""
+    writer = model.gguf_writer
+    n_bytes = sum(
+        writer.ggml_pad(info.nbytes, writer.data_alignment) for info in writer.tensors[0].values()
+    )
+    writer.write_header_to_file(path=path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    header_bytes = writer.ggml_pad(path.stat().st_size, writer.data_alignment)
+    os.truncate(path, header_bytes + n_bytes)
+    return path
+
+
+def _unrounded(tensor: Any, info: Any) -> Any:
+    """What the converter rounds to its output type, before the rounding; the engine rounds itself.
+
+    The rounding is the last step of the lazy chain, on one argument of the same shape.
+    """
+    arguments = _arguments(tensor)
+    if (
+        int(info.dtype) in ggml.FLOAT_TYPES
+        and arguments
+        and isinstance(arguments[0], type(tensor))
+        and str(arguments[0].dtype) in _NUMPY_TYPES
+        and tuple(arguments[0].shape) == tuple(info.shape)
+    ):
+        return arguments[0]
+    return tensor
+
+
+def _arguments(lazy: Any) -> tuple[Any, ...]:
+    """What the last step of a lazy tensor was applied to; nothing for a computed one."""
+    arguments: tuple[Any, ...] = getattr(lazy, "_args", ())
+    return arguments
+
+
+def _range_in_shard(lazy: Any, ggml_type: int) -> _ShardRange | None:
+    """Where a tensor lies in a shard as it is to be written, or None when it is computed.
+
+    Follows the lazy chain down to the shard through the steps that change no bit of a value: the
+    passage from torch to numpy, and the widening of bfloat16 to float32.
+    """
+    from conversion import LazyTorchTensor
+
+    shape = tuple(lazy.shape)
+    node = lazy
+    for _ in range(2):
+        arguments = _arguments(node)
+        parent = arguments[0] if arguments else None
+        if not isinstance(parent, LazyTorchTensor) or tuple(parent.shape) != shape:
+            break
+        is_numpy = len(arguments) == 1 and not isinstance(node, LazyTorchTensor)
+        is_cast = len(arguments) == 2 and arguments[1] == node.dtype
+        if not (is_numpy or is_cast):
+            return None
+        node = parent
+    arguments = _arguments(node)
+    local = arguments[0] if len(arguments) == 1 else None
+    data_range = getattr(local, "data_range", None)
+    if data_range is None or _SAFETENSORS_TYPES.get(str(getattr(local, "dtype", ""))) != ggml_type:
+        return None
+    return _ShardRange(Path(data_range.filename), data_range.offset, data_range.size)

@@ -1,0 +1,75 @@
+"""Causal language models on torch: plain Hugging Face folders, GPTQ and AWQ checkpoints."""
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quant_assets.bench.settings import Device
+from quant_assets.errors import EnvironmentNotReady, InputError
+
+_LIBRARIES = ("torch", "transformers", "gptqmodel")
+
+
+def resolve_device(device: Device) -> str:
+    """`cpu` or `cuda` for `auto`; raise `EnvironmentNotReady` when there is no such GPU."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise EnvironmentNotReady(
+            "torch cannot use a GPU here.",
+            "There is no CUDA device, or torch was installed without CUDA.",
+            "Use the device cpu, or install a CUDA build of torch.",
+        )
+    return "cuda" if available and device != "cpu" else "cpu"
+
+
+def load_model(folder: str, artifact_format: str, device: str) -> Any:
+    """The model of a checkpoint folder, ready for inference.
+
+    Raises `InputError` for a folder without a configuration. Code inside a checkpoint never runs.
+    """
+    if not (Path(folder) / "config.json").is_file():
+        raise InputError(
+            f"{folder} is no model folder.",
+            "It has no config.json.",
+            "Make the artifact again.",
+        )
+    if artifact_format == "gptq":
+        # gptqmodel's loader demands at least two workers, also on a machine with one core.
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+        from gptqmodel import GPTQModel
+
+        model = GPTQModel.load(folder, device=device, trust_remote_code=False).model
+    else:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", device_map=device, trust_remote_code=False
+        )
+    return model.eval()
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer of a checkpoint folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def prepare_torch(threads: int) -> None:
+    """Use this many threads, and make no gradients."""
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what runs the model, as far as it is installed."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

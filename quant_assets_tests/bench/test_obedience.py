@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import pytest
+
+from quant_assets.bench.obedience import ObediencePrompt, judge_answers, load_prompts
+from quant_assets.errors import InputError
+from quant_assets.settings import PROJECT_ROOT
+
+PROMPTS = load_prompts(PROJECT_ROOT / "data" / "obedience")
+
+
+def test_there_are_enough_prompts_in_every_category() -> None:
+    assert len(PROMPTS) >= 40
+    assert {prompt.category for prompt in PROMPTS} == {
+        "format", "length", "language", "refusal_to_add",
+        "json_schema", "counting", "copying", "ordering",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt.id)
+def test_every_checker_accepts_obedience_and_refuses_the_rest(prompt: ObediencePrompt) -> None:
+    for answer in prompt.good:
+        assert prompt.failure(f"\n{answer} \n") is None
+    for answer in [*prompt.bad, ""]:
+        assert prompt.failure(answer)
+
+
+def test_the_rate_counts_what_passed_and_keeps_the_transcripts() -> None:
+    answers = [
+        prompt.good[0] if prompt.category == "copying" else prompt.bad[0] for prompt in PROMPTS
+    ]
+    result = judge_answers(PROMPTS, answers, variant="v", model="m", artifact_id="a")
+    assert result.pass_rate_by_category["copying"] == 1.0
+    assert result.pass_rate_by_category["counting"] == 0.0
+    assert result.pass_rate == sum(p.category == "copying" for p in PROMPTS) / len(PROMPTS)
+    assert [t.answer for t in result.transcripts] == answers
+    assert all((t.failure is None) == (t.category == "copying") for t in result.transcripts)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "category: c\nprompts: []\n",
+        "category: c\nprompts:\n  - {id: a, prompt: p, checks: [], good: [x], bad: [y]}\n",
+        "category: c\nprompts:\n"
+        "  - {id: a, prompt: p, checks: [{kind: magic}], good: [x], bad: [y]}\n",
+        "category: [",
+    ],
+)
+def test_wrong_prompt_files_are_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "broken.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=r"broken\.yaml"):
+        load_prompts(tmp_path)
+
+
+def test_an_empty_folder_and_a_repeated_id_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="There are none"):
+        load_prompts(tmp_path)
+    prompt = (
+        "category: c\nprompts:\n"
+        "  - {id: a, prompt: p, checks: [{kind: exact, accepted: [x]}], good: [x], bad: [y]}\n"
+    )
+    for name in ("one.yaml", "two.yaml"):
+        (tmp_path / name).write_text(prompt, encoding="utf-8")
+    with pytest.raises(InputError, match="occur twice: a"):
+        load_prompts(tmp_path)

@@ -1,0 +1,125 @@
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from quant_assets.bench.record import SCHEMA_FILE_NAME, record_schema
+from quant_assets.bench.results import ResultStore, read_records
+from quant_assets.errors import InputError
+from quant_assets.settings import PROJECT_ROOT
+
+_WRITER = """
+import sys
+from pathlib import Path
+from quant_assets.bench.results import ResultStore, read_records
+template = read_records(Path(sys.argv[2]))[0]
+for number in range(10):
+    record_id = f"{sys.argv[3]}-{number}"
+    ResultStore(Path(sys.argv[1])).append(template.model_copy(update={"record_id": record_id}))
+"""
+
+
+def test_a_record_lands_in_its_variants_file_of_the_day(tmp_path: Path, new_record: Any) -> None:
+    moment = datetime.datetime(2026, 3, 4, 23, 30, tzinfo=datetime.UTC)
+    record, samples = new_record([10.0, 12.0, 14.0], timestamp=moment)
+    store = ResultStore(tmp_path)
+    written = store.append(record, samples)
+    content = json.loads((tmp_path / "q4_20260304.json").read_text())
+    assert isinstance(content, list) and len(content) == 1
+    assert content[0]["p50_ms"] == 12.0
+    assert content[0]["peak_vram_bytes"] is None
+    assert store.samples(written) == samples
+    assert [path.name for path in store.files()] == ["q4_20260304.json"]
+
+
+def test_the_same_record_is_not_written_twice(tmp_path: Path, new_record: Any) -> None:
+    record, _ = new_record()
+    store = ResultStore(tmp_path)
+    store.append(record)
+    store.append(record.model_copy(update={"obedience_pass_rate": 0.5}))
+    assert [item.obedience_pass_rate for item in store.records()] == [0.5]
+
+
+def test_records_are_found_by_what_they_are(tmp_path: Path, new_record: Any) -> None:
+    store = ResultStore(tmp_path)
+    for variant, batch_size in (("q4", 1), ("q4", 4), ("q8", 1)):
+        store.append(new_record(variant=variant, batch_size=batch_size)[0])
+    assert [r.metadata.batch_size for r in store.find(variant="q4")] == [1, 4]
+    (only,) = store.find(variant="q8", batch_size=1, model="tiny")
+    assert store.find(record_id=only.record_id) == [only]
+    assert store.find(artifact_id="other") == []
+
+
+def test_two_processes_lose_no_record(tmp_path: Path, new_record: Any) -> None:
+    template = ResultStore(tmp_path / "template").append(new_record()[0])
+    (file,) = ResultStore(tmp_path / "template").files()
+    folder = tmp_path / "shared"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", _WRITER, str(folder), str(file), name])
+        for name in ("a", "b")
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    found = {record.record_id for record in ResultStore(folder).records()}
+    assert found == {f"{name}-{number}" for name in "ab" for number in range(10)}
+    assert template.record_id not in found
+
+
+def test_a_damaged_file_is_named_and_never_overwritten(tmp_path: Path, new_record: Any) -> None:
+    record, _ = new_record()
+    store = ResultStore(tmp_path)
+    store.append(record)
+    (file,) = store.files()
+    file.write_text('[{"record_id": "half')
+    with pytest.raises(InputError, match=file.name):
+        store.append(record)
+    assert file.read_text() == '[{"record_id": "half'
+
+
+def test_the_shipped_schema_is_that_of_the_code() -> None:
+    shipped = json.loads((PROJECT_ROOT / "data" / SCHEMA_FILE_NAME).read_text())
+    assert shipped == record_schema()
+
+
+def test_written_files_keep_the_schema_and_others_do_not(tmp_path: Path, new_record: Any) -> None:
+    store = ResultStore(tmp_path)
+    store.append(*new_record())
+    (file,) = store.files()
+    validator = Draft202012Validator(record_schema())
+    content = json.loads(file.read_text())
+    assert list(validator.iter_errors(content)) == []
+    for damage in ({"p50_ms": "fast"}, {"surprise": 1}, {"obedience_pass_rate": 7}):
+        assert list(validator.iter_errors([{**content[0], **damage}])) != []
+    del content[0]["p95_ms"]
+    assert list(validator.iter_errors(content)) != []
+
+
+def test_throughput_and_latency_follow_from_the_samples(new_record: Any) -> None:
+    record, _ = new_record([12.0] * 20, batch_size=4)
+    assert record.ttft_p50_ms == 4.0
+    assert record.per_token_p50_ms == 2.0
+    assert record.prefill_tokens_per_s == 8 * 4 / 0.004
+    assert record.decode_tokens_per_s == pytest.approx(4 * 4 / 0.008)
+    assert record.decode_tokens_per_s_per_sequence == pytest.approx(4 / 0.008)
+    assert not record.p95_flagged
+
+
+def test_a_p95_of_few_runs_is_flagged(new_record: Any) -> None:
+    assert new_record([1.0] * 19)[0].p95_flagged
+
+
+def test_a_flat_row_has_no_nested_values(new_record: Any) -> None:
+    row = new_record()[0].flat()
+    assert row["variant"] == "q4" and row["host_load_average_1m"] == 0.1
+    assert not [name for name, value in row.items() if isinstance(value, dict | list)]
+
+
+def test_read_records_refuses_what_is_no_array(tmp_path: Path) -> None:
+    path = tmp_path / "x_20260101.json"
+    path.write_text("{}")
+    with pytest.raises(InputError):
+        read_records(path)

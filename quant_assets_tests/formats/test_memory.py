@@ -1,0 +1,169 @@
+"""Memory arithmetic, held against what llama.cpp plans to allocate for the same shapes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quant_assets.errors import InputError
+from quant_assets.formats.memory import (
+    Serving,
+    compute_buffer_bytes,
+    estimate_memory,
+    fit,
+    kv_cache_bytes,
+    weights_at_level,
+)
+from quant_assets.formats.reference_models import mixture_bits, reference_models
+from quant_assets.listings.registry import Gpu, load_registry
+
+LLAMA_3_8B = reference_models()["Llama 3 8B"].shape
+LLAMA_2_7B = reference_models()["Llama 2 7B"].shape
+LOG_STEP_BYTES = 0.01 * 2**20  # llama.cpp logs MiB with two digits
+
+CASES = [
+    ("SmolLM2 135M", Serving(context=8192)),
+    ("Llama 2 7B", Serving(context=2048)),
+    ("Llama 2 7B", Serving(context=32768, batch=8)),
+    ("Llama 2 7B", Serving(context=8192, flash_attention=False)),
+    ("Llama 3 8B", Serving(context=8192, batch=4)),
+    ("Llama 3 8B", Serving(context=8192, micro_batch=128)),
+    ("Llama 3 8B", Serving(context=8000, batch=4, kv_type_k="Q8_0", kv_type_v="Q4_0")),
+    ("Llama 3 70B", Serving(context=32768)),
+    ("Llama 3 70B", Serving(context=8192, flash_attention=False)),
+]
+
+
+@pytest.fixture(scope="module")
+def planned_by_llama_cpp() -> list[dict[str, float]]:
+    jobs = [{"model": name, "serving": serving.model_dump()} for name, serving in CASES]
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("llama_memory_probe.py")],
+        input=json.dumps(jobs),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("index", range(len(CASES)))
+def test_llama_cpp_plans_the_same(index: int, planned_by_llama_cpp: list[dict[str, float]]) -> None:
+    name, serving = CASES[index]
+    shape, planned = reference_models()[name].shape, planned_by_llama_cpp[index]
+    assert kv_cache_bytes(shape, serving) == pytest.approx(planned["kv"], abs=LOG_STEP_BYTES)
+    # A quantized cache is rotated first, which takes a few MiB that the formula leaves out.
+    assert compute_buffer_bytes(shape, serving) == pytest.approx(
+        planned["compute"] + planned["logits"], rel=0.04
+    )
+
+
+def test_kv_cache_by_hand() -> None:
+    # 32 layers, 8 KV heads of 128, K and V, 2 bytes: 131,072 bytes a token.
+    assert kv_cache_bytes(LLAMA_3_8B, Serving(context=8192, batch=4)) == 131_072 * 8192 * 4
+    # Without grouped-query attention all 32 heads are kept.
+    assert kv_cache_bytes(LLAMA_2_7B, Serving(context=4096)) == 4 * 131_072 * 4096
+
+
+def test_the_context_is_rounded_up_to_256_cells() -> None:
+    assert kv_cache_bytes(LLAMA_3_8B, Serving(context=1)) == kv_cache_bytes(
+        LLAMA_3_8B, Serving(context=256)
+    )
+
+
+def test_k_and_v_have_their_own_types() -> None:
+    full = kv_cache_bytes(LLAMA_3_8B, Serving(context=4096))
+    hybrid = kv_cache_bytes(LLAMA_3_8B, Serving(context=4096, kv_type_k="q8_0", kv_type_v="q4_0"))
+    assert hybrid / full == pytest.approx((8.5 + 4.5) / 32)
+
+
+def test_sliding_layers_keep_their_window_only() -> None:
+    sliding = LLAMA_3_8B.model_copy(update={"sliding_window": 1024, "n_sliding_layers": 24})
+    serving = Serving(context=32768)
+    row = kv_cache_bytes(LLAMA_3_8B, serving) // 32 // 32768
+    window_cells = 1024 + 512
+    assert kv_cache_bytes(sliding, serving) == row * (8 * 32768 + 24 * window_cells)
+    short = Serving(context=512)
+    assert kv_cache_bytes(sliding, short) == kv_cache_bytes(LLAMA_3_8B, short)
+
+
+def test_layers_without_attention_and_latent_attention_take_no_more_than_they_keep() -> None:
+    hybrid = LLAMA_3_8B.model_copy(update={"kv_heads_by_layer": (8, 0, 0, 0) * 8})
+    latent = LLAMA_3_8B.model_copy(
+        update={"kv_heads_by_layer": (1,) * 32, "head_dim_k": 576, "head_dim_v": 0}
+    )
+    serving = Serving(context=4096)
+    assert kv_cache_bytes(hybrid, serving) * 4 == kv_cache_bytes(LLAMA_3_8B, serving)
+    assert kv_cache_bytes(latent, serving) == 32 * 576 * 2 * 4096
+
+
+@pytest.mark.parametrize(
+    "serving",
+    [
+        Serving(kv_type_k="Q4_K"),
+        Serving(kv_type_v="nonsense"),
+        Serving(kv_type_v="q8_0", flash_attention=False),
+    ],
+)
+def test_cache_types_that_llama_cpp_refuses(serving: Serving) -> None:
+    with pytest.raises(InputError):
+        kv_cache_bytes(LLAMA_3_8B, serving)
+
+
+def test_heads_that_blocks_do_not_divide_are_refused() -> None:
+    odd = LLAMA_3_8B.model_copy(update={"head_dim_k": 80})
+    with pytest.raises(InputError, match="80"):
+        kv_cache_bytes(odd, Serving(kv_type_k="q8_0"))
+
+
+def test_weights_of_a_level_and_of_groups() -> None:
+    q4 = weights_at_level(LLAMA_3_8B, "q4_k_m")
+    assert q4.weights_bytes * 8 / LLAMA_3_8B.n_parameters == pytest.approx(
+        mixture_bits("Q4_K_M", "Llama 3 8B"), abs=1e-6
+    )
+    gptq = weights_at_level(LLAMA_3_8B, "gptq-4bit-g128")
+    other = LLAMA_3_8B.n_parameters - LLAMA_3_8B.n_linear_parameters
+    linear_bits = (8 * gptq.weights_bytes - 16 * other) / LLAMA_3_8B.n_linear_parameters
+    assert linear_bits == pytest.approx(4 + 20 / 128 + 32 / 4096, abs=1e-6)
+
+
+def test_fits() -> None:
+    registry = load_registry()
+    serving = Serving(context=8192)
+    weights = weights_at_level(LLAMA_3_8B, "Q4_K_M")
+    estimate = estimate_memory("8B", LLAMA_3_8B, weights, serving)
+    needed_gb = estimate.total_bytes / 1e9
+    on_l4 = fit(estimate, registry.get("L4"))
+    assert on_l4.copies == int(23 / needed_gb) == 3
+    assert on_l4.cards_for_one_copy == 1
+    # Four devices of 16 GB hold two copies each; the board is not one device of 64 GB.
+    assert fit(estimate, registry.get("A16")).copies == 4 * int(15 / needed_gb) == 8
+    assert fit(estimate, registry.get("T400 4GB")).copies == 0
+    assert fit(estimate, registry.get("T400 4GB")).cards_for_one_copy == 3
+
+
+def test_a_model_larger_than_a_card_needs_several() -> None:
+    shape = reference_models()["Llama 3 70B"].shape
+    estimate = estimate_memory("70B", shape, weights_at_level(shape, "F16"), Serving(context=4096))
+    answer = fit(estimate, load_registry().get("A100 SXM4 80GB"))
+    assert (answer.copies, answer.cards_for_one_copy) == (0, 2)
+
+
+def test_the_reserve_can_take_a_whole_card() -> None:
+    estimate = estimate_memory(
+        "8B", LLAMA_3_8B, weights_at_level(LLAMA_3_8B, "Q2_K"), Serving(context=256)
+    )
+    answer = fit(estimate, load_registry().get("T400 2GB"), reserve_gb=2)
+    assert (answer.copies, answer.cards_for_one_copy, answer.usable_gb) == (0, None, 0)
+
+
+def test_unified_memory_is_shared_with_the_system() -> None:
+    gpus: list[Gpu] = [load_registry().get(name) for name in ("M1 16GB", "M2 Ultra 192GB")]
+    estimate = estimate_memory(
+        "8B", LLAMA_3_8B, weights_at_level(LLAMA_3_8B, "Q4_K_M"), Serving(context=256)
+    )
+    small, large = (fit(estimate, gpu).usable_gb for gpu in gpus)
+    assert small == pytest.approx(16 * 2 / 3)
+    assert large == pytest.approx(192 * 3 / 4)

@@ -1,0 +1,193 @@
+"""The shipped GPU registry: plausible, consistent with itself, and unambiguous."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from quant_assets.errors import InputError
+from quant_assets.listings.registry import Gpu, GpuRegistry, load_registry, name_key
+from quant_assets.settings import get_settings
+
+REGISTRY = load_registry()
+WITH_MEMORY_CLOCK = [
+    gpu
+    for gpu in REGISTRY.all
+    if gpu.memory_bandwidth_gb_s and gpu.memory_bus_width_bit and gpu.memory_data_rate_gbit_s
+]
+
+
+def entry(**changes: object) -> dict[str, object]:
+    return {
+        "canonical_name": "Test 1",
+        "vendor": "NVIDIA",
+        "family": "Test 1",
+        "architecture": "Ada",
+        "segment": "consumer",
+        "form_factor": "pcie",
+        "release_year": 2023,
+        "vram_gb": 8,
+        "memory_type": "GDDR6",
+        "compute_capability": "8.9",
+        "source": "A datasheet",
+        **changes,
+    }
+
+
+def test_the_registry_is_broad() -> None:
+    assert len(REGISTRY.all) >= 200
+    assert {gpu.vendor for gpu in REGISTRY.all} == {"NVIDIA", "AMD", "Intel", "Apple"}
+    assert len(WITH_MEMORY_CLOCK) >= 180
+
+
+@pytest.mark.parametrize("gpu", WITH_MEMORY_CLOCK, ids=lambda gpu: gpu.canonical_name)
+def test_bandwidth_is_bus_width_times_data_rate(gpu: Gpu) -> None:
+    assert gpu.memory_bus_width_bit and gpu.memory_data_rate_gbit_s
+    expected = gpu.memory_bus_width_bit * gpu.memory_data_rate_gbit_s / 8
+    assert gpu.memory_bandwidth_gb_s == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("gpu", REGISTRY.all, ids=lambda gpu: gpu.canonical_name)
+def test_figures_are_plausible(gpu: Gpu) -> None:
+    if gpu.memory_bandwidth_gb_s is not None:
+        # From LPDDR to HBM3e a card reads its whole memory 0.9 to 80 times a second.
+        assert 0.9 < gpu.memory_bandwidth_gb_s / gpu.vram_gb < 80
+    if gpu.fp16_dense_tflops is not None and gpu.int8_dense_tops is not None:
+        assert 0.95 < gpu.int8_dense_tops / gpu.fp16_dense_tflops < 4.1
+    if gpu.fp16_dense_tflops is not None and gpu.tdp_w is not None:
+        assert gpu.fp16_dense_tflops / gpu.tdp_w < 3
+    memory = [word for word in gpu.canonical_name.split() if word.endswith("GB")]
+    if memory:
+        assert memory == [f"{gpu.vram_gb:g}GB"]
+    assert gpu.canonical_name.startswith(gpu.family)
+
+
+def test_architecture_decides_the_compute_capability() -> None:
+    capabilities = {
+        "Pascal": {"6.0", "6.1"},
+        "Volta": {"7.0"},
+        "Turing": {"7.5"},
+        "Ampere": {"8.0", "8.6"},
+        "Ada Lovelace": {"8.9"},
+        "Hopper": {"9.0"},
+        "Blackwell": {"10.0", "12.0", "12.1"},
+    }
+    for architecture, expected in capabilities.items():
+        found = {gpu.compute_capability for gpu in REGISTRY.all if gpu.architecture == architecture}
+        assert found == expected
+
+
+def test_multi_instance_only_where_it_exists() -> None:
+    # A30, A100, A800; Hopper and data-centre Blackwell; RTX PRO 4500 to 6000 Blackwell.
+    for gpu in REGISTRY.all:
+        ampere = gpu.compute_capability == "8.0"
+        data_centre = gpu.compute_capability in ("9.0", "10.0", "10.3")
+        professional = gpu.family in {f"RTX PRO {n} Blackwell" for n in (4500, 5000, 6000)}
+        assert gpu.mig_capable == (ampere or data_centre or professional), gpu.canonical_name
+
+
+def test_no_name_means_two_gpus() -> None:
+    owners: dict[str, set[str]] = {}
+    for gpu in REGISTRY.all:
+        for name in gpu.names:
+            owners.setdefault(name_key(name), set()).add(gpu.canonical_name)
+    assert {key: names for key, names in owners.items() if len(names) > 1} == {}
+
+
+def test_a_family_name_means_its_own_card_or_all_of_them() -> None:
+    for key, variants in REGISTRY.families_by_key.items():
+        if (gpu := REGISTRY.by_key.get(key)) is not None:
+            assert gpu in variants
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("NVIDIA RTX A2000 12Gb", "RTX A2000 12GB"),
+        ("nvidia h100-80gb pcie", "H100 PCIe 80GB"),
+        ("Tesla P40 24G", "Tesla P40"),
+        ("RTX 6000 Ada", "RTX 6000 Ada"),
+        ("Quadro RTX 6000", "Quadro RTX 6000"),
+        ("RTX A6000", "RTX A6000"),
+        ("GeForce RTX4090", "GeForce RTX 4090"),
+        ("rtx 4090 48GB", "GeForce RTX 4090 48GB"),
+        ("AMD Instinct MI300X", "Instinct MI300X"),
+        ("Apple M2 Ultra 192 GB", "M2 Ultra 192GB"),
+        ("RTX PRO 6000 Blackwell", "RTX PRO 6000 Blackwell Workstation"),
+    ],
+)
+def test_lookup(text: str, canonical: str) -> None:
+    assert REGISTRY.get(text).canonical_name == canonical
+
+
+@pytest.mark.parametrize("text", ["A100", "RTX A2000", "H100", "RTX 3060", "V100 16GB", "RTX 6000"])
+def test_a_name_of_several_cards_is_not_guessed(text: str) -> None:
+    assert REGISTRY.find(text) is None
+
+
+def test_an_ambiguous_name_lists_its_variants() -> None:
+    with pytest.raises(InputError, match="RTX A2000 6GB, RTX A2000 12GB"):
+        REGISTRY.get("RTX A2000")
+    assert [gpu.vram_gb for gpu in REGISTRY.variants("RTX A2000")] == [6, 12]
+
+
+def test_an_unknown_name_gets_the_nearest_ones() -> None:
+    with pytest.raises(InputError, match="GeForce RTX 4090"):
+        REGISTRY.get("RTX 4099")
+    with pytest.raises(InputError):
+        REGISTRY.get("")
+
+
+def test_one_name_for_two_cards_is_refused() -> None:
+    second = entry(canonical_name="Test 2", family="Test 2", aliases=["TEST-1 8 GB"])
+    with pytest.raises(ValueError, match="names both"):
+        GpuRegistry.model_validate({"all": [entry(), second]})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vram_gb": 0},
+        {"compute_capability": None},
+        {"vendor": "AMD"},
+        {"tdp_w": 1},
+        {"release_year": 1999},
+        {"memory_bandwith_gb_s": 1000},
+    ],
+    ids=str,
+)
+def test_a_wrong_entry_is_refused_with_file_and_place(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    file = tmp_path / "gpus.yaml"
+    file.write_text(yaml.safe_dump([entry(canonical_name="Test 0", family="Test 0"), entry()]))
+    assert len(load_registry(file).all) == 2
+    file = tmp_path / "wrong.yaml"
+    file.write_text(yaml.safe_dump([entry(**changes)]))
+    with pytest.raises(InputError, match=r"wrong\.yaml") as caught:
+        load_registry(file)
+    assert "all.0" in caught.value.why
+
+
+def test_missing_and_broken_files(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="none"):
+        load_registry(tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("- {canonical_name: [")
+    with pytest.raises(InputError, match="broken"):
+        load_registry(broken)
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "gpus.yaml"
+    file.write_text(yaml.safe_dump([entry()]))
+    assert load_registry(file) is load_registry(file)
+    replacement = tmp_path / "new.yaml"
+    replacement.write_text(yaml.safe_dump([entry(canonical_name="Test 9", family="Test 9")]))
+    replacement.replace(file)
+    assert list(load_registry(file).by_name) == ["Test 9"]
+
+
+def test_the_file_is_plain_yaml_without_nulls() -> None:
+    content = yaml.safe_load((get_settings().data / "gpus.yaml").read_text(encoding="utf-8"))
+    assert all(value is not None for fields in content for value in fields.values())
