@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import pairwise
+from pathlib import Path
 from threading import Barrier
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -182,13 +183,14 @@ def run_endpoint_cell(
     *,
     name: str = "endpoint",
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    locks: Path | None = None,
 ) -> MeasuredCell:
     """Measure one batch size on a running server. Memory and load time stay null.
 
     The host's conditions stay null too: the server's own work is not to be told from others'.
     """
     generator = random.Random(batch_size)  # noqa: S311 - words of a prompt, no secret
-    with machine_lock():
+    with machine_lock(locks):
         for done in range(settings.warmups):
             _one_run(endpoint, batch_size, settings, generator)
             on_progress("warm-up", done + 1, settings.warmups)

@@ -7,7 +7,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from quant_assets.resources.instance import dagster_environment
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import row_counts
@@ -28,9 +27,11 @@ def demo(
 
     What is there already (artifacts, records with the same settings) is used again.
     """
+    # Importing Dagster takes seconds; the other commands must not pay for it.
+    from quant_assets.resources.instance import dagster_environment
+
     settings = get_settings()
     os.environ.update(dagster_environment(settings))
-    # Importing the graph takes seconds; the other commands must not pay for it.
     from quant_assets.automation.full_run import run_everything
 
     progress = Console(stderr=True, highlight=False, markup=False)

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from quant_assets.resources.instance import dagster_environment
 from quant_assets.settings import PROJECT_ROOT, get_settings
 
 
@@ -14,6 +13,9 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 3000,
 ) -> None:
     """Open the Dagster UI: graph, runs, schedules and sensors, on http://127.0.0.1:PORT."""
+    # Importing Dagster takes seconds; the other commands must not pay for it.
+    from quant_assets.resources.instance import dagster_environment
+
     os.environ.update(dagster_environment(get_settings()))
     typer.echo(f"Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)", err=True)
     command = ["-m", "dagster", "dev", "-w", str(PROJECT_ROOT / "workspace.yaml")]

@@ -38,12 +38,11 @@ def enrich(
     rows = workspace.new_name("enriched")
     workspace.query(
         f"""
-        CREATE TABLE {rows} AS
+        CREATE VIEW {rows} AS
         SELECT offers.* EXCLUDE (extra), cards.* EXCLUDE (canonical_name),
                vram_gb * gpu_count AS total_vram_gb,
                price_per_gpu_usd / vram_gb AS price_per_gb_usd, extra
         FROM {normalized.rows} AS offers JOIN {cards} AS cards USING (canonical_name)
-        ORDER BY position
         """  # noqa: S608, own names
     )
     return EnrichedListings(workspace, rows)

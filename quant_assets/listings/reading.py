@@ -202,8 +202,7 @@ def _parse_csv(
             delimiter, first, start = first.strip()[4], stream.readline(MAX_LINE_CHARACTERS), 2
         header, delimiter = _read_header(first, delimiter, path)
         plain = facts.encoding.startswith("utf-8") and not facts.has_nul and start == 1
-        if plain and _load_clean_csv(connection, path, facts, delimiter, len(header)):
-            _write_snapshot(connection, header, [], path, snapshot)
+        if plain and _copy_clean_csv(connection, path, facts, delimiter, header, snapshot):
             return
         rows = _csv_rows(stream, delimiter, len(header), start + 1)
         _collect(connection, rows, header, path, snapshot)
@@ -240,22 +239,34 @@ def _read_header(line: str, delimiter: str | None, path: Path) -> tuple[list[str
     return best[1], best[2]
 
 
-def _load_clean_csv(
-    connection: DuckDBPyConnection, path: Path, facts: _FileFacts, delimiter: str, width: int
+def _copy_clean_csv(
+    connection: DuckDBPyConnection,
+    path: Path,
+    facts: _FileFacts,
+    delimiter: str,
+    header: Sequence[str],
+    snapshot: Path,
 ) -> bool:
-    """Load a file without any fault and with one line a row; False for any other file."""
-    columns = "{" + ", ".join(f"'c{index}': 'VARCHAR'" for index in range(width)) + "}"
+    """Write the snapshot of a file without any fault and with one line a row.
+
+    False for any other file, which the line-by-line parser must read.
+    """
+    columns = "{" + ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(header))) + "}"
+    connection.execute("SET VARIABLE csv_path = ?", [str(path)]).fetchall()
+    connection.execute("SET VARIABLE csv_delimiter = ?", [delimiter]).fetchall()
+    connection.execute(
+        "CREATE TEMP VIEW parsed AS SELECT row_number() OVER () + 1 AS line_number, * FROM "
+        "read_csv(getvariable('csv_path'), delim=getvariable('csv_delimiter'), quote='\"',"
+        " escape='\"', header=false, skip=1, all_varchar=true, auto_detect=false,"
+        f" strict_mode=true, null_padding=false, columns={columns},"
+        f" max_line_size={MAX_LINE_CHARACTERS})"
+    ).fetchall()
     try:
-        loaded = connection.execute(
-            "CREATE TEMP TABLE parsed AS SELECT row_number() OVER () + 1 AS line_number, * FROM "
-            "read_csv(?, delim=?, quote='\"', escape='\"', header=false, skip=1, all_varchar=true,"
-            f" auto_detect=false, strict_mode=true, null_padding=false, columns={columns},"
-            f" max_line_size={MAX_LINE_CHARACTERS})",
-            [str(path), delimiter],
-        ).fetchall()
+        copied = _write_snapshot(connection, header, [], path, snapshot)
     except duckdb.Error:
-        return False
-    return bool(loaded[0][0] == facts.lines - 1)
+        copied = -1
+    connection.execute("DROP VIEW parsed").fetchall()
+    return copied == facts.lines - 1
 
 
 def _csv_rows(
@@ -475,8 +486,8 @@ def _write_snapshot(
     rejected: Sequence[Rejected],
     path: Path,
     snapshot: Path,
-) -> None:
-    """Name the columns of the table `parsed` and write it with the rejected rows."""
+) -> int:
+    """Name the columns of the table `parsed`, write it with the rejected rows, count all rows."""
     columns = require_columns(header, path)
     parameters: list[str] = []
     texts = []
@@ -508,7 +519,7 @@ def _write_snapshot(
                NULL AS extra, CAST(reason AS VARCHAR) AS reason, CAST(detail AS VARCHAR) AS detail
         FROM reject_rows) TO ? (FORMAT parquet)
     """  # noqa: S608, column names of the project; labels and values are bound
-    connection.execute(query, [*parameters, str(snapshot)]).fetchall()
+    return int(connection.execute(query, [*parameters, str(snapshot)]).fetchall()[0][0])
 
 
 def _assemble(

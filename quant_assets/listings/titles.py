@@ -53,60 +53,58 @@ _SXM = re.compile(r"\bsxm\d?\b")
 _PCIE = re.compile(r"\bpci(?:[\s-]?e(?:xpress)?)?\b")
 _OAM = re.compile(r"\boam\b")
 
-_COUNTS = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"^\W*(\d{1,2})\s*(?:x|pcs?|pieces?|units?|stk)\b",
-        r"\b(?:lot|set|bundle|pack|qty|quantity)\s*(?:of)?\s*:?\s*(\d{1,2})\b",
-        r"(?<![\d.-])\b(\d{1,2})\s?x\s+(?=(?:nvidia|geforce|amd|radeon|tesla|quadro|rtx|gtx|rx|intel"
-        r"|arc|instinct|[abhlmptv]\d|mi\d|gh?b?\d{3}|\d{4}\b))",
-        r"(?<![\w.-])([1-9]\d?)[\s-]?gpus?\b",
-        r"^\W*\((\d{1,2})\)\s",
-    )
+_COUNT = re.compile(
+    r"^\W*(\d{1,2})\s*(?:x|pcs?|pieces?|units?|stk)\b"
+    r"|^\W*\((\d{1,2})\)\s"
+    r"|\b(?:lot|set|bundle|pack|qty|quantity)\s*(?:of)?\s*:?\s*(\d{1,2})\b"
+    r"|(?<![\w.-])(\d{1,2})\s?x\s+(?=(?:nvidia|geforce|amd|radeon|tesla|quadro|rtx|gtx|rx|intel"
+    r"|arc|instinct|[abhlmptv]\d|mi\d|gh?b?\d{3}|\d{4}\b))"
+    r"|(?<![\w.-])([1-9]\d?)[\s-]?gpus?\b"
+    r"|\b(pair|twin pack)\b"
 )
+_TIMES = re.compile(r"\sx\s?\d")
 _COUNT_AFTER = re.compile(
     r"(?:\d\w*|\bti|super|xtx?|\bada|nvl|pcie)\s+x\s?(\d{1,2})(?=\s*(?:$|[,;)/|-]|gpus?\b|cards?\b"
     r"|nvlink|servers?\b|bundle|lot\b|set\b))"
 )
-_PAIR_OF = re.compile(r"\bpair\b|\btwin pack\b")
 
-_SPLITS = (
-    re.compile(r"\b(rtx|gtx|rx|gt|arc|quadro|tesla|titan|radeon|geforce|instinct)(?=\d|pro)"),
-    re.compile(r"\b(rtx|gtx|quadro|radeon|arc)(?=[atwb]\d{2,4})"),
-    re.compile(r"\b(pro)(?=\d{4})"),
-    re.compile(r"\b(\d{3,4})(?=(?:ti|super|xtx|xt|gre|sff|ada|dd?|s|m)(?:super|ada)?\b)"),
-    re.compile(r"\b(ti)(?=super\b)"),
-    re.compile(r"\b(gh?[bh]?\d{3}|[abhv]\d{3}s?)(?=(?:nvl|sxm\d?|pcie)\b)"),
-    re.compile(r"\b(w7900)(?=ds\b)"),
+_GLUED_SERIES = re.compile(
+    r"\b(?:(?:rtx|gtx|rx|gt|arc|quadro|tesla|titan|radeon|geforce|instinct)(?=\d|pro)"
+    r"|(?:rtx|gtx|quadro|radeon|arc)(?=[atwb]\d{2,4}))"
 )
+_GLUED_SUFFIX = re.compile(
+    r"\b(?:pro(?=\d{4})"
+    r"|\d{3,4}(?=(?:ti|super|xtx|xt|gre|sff|ada|dd?|s|m)(?:super|ada)?\b)"
+    r"|(?:gh?[bh]?\d{3}|[abhv]\d{3}s?)(?=(?:nvl|sxm\d?|pcie)\b)"
+    r"|w7900(?=ds\b))"
+)
+_GLUED_SUPER = re.compile(r"\bti(?=super\b)")
 _TOKEN = re.compile(r"[a-z]+\d+[a-z0-9]*|\d+(?:\.\d+)?[a-z]*|[a-z]+")
 _SPELLINGS = {"4080 s": "4080 super", "4070 s": "4070 super", "4070 ti s": "4070 ti super"}
 _SPELLING = re.compile(r"\b(4080|4070(?: ti)?) s\b")
 _MAX_Q = re.compile(r"\bmax[\s-]?q\b")
 
-_NOT_WORKING = re.compile(
-    r"\b(?:for parts|parts only|not working|non[\s-]?working|faulty|defective|broken|dead|defekt)\b"
+_REFUSED = re.compile(
+    r"\b(?:(?P<not_working>for parts|parts only|not working|non[\s-]?working|faulty|defective|broken"
+    r"|dead|defekt)"
+    r"|(?P<laptop>laptop|notebook|mobile|mxm)"
+    r"|(?P<whole_system>gaming pc|desktop pc|mining rig|tower pc|prebuilt|ryzen|core i[3579]"
+    r"|i[3579]-\d{4,5}\w*))\b"
 )
-_LAPTOP = re.compile(r"\b(?:laptop|notebook|mobile|maxq laptop|mxm|gaming portable)\b")
-_WHOLE_SYSTEM = re.compile(
-    r"\b(?:gaming pc|desktop pc|mining rig|tower pc|prebuilt|ryzen|core i[3579]|i[3579]-\d{4,5}\w*)\b"
-)
+"""Groups are named by the reason."""
 _ACCESSORY = re.compile(
     r"\b(?:box only|only (?:the )?box|empty box|heat\s?sinks?|water\s?blocks?|bridge|risers?"
     r"|holder|anti[\s-]?sag|support (?:bracket|stand)|thermal pads?"
     r"|capture (?:card|box|device|unit)|stickers?|posters?|power cables?|enclosure|no gpu"
     r"|without gpu|keychain|mouse\s?pad|(?:replacement|cooling) fans?|fan replacement|sync ii"
     r"|framelock|cooler only|cooling kit|bracket only|license|mining frame|dummy plug)\b"
+    r"|(?<!low profile )(?<!full height )(?<!lp )\b(?:cables?|adapters?|brackets?|coolers?|covers?"
+    r"|radiators?|power supply|psu|mounts?|back\s?plates?|shrouds?)\b"
 )
 _INCLUDED = re.compile(
     r"(?:\b(?:with|incl|including|plus)\b|w/|[+&])[\s.]*(?:\w+\s+){0,2}?(?:heat\s?sinks?|shrouds?"
     r"|brackets?|cables?|coolers?|adapters?|back\s?plates?|risers?|nvlink bridge)\b"
     r"(?:\s*(?:and|[,&+])\s*(?:\w+\s+)?(?:shrouds?|brackets?|cables?|adapters?))*"
-)
-_ACCESSORY_NOUN = re.compile(
-    r"(?<!low profile )(?<!full height )(?<!lp )"
-    r"\b(?:cables?|adapters?|brackets?|coolers?|covers?|radiators?|power supply|psu|mounts?"
-    r"|back\s?plates?|shrouds?)\b"
 )
 _FOR = re.compile(r"\b(?:for|fits|compatible with|suitable for|suits)\b")
 _SOFT_ACCESSORY = re.compile(
@@ -149,8 +147,8 @@ def read_title(text: str) -> Title:
     title = _MEMORY_TYPE_WORD.sub(" ", _MEMORY.sub(" ", title))
     count, title = _take_count(title)
     form_factors, title = _take_form_factors(title)
-    for split in _SPLITS:
-        title = split.sub(r"\1 ", title)
+    title = _GLUED_SUFFIX.sub(r"\g<0> ", _GLUED_SERIES.sub(r"\g<0> ", title))
+    title = _GLUED_SUPER.sub("ti ", title)
     title = _SPELLING.sub(lambda match: _SPELLINGS[match[0]], title)
     tokens = tuple(_TOKEN.findall(title))
     return Title(
@@ -189,12 +187,14 @@ def _memory_types(title: str) -> frozenset[str]:
 
 def _take_count(title: str) -> tuple[int, str]:
     """The stated number of GPUs (1 when none is) and the title without the statement."""
-    for pattern in _COUNTS:
-        match = pattern.search(title)
-        if match and int(match[1]) > 0:
-            return int(match[1]), f"{title[: match.start()]} {title[match.end() :]}"
-    if match := _PAIR_OF.search(title):
-        return 2, f"{title[: match.start()]} {title[match.end() :]}"
+    match = _COUNT.search(title)
+    if match:
+        stated = next(group for group in match.groups() if group)
+        count = int(stated) if stated.isdigit() else 2
+        if count > 0:
+            return count, f"{title[: match.start()]} {title[match.end() :]}"
+    if not _TIMES.search(title):
+        return 1, title
     without_bus = _BUS_WIDTH.sub(lambda match: " " * len(match[0]), title)
     match = _COUNT_AFTER.search(without_bus)
     if match and int(match[1]) > 0:
@@ -204,6 +204,8 @@ def _take_count(title: str) -> tuple[int, str]:
 
 def _take_form_factors(title: str) -> tuple[frozenset[str], str]:
     """Form factors that the title states, and the title without them."""
+    if not any(word in title for word in ("pci", "sxm", "oam", "gen", ".0")):
+        return frozenset(), title
     sxm, oam = bool(_SXM.search(title)), bool(_OAM.search(title))
     # "PCIe Gen5" in the offer of an SXM server is about the server's slots.
     rest = _BUS_GENERATION.sub(" ", title) if sxm or oam else title
@@ -219,16 +221,12 @@ def _take_form_factors(title: str) -> tuple[frozenset[str], str]:
 
 def _refusal(title: str) -> QuarantineReason | None:
     """Why the offer is not a GPU on its own, as far as its words say."""
-    title = title[:1] + _INCLUDED.sub(" ", title[1:])
-    if _ACCESSORY.search(title) or _ACCESSORY_NOUN.search(title):
-        return QuarantineReason.ACCESSORY
+    if _ACCESSORY.search(title):
+        bare = title[:1] + _INCLUDED.sub(" ", title[1:])
+        if _ACCESSORY.search(bare):
+            return QuarantineReason.ACCESSORY
     first_for = _FOR.search(title)
     if first_for and _SOFT_ACCESSORY.search(title[: first_for.start()]):
         return QuarantineReason.ACCESSORY
-    if _NOT_WORKING.search(title):
-        return QuarantineReason.NOT_WORKING
-    if _LAPTOP.search(title):
-        return QuarantineReason.LAPTOP
-    if _WHOLE_SYSTEM.search(title):
-        return QuarantineReason.WHOLE_SYSTEM
-    return None
+    refused = _REFUSED.search(title)
+    return QuarantineReason(refused.lastgroup) if refused and refused.lastgroup else None

@@ -27,7 +27,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def fixed_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same sentences on every machine, about 2,000 tokens."""
+    """The same sentences on every machine, two windows of 512 tokens and some more."""
     generator = random.Random(7)
     people = ["The baker", "My neighbour", "A sailor", "The old teacher", "Her cousin"]
     verbs = ["bought", "painted", "lost", "found", "repaired", "described"]

@@ -92,9 +92,7 @@ def both_ways(
 @pytest.fixture(scope="session")
 def bf16_files(both_ways: tuple[Path, Path, list[dict[str, Any]]]) -> dict[str, Path]:
     """Each model as a BF16 GGUF, as llama.cpp's converter writes it."""
-    return {
-        name: both_ways[0] / "converted" / f"{name}.gguf" for name in ARCHITECTURES
-    }
+    return {name: both_ways[0] / "converted" / f"{name}.gguf" for name in ARCHITECTURES}
 
 
 @pytest.fixture(scope="session")

