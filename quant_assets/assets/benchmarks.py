@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 
 from quant_assets.assets.artifacts import OWNERS, gguf_artifacts_key
+from quant_assets.bench.matrix import artifact_finder
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import ModelConfig
-from quant_assets.quantize.gguf_artifact import find_gguf_artifact
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import DEVICE_POOL, LlamaCpp
 from quant_assets.resources.stores import DataRoot
@@ -84,16 +84,16 @@ def build_benchmark_results(
         skipped: dict[str, str] = {}
         with clear_failures():
             settings = config.applied_to(defaults)
-            source = data_root.source(context, model)
+            find_artifact = artifact_finder(data_root.artifacts, model.name)
             results = data_root.results
             for key in context.partition_keys:
                 assert isinstance(key, dg.MultiPartitionKey)
                 variant = variants[key.keys_by_dimension[VARIANT]]
-                found = find_gguf_artifact(model.name, source, variant.level, data_root.artifacts)
-                if found is None:
+                artifact = find_artifact(variant)
+                if artifact is None:
                     skipped[key] = (
-                        f"{model.name} has no {variant.level} artifact; materialize its partition "
-                        "of gguf_artifacts first"
+                        f"{model.name} has no {variant.format} artifact of level {variant.level}; "
+                        "materialize its partition first"
                     )
                     context.log.warning(f"skipped {key}: {skipped[key]}")
                     continue
@@ -101,8 +101,7 @@ def build_benchmark_results(
                     context,
                     variant,
                     int(key.keys_by_dimension[BATCH_SIZE]),
-                    found.path,
-                    found.manifest.job_id,
+                    artifact,
                     model.name,
                     settings,
                 )

@@ -14,6 +14,7 @@ from quant_assets.automation.jobs import (
     benchmarks_job_name,
     source_job_name,
 )
+from quant_assets.bench.matrix import artifact_finder
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
@@ -21,8 +22,7 @@ from quant_assets.bench.variants import Variant, load_settings, load_variants
 from quant_assets.definitions import defs
 from quant_assets.errors import QuantAssetsError
 from quant_assets.models.config import ModelConfig, load_models
-from quant_assets.models.dequantize import float_source
-from quant_assets.quantize.gguf_artifact import gguf_job
+from quant_assets.quantize.store import ArtifactStore
 from quant_assets.resources.instance import dagster_instance
 from quant_assets.settings import Settings
 
@@ -69,11 +69,16 @@ class FullRun:
         bench_settings: BenchSettings,
         overrides: Mapping[str, int],
     ) -> None:
-        source = float_source(model.source, model.name, self._settings)
+        find_artifact = artifact_finder(ArtifactStore(self._settings.artifacts), model.name)
         operation = benchmark_results_key(model).to_python_identifier()
         for name, variant in variants.items():
-            artifact_id = gguf_job(model.name, source, variant.level).job_id
-            known = self._records(model, name, artifact_id, bench_settings)
+            artifact = find_artifact(variant)
+            if artifact is None:
+                self._say(
+                    f"  {name}: skipped, there is no {variant.format} {variant.level} artifact"
+                )
+                continue
+            known = self._records(model, name, artifact.artifact_id, bench_settings)
             missing = [size for size in bench_settings.batch_sizes if size not in known]
             if missing:
                 self._say(f"{model.name}: measuring {name} at batch {_listed(missing)}")
@@ -85,7 +90,7 @@ class FullRun:
                     ],
                     run_config={"ops": {operation: {"config": dict(overrides)}}},
                 )
-                known = self._records(model, name, artifact_id, bench_settings)
+                known = self._records(model, name, artifact.artifact_id, bench_settings)
             for size, record in sorted(known.items()):
                 self._say(
                     f"  {name} x {size}: p50 {record.p50_ms:.0f} ms, p95 {record.p95_ms:.0f} ms, "

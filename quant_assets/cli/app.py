@@ -10,6 +10,8 @@ from quant_assets.cli.collect import collect
 from quant_assets.cli.demo import demo
 from quant_assets.cli.enrich import enrich
 from quant_assets.cli.estimate import estimate
+from quant_assets.cli.imatrix import imatrix
+from quant_assets.cli.intent import intent
 from quant_assets.cli.pipeline import pipeline
 from quant_assets.cli.quantize import quantize
 from quant_assets.cli.report import report
@@ -38,8 +40,10 @@ app.command()(collect)
 app.command()(demo)
 app.command()(enrich)
 app.command()(estimate)
+app.command()(intent)
 app.command()(pipeline)
 app.command()(report)
+app.command()(imatrix)
 app.command()(quantize)
 app.command()(sql)
 app.command()(types)

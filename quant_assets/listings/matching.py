@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 
 from rapidfuzz import fuzz
 
@@ -112,7 +113,9 @@ class TitleMatcher:
                 self._memory[gpu.canonical_name] = frozenset({gpu.vram_gb}).union(
                     *(reading.memory_gb for reading in readings)
                 )
-                editions = [frozenset(_core(reading.tokens)) - set(family_key) for reading in readings]
+                editions = [
+                    frozenset(_core(reading.tokens)) - set(family_key) for reading in readings
+                ]
                 self._editions[gpu.canonical_name] = editions
                 for reading in readings:
                     key = _core(reading.tokens)
@@ -128,9 +131,7 @@ class TitleMatcher:
                 if short and short != key and short not in full and any(map(_has_digit, short)):
                     shortened[short].add(family)
         for short, owners in shortened.items():
-            inside = {
-                family for key, family in self._family_of.items() if _contains(key, short)
-            }
+            inside = {family for key, family in self._family_of.items() if _contains(key, short)}
             if len(owners | inside) == 1:
                 self._family_of[short] = next(iter(owners))
             else:
@@ -251,9 +252,7 @@ class TitleMatcher:
         if any(gpu.form_factor in _CONTRADICTED_FORMS for gpu in variants):
             explained |= {"module", "modul"}
         loose = {
-            token
-            for index, token in enumerate(tokens)
-            if index not in used and token in words
+            token for index, token in enumerate(tokens) if index not in used and token in words
         }
         for start, key, _ in mentions:
             after = start + len(key)
@@ -286,13 +285,15 @@ class TitleMatcher:
         """Variants whose memory type and edition words the title states best."""
         left = list(candidates)
         if len(left) > 1 and title.memory_types:
-            left = [
-                gpu for gpu in left if gpu.memory_type.casefold() in title.memory_types
-            ] or left
+            left = [gpu for gpu in left if gpu.memory_type.casefold() in title.memory_types] or left
         words = set(tokens)
         fits = {
             gpu.canonical_name: max(
-                (len(edition) for edition in self._editions[gpu.canonical_name] if edition <= words),
+                (
+                    len(edition)
+                    for edition in self._editions[gpu.canonical_name]
+                    if edition <= words
+                ),
                 default=-1,
             )
             for gpu in left
@@ -333,28 +334,27 @@ class TitleMatcher:
         clear = len(ranked) == 1 or (ranked and ranked[0][1] - ranked[1][1] >= FUZZY_MARGIN)
         if clear and ranked[0][1] >= FUZZY_THRESHOLD:
             family, score = ranked[0]
-            used = {index for index, token in enumerate(tokens) if token in self._key(family)}
-            chosen = self._choose_variant(
-                text, title, tokens, family, [(0, self._key(family), family)], used
-            )
+            chosen = self._choose_named(text, title, tokens, family)
             if chosen.canonical_name is None:
                 return chosen
             return TitleMatch(
                 text, chosen.gpu_count, chosen.canonical_name, MatchType.FUZZY, round(score, 1)
             )
         for key in partial:
-            family = self._by_token_set.get(
-                frozenset(key) | (set(tokens) & (_VARIANT_WORDS | _SUFFIXES))
-            )
-            if family is not None:
-                used = {index for index, token in enumerate(tokens) if token in self._key(family)}
-                mention = (0, self._key(family), family)
-                return self._choose_variant(text, title, tokens, family, [mention], used)
+            words = frozenset(key) | (set(tokens) & (_VARIANT_WORDS | _SUFFIXES))
+            if (completed := self._by_token_set.get(words)) is not None:
+                return self._choose_named(text, title, tokens, completed)
         if partial or (ranked and ranked[0][1] >= FUZZY_THRESHOLD):
             return self._refuse(text, title, QuarantineReason.NEAR_MISS, self._names(near))
         if unknown or title.vendors:
             return self._refuse(text, title, QuarantineReason.UNKNOWN_MODEL)
         return self._refuse(text, title, QuarantineReason.NO_GPU_NAMED)
+
+    def _choose_named(self, text: str, title: Title, tokens: Key, family: str) -> TitleMatch:
+        """Choose among the variants of a family whose words stand apart in the title."""
+        key = self._key(family)
+        used = {index for index, token in enumerate(tokens) if token in key}
+        return self._choose_variant(text, title, tokens, family, [(0, key, family)], used)
 
     def _names(self, families: Iterable[str]) -> list[str]:
         return sorted(
@@ -408,7 +408,5 @@ def _unknown_model(tokens: Key, known: set[str]) -> bool:
     """Whether a series word is followed by a number that no known name covers."""
     return any(
         word in _SERIES and _has_digit(token) and token not in known and len(token) > 1
-        for word, token in zip(tokens, tokens[1:], strict=False)
+        for word, token in pairwise(tokens)
     )
-
-

@@ -88,7 +88,24 @@ _UNIT_WORDS = {
 }
 _UNIT_OF_WORD = {word: unit for unit, words in _UNIT_WORDS.items() for word in words}
 _PURCHASE_WORDS = frozenset(
-    ["each", "ea", "unit", "piece", "pc", "pcs", "item", "purchase", "once", "one-time", "onetime", "buy", "sale", "total", "card", "gpu"]
+    [
+        "each",
+        "ea",
+        "unit",
+        "piece",
+        "pc",
+        "pcs",
+        "item",
+        "purchase",
+        "once",
+        "one-time",
+        "onetime",
+        "buy",
+        "sale",
+        "total",
+        "card",
+        "gpu",
+    ]
 )
 
 _SPACES = re.compile(r"[\s\u00a0\u202f]+")
@@ -218,7 +235,8 @@ def _take_currency(
 
 
 _ISO_CODES = frozenset(
-    {code for code in _SIGNS.values()} | {code for group in _SHARED_SIGNS.values() for code in group}
+    set(_SIGNS.values())
+    | {code for group in _SHARED_SIGNS.values() for code in group}
     | {"HUF", "ZAR", "CHF"}
 )
 

@@ -255,7 +255,7 @@ def _copy_clean_csv(
     connection.execute("SET VARIABLE csv_path = ?", [str(path)]).fetchall()
     connection.execute("SET VARIABLE csv_delimiter = ?", [delimiter]).fetchall()
     connection.execute(
-        "CREATE TEMP VIEW parsed AS SELECT row_number() OVER () + 1 AS line_number, * FROM "
+        "CREATE TEMP VIEW parsed AS SELECT row_number() OVER () + 1 AS line_number, * FROM "  # noqa: S608, generated names
         "read_csv(getvariable('csv_path'), delim=getvariable('csv_delimiter'), quote='\"',"
         " escape='\"', header=false, skip=1, all_varchar=true, auto_detect=false,"
         f" strict_mode=true, null_padding=false, columns={columns},"
@@ -345,7 +345,7 @@ def _checked(number: int, text: str, fields: list[str], width: int) -> Fields | 
     if len(fields) != width:
         detail = f"{len(fields)} fields, the header has {width}."
         return _reject(number, text, QuarantineReason.WRONG_FIELD_COUNT, detail)
-    return Fields(number, [field.strip() for field in fields])
+    return Fields(number, fields)
 
 
 def _reject(number: int, text: str, reason: QuarantineReason, detail: str) -> Rejected:
@@ -501,9 +501,11 @@ def _write_snapshot(
         texts.append(f"CAST({text} AS VARCHAR) AS {name}")
     pairs = []
     for label, index in columns.others.items():
-        pairs.append(f"?, c{index}")
+        pairs.append(f"?, nullif(trim(c{index}), '')")
         parameters.append(label)
-    extra = f"CAST(json_object({', '.join(pairs)}) AS VARCHAR)" if pairs else "CAST(NULL AS VARCHAR)"
+    extra = (
+        f"CAST(json_object({', '.join(pairs)}) AS VARCHAR)" if pairs else "CAST(NULL AS VARCHAR)"
+    )
     reject_table = pd.DataFrame(
         [(row.line_number, row.text, row.reason.value, row.detail) for row in rejected],
         columns=["line_number", "title", "reason", "detail"],

@@ -286,7 +286,10 @@ def _scatter(
                 escape(_short(offers[index].canonical_name)) if index in frontier else ""
                 for index in indexes
             ],
-            textposition="bottom right",
+            textposition=[
+                "bottom left" if capacities[index] > max(capacities) / 3 else "bottom right"
+                for index in indexes
+            ],
             textfont={"size": 11},
             customdata=[escape(offers[index].canonical_name) for index in indexes],
             hovertemplate="%{customdata}<br>%{x:g}, $%{y:,.2f}<extra></extra>",
@@ -325,7 +328,7 @@ def _bars(offers: Sequence[Offer], values: Sequence[float], x_title: str) -> str
         )
     )
     figure.update_xaxes(title=x_title, rangemode="tozero")
-    figure.update_yaxes(autorange="reversed", automargin=True, ticksuffix=" ")
+    figure.update_yaxes(autorange="reversed", ticksuffix=" ")
     return _figure_html(figure, height=90 + 26 * len(offers))
 
 
@@ -337,15 +340,18 @@ def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
         for digit in (1, 2, 5)
         if min(values) / 2 <= digit * 10.0**exponent <= max(values) * 2
     ]
-    return {"tickvals": ticks, "ticktext": [f"{tick:,g}" if tick < 1e5 else f"{tick:,.0f}" for tick in ticks]}
+    texts = [f"{tick:,.0f}" if tick >= 1 else f"{tick:g}" for tick in ticks]
+    return {"tickvals": ticks, "ticktext": texts}
 
 
 def _short(name: str) -> str:
-    """A card's name without the words that all its neighbours share."""
-    return name.removeprefix("GeForce ").removeprefix("Radeon ").replace(" Blackwell", "")
+    """A card's name as short as it stays clear."""
+    return name.removeprefix("GeForce ").replace(" Blackwell", "")
 
 
 def _figure_html(figure: Any, height: int) -> str:
+    for axes in (figure.update_xaxes, figure.update_yaxes):
+        axes(automargin=True, title_standoff=12, ticks="")
     figure.update_layout(
         height=height,
         margin={"l": 10, "r": 10, "t": 10, "b": 10},

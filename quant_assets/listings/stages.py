@@ -53,7 +53,7 @@ class Workspace:
         """Copy a frame into a new table and return its name."""
         name = self.new_name(stem)
         self.connection.register("incoming_frame", frame)
-        self.query(f"CREATE TABLE {name} AS SELECT * FROM incoming_frame")
+        self.query(f"CREATE TABLE {name} AS SELECT * FROM incoming_frame")  # noqa: S608, own names
         self.connection.unregister("incoming_frame")
         return name
 
@@ -214,7 +214,8 @@ def check_conservation(
 def _save(workspace: Workspace, folder: Path, tables: Mapping[str, str]) -> None:
     for name, table in tables.items():
         with atomic_path(folder / f"{name}.parquet") as temporary:
-            workspace.query(f"COPY (SELECT * FROM {table}) TO ? (FORMAT parquet)", [str(temporary)])
+            sql = f"COPY (SELECT * FROM {table}) TO ? (FORMAT parquet)"  # noqa: S608, own names
+            workspace.query(sql, [str(temporary)])
 
 
 def _load(folder: Path, names: Sequence[str]) -> tuple[Any, ...]:

@@ -47,7 +47,9 @@ _MEMORY = re.compile(
 )
 _MEMORY_PAIR = re.compile(r"(?<![\w.])(\d{1,3})\s*(?:gb?)?\s*/\s*(\d{1,3})\s*(?:gb?)?(?![\w.])")
 _MEMORY_TYPE_WORD = re.compile(rf"\b(?:({_MEMORY_TYPE})|d(\d)(x)?)\b")
-_BUS_GENERATION = re.compile(r"\bpci[\s-]?e(?:xpress)?\s*(?:gen\s*)?\d(?:\.\d)?(?:\s*x\s?\d{1,2})?\b")
+_BUS_GENERATION = re.compile(
+    r"\bpci[\s-]?e(?:xpress)?\s*(?:gen\s*)?\d(?:\.\d)?(?:\s*x\s?\d{1,2})?\b"
+)
 _BUS_WIDTH = re.compile(r"\b(?:pci[\s-]?e?(?:xpress)?|gen\s*\d|\d\.0)\s*x\s?\d{1,2}\b")
 _SXM = re.compile(r"\bsxm\d?\b")
 _PCIE = re.compile(r"\bpci(?:[\s-]?e(?:xpress)?)?\b")
@@ -179,9 +181,7 @@ def _memory_types(title: str) -> frozenset[str]:
         word or f"gddr{generation}{extended or ''}"
         for word, generation, extended in _MEMORY_TYPE_WORD.findall(title)
     }
-    found |= {
-        f"gddr{match[2]}{match[3] or ''}" for match in _MEMORY.finditer(title) if match[2]
-    }
+    found |= {f"gddr{match[2]}{match[3] or ''}" for match in _MEMORY.finditer(title) if match[2]}
     return frozenset(found)
 
 

@@ -58,7 +58,7 @@ def load_models(path: Path) -> tuple[ModelConfig, ...]:
     """Read and validate the model list; raise `InputError` naming the file when it is wrong."""
     try:
         return ModelList.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).models
-    except (OSError, yaml.YAMLError, ValidationError) as error:
+    except (OSError, yaml.YAMLError, ValidationError, InputError) as error:
         raise InputError(
             f"The model list {path} cannot be used.",
             str(error),

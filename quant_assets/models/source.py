@@ -61,22 +61,24 @@ def resolve_configured_source(text: str, settings: Settings) -> SourceModel:
     """Like `resolve_source`, for a text out of a configuration file.
 
     A path must lie inside the data root, the project's own data, or a folder named in
-    `QUANT_ASSETS_MODEL_ROOTS`; a relative one is taken from the data root.
+    `QUANT_ASSETS_MODEL_ROOTS`; a relative one is taken from the data root, where what exists comes
+    before a hub id of the same spelling.
     """
-    if not text.startswith("package:") and (text.startswith(("/", "~", ".")) or ".gguf" in text):
-        path = Path(text).expanduser()
+    if text.startswith("package:"):
+        return resolve_source(text, settings)
+    path = Path(text).expanduser()
+    if path.is_absolute():
         roots = [settings.home, settings.data, *settings.model_roots]
-        if not path.is_absolute():
-            path = path_inside(settings.home, path)
-        elif not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
+        if not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
             raise InputError(
                 f"The model path {text!r} lies outside the data root {settings.home}.",
                 "Paths from a configuration stay inside the data root and the model roots.",
                 "Move the model, or name its parent folder in QUANT_ASSETS_MODEL_ROOTS "
                 '(a JSON list, such as ["/models"]).',
             )
-        text = str(path)
-    return resolve_source(text, settings)
+        return resolve_source(str(path), settings)
+    inside = path_inside(settings.home, path)
+    return resolve_source(str(inside) if inside.exists() else text, settings)
 
 
 def _file_in_package(distribution: str, file: str) -> Path:

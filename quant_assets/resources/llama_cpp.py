@@ -1,10 +1,9 @@
 """The llama.cpp backend: quantizes and measures GGUF files in worker processes."""
 
-from pathlib import Path
-
 import dagster as dg
 
 from quant_assets.bench.cell import MeasuredCell, run_cell
+from quant_assets.bench.matrix import LocatedArtifact
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.models.source import SourceModel
@@ -40,8 +39,7 @@ class LlamaCpp(dg.ConfigurableResource["LlamaCpp"]):
         context: dg.AssetExecutionContext,
         variant: Variant,
         batch_size: int,
-        artifact: Path,
-        artifact_id: str,
+        artifact: LocatedArtifact,
         model_name: str,
         settings: BenchSettings,
     ) -> MeasuredCell:
@@ -50,8 +48,8 @@ class LlamaCpp(dg.ConfigurableResource["LlamaCpp"]):
             return run_cell(
                 variant,
                 batch_size,
-                artifact,
-                artifact_id,
+                artifact.path,
+                artifact.artifact_id,
                 model_name,
                 settings,
                 extra_env=extra_env,

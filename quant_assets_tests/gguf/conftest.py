@@ -1,62 +1,18 @@
 """Tiny models, and both ways of quantizing them, made once a session."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from child_scripts import run_scripts, tasks
 from tiny_models import ARCHITECTURES, calibration_text, make_model, tokenizer_model
 
-from quant_assets.formats.gguf_levels import GGUF_LEVELS, GgufLevel, parse_level
+from quant_assets.formats.gguf_levels import GGUF_LEVELS, parse_level
 from quant_assets.quantize.gguf import QuantizeGgufJob
-from quant_assets.settings import PROJECT_ROOT
 from quant_assets.workers.gguf.imatrix_file import MatrixInputs, write_imatrix
-
-HERE = Path(__file__).parent
-
-
-def run_scripts(tasks_by_script: dict[str, list[dict[str, Any]]], folder: Path) -> dict[str, str]:
-    """Run child scripts of this folder at the same time; returns what each printed."""
-    running = {}
-    for script, tasks in tasks_by_script.items():
-        file = folder / f"{script}.{len(tasks)}.json"
-        file.write_text(json.dumps(tasks))
-        running[script] = subprocess.Popen(
-            [sys.executable, HERE / script, file],
-            env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-    printed = {}
-    for script, process in running.items():
-        printed[script], errors = process.communicate()
-        assert process.returncode == 0, errors[-3000:]
-    return printed
-
-
-def tasks(
-    sources: dict[str, Path], levels: Sequence[GgufLevel], folder: Path, imatrices: dict[str, Path]
-) -> list[dict[str, Any]]:
-    """One task for each source and level, in the form that both scripts take."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return [
-        {
-            "source": str(source),
-            "kind": "hf" if source.is_dir() else "gguf",
-            "level": level.name,
-            "ftype": level.ftype,
-            "output": str(folder / f"{name}-{level}.gguf"),
-            "imatrix": str(imatrices[name]) if name in imatrices else None,
-        }
-        for name, source in sources.items()
-        for level in levels
-    ]
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import run_scripts, tasks
+from child_scripts import run_scripts, tasks
 from tiny_models import ARCHITECTURES, make_model
 
 from quant_assets.formats.gguf_levels import GGUF_LEVELS, parse_level

@@ -1,7 +1,7 @@
 """The reference: llama.cpp's converter, then `llama_model_quantize`. Run as a child process.
 
-`python two_step.py TASKS.json`, where the file is a list of {source, kind, level, ftype, output,
-imatrix}. The intermediate has the source's own float type, as the one-pass engine documents.
+`python two_step.py TASKS.json`, where the file is a list of {source, kind, ftype, output} and, if
+wanted, {imatrix, threads}. The intermediate has the source's own float type, as the one-pass engine documents.
 """
 
 import ctypes
@@ -34,13 +34,13 @@ def convert(folder: Path, output: Path) -> None:
         get_model_class(architecture)(folder, ftype, output).write()
 
 
-def quantize(source: Path, output: Path, ftype: int, imatrix: Path | None) -> None:
+def quantize(source: Path, output: Path, ftype: int, imatrix: Path | None, threads: int) -> None:
     """Let `llama_model_quantize` do it, with llama-quantize's own metadata for an imatrix."""
     import llama_cpp
 
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = ftype
-    parameters.nthread = 2
+    parameters.nthread = threads
     if imatrix is not None:
         matrix = read_imatrix(imatrix)
         values = matrix._values
@@ -84,7 +84,7 @@ def main(tasks: list[dict[str, Any]]) -> None:
                 convert(source, converted)
             source = converted
         imatrix = Path(task["imatrix"]) if task.get("imatrix") else None
-        quantize(source, output, task["ftype"], imatrix)
+        quantize(source, output, task["ftype"], imatrix, task.get("threads", 2))
 
 
 if __name__ == "__main__":

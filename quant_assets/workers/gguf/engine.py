@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from quant_assets.atomic_files import replace_durably
-from quant_assets.errors import ResourceError
+from quant_assets.errors import InputError, ResourceError
 from quant_assets.formats.gguf_levels import GgufLevel, parse_level
 from quant_assets.models.identity import sha256_of
 from quant_assets.quantize.gguf import (
@@ -54,6 +54,7 @@ BASE_MEMORY_BYTES = 350_000_000
 _BYTES_PER_CHUNK_ELEMENT = 12  # source, float32 and target, at their largest
 _CHUNKS_IN_FLIGHT_PER_THREAD = 3
 _PROGRESS_INTERVAL_S = 0.25
+_STAT_BLOCK_BYTES = 512  # the unit of st_blocks
 _MILLION = 1_000_000
 _CHECK, _PLAN, _QUANTIZE, _VALIDATE = "check", "plan", "quantize", "validate"
 
@@ -87,6 +88,12 @@ def prepared(job: GgufPlanJob | QuantizeGgufJob, channel: EventChannel) -> Itera
     channel.progress(_CHECK, 0, 1, "steps")
     level = parse_level(job.level)
     imatrix = read_imatrix(job.imatrix) if job.imatrix else None
+    if imatrix is None and level.needs_imatrix:
+        raise InputError(
+            f"The level {level} needs an importance matrix.",
+            "llama.cpp refuses it without one, because the result would be useless.",
+            "Give one with --imatrix FILE, or take a level such as Q2_K or Q3_K_S.",
+        )
     if job.source_kind == "hf":
         check_hf_folder(job.source)
     channel.progress(_CHECK, 1, 1, "steps")
@@ -98,8 +105,8 @@ def prepared(job: GgufPlanJob | QuantizeGgufJob, channel: EventChannel) -> Itera
             else GgufSource(job.source)
         )
         plan = make_plan(source.metadata, level, imatrix)
-        channel.progress(_PLAN, 1, 1, "steps")
-        yield Prepared(source, plan, level, imatrix, job.threads or os.cpu_count() or 1)
+    channel.progress(_PLAN, 1, 1, "steps")
+    yield Prepared(source, plan, level, imatrix, job.threads or os.cpu_count() or 1)
 
 
 def plan_only(job: GgufPlanJob, channel: EventChannel) -> GgufPlan:
@@ -155,11 +162,10 @@ def quantize(job: QuantizeGgufJob, channel: EventChannel) -> QuantizeGgufResult:
     """Make the file `job.output`; see `quant_assets.quantize.gguf.quantize_gguf`."""
     started = time.perf_counter()
     check_output_folder(job.output.parent)
-    with prepared(job, channel) as work, _part_file(job.output) as part:
+    with prepared(job, channel) as work, _part_file(job.output, work) as part:
         plan = work.plan
         identity = _identity(job, work)
         first_layer = _resume_point(job, part, plan, identity, channel)
-        _check_resources(part, work)
         n_written = _write_layers(work, part, first_layer, channel)
         digest, said = _validate(job, part.path, channel)
         replace_durably(part.path, job.output)
@@ -197,8 +203,12 @@ class _PartFile:
 
 
 @contextmanager
-def _part_file(output: Path) -> Iterator[_PartFile]:
+def _part_file(output: Path, work: Prepared) -> Iterator[_PartFile]:
     path = output.with_name(f"{output.name}.part")
+    # What an earlier run wrote takes no space a second time.
+    there = path.stat().st_blocks * _STAT_BLOCK_BYTES if path.exists() else 0
+    check_disk(output.parent, max(0, work.plan.file_bytes - there))
+    check_memory(work.peak_memory_bytes - resident_memory()[0])
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         # The lock lives and dies with the process, whatever ends it.
@@ -275,12 +285,6 @@ def _layer_digest(chunk_digests: list[bytes]) -> str:
     return hashlib.sha256(b"".join(chunk_digests)).hexdigest()
 
 
-def _check_resources(part: _PartFile, work: Prepared) -> None:
-    there = os.fstat(part.descriptor).st_blocks * 512  # st_blocks counts in units of 512 bytes
-    check_disk(part.path.parent, max(0, work.plan.file_bytes - there))
-    check_memory(work.peak_memory_bytes - resident_memory()[0])
-
-
 class _Progress:
     """Reports finished parameters, now and then, from any thread."""
 
@@ -328,7 +332,7 @@ def _write_layers(work: Prepared, part: _PartFile, first_layer: int, channel: Ev
 
     def commit(futures: "list[Future[bytes]]") -> None:
         digests = [future.result() for future in futures]
-        os.fdatasync(part.descriptor)
+        os.fsync(part.descriptor)
         part.journal.append(_layer_digest(digests))
         progress.send()
 

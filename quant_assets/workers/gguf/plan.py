@@ -312,12 +312,6 @@ def _check_importances(
     level: GgufLevel,
     imatrix: ImportanceMatrix | None,
 ) -> None:
-    if imatrix is None and level.needs_imatrix:
-        raise InputError(
-            f"The level {level} needs an importance matrix.",
-            "llama.cpp refuses it without one, because the result would be useless.",
-            "Give one with --imatrix FILE, or take a level such as Q2_K or Q3_K_S.",
-        )
     for tensor, new_type in zip(tensors, types, strict=True):
         if new_type == tensor.ggml_type:
             continue
@@ -333,9 +327,9 @@ def _check_importances(
             )
         if values is None and _needs_importances(tensor.name, ggml.type_name(new_type), level):
             raise InputError(
-                f"The importance matrix has no entry for {tensor.name}.",
+                f"There are no importances for the tensor {tensor.name}.",
                 f"Its type at the level {level} is {ggml.type_name(new_type)}, which needs one.",
-                "Compute the importance matrix from this very model, on a longer text.",
+                "Give an importance matrix of this very model, computed on a longer text.",
             )
 
 

@@ -66,21 +66,23 @@ class ChunkWriter:
         tensor = chunk.tensor
         source = self._buffer("source", chunk.n_rows * tensor.source_row_bytes)
         rows.read(chunk.first_row, source)
+        self._check(tensor, tensor.source_type, source)
         data = source
         if tensor.target_type != tensor.source_type:
             data = self._buffer("target", chunk.n_bytes)
             self._quantize(chunk, source, data, importances)
-        if not self._library.ggml_validate_row_data(
-            tensor.target_type, _pointer(data), data.nbytes
-        ):
-            raise InputError(
-                f"The tensor {tensor.name} cannot be written as "
-                f"{ggml.type_name(tensor.target_type)}.",
-                "It holds values that are infinite, not a number, or too large for the type.",
-                "The source model is damaged; fetch it again.",
-            )
+            self._check(tensor, tensor.target_type, data)
         write_at(self._descriptor, data.data, chunk.offset)
         return hashlib.sha256(data.data).digest()
+
+    def _check(self, tensor: PlannedTensor, ggml_type: int, data: Buffer) -> None:
+        """The check that llama.cpp makes of what it reads and of what it has quantized."""
+        if not self._library.ggml_validate_row_data(ggml_type, _pointer(data), data.nbytes):
+            raise InputError(
+                f"The tensor {tensor.name} has no sound values as {ggml.type_name(ggml_type)}.",
+                "Some are infinite, not a number, or too large for the type.",
+                "Fetch the source model again; if it is whole, choose a type of wider range.",
+            )
 
     def _quantize(
         self,

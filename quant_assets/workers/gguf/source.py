@@ -138,7 +138,7 @@ class GgufSource:
     def prefetch(self, name: str) -> None:
         """Start reading the tensor."""
         tensor = self._tensors[name]
-        os.posix_fadvise(self._descriptor, tensor.offset, tensor.n_bytes, os.POSIX_FADV_WILLNEED)
+        _read_ahead(self._descriptor, tensor.offset, tensor.n_bytes)
 
     def memory_bytes(self, name: str) -> int:  # noqa: ARG002 the protocol's signature
         """Nothing: rows stay in the file."""
@@ -195,9 +195,7 @@ class HuggingFaceSource:
         """Start reading the tensor, where it lies in one piece."""
         found = self._ranges.get(name)
         if found is not None:
-            os.posix_fadvise(
-                self._descriptor(found.path), found.offset, found.n_bytes, os.POSIX_FADV_WILLNEED
-            )
+            _read_ahead(self._descriptor(found.path), found.offset, found.n_bytes)
 
     def memory_bytes(self, name: str) -> int:
         """Two float32 copies: the converter's arithmetic makes one from the other."""
@@ -210,6 +208,11 @@ class HuggingFaceSource:
         if path not in self._descriptors:
             self._descriptors[path] = os.open(path, os.O_RDONLY)
         return self._descriptors[path]
+
+
+def _read_ahead(descriptor: int, offset: int, n_bytes: int) -> None:
+    if hasattr(os, "posix_fadvise"):  # macOS has none; it reads when asked
+        os.posix_fadvise(descriptor, offset, n_bytes, os.POSIX_FADV_WILLNEED)
 
 
 def float_type_of(folder: Path) -> str:
@@ -328,20 +331,13 @@ def _range_in_shard(lazy: Any, ggml_type: int) -> _ShardRange | None:
     """Where a tensor lies in a shard as it is to be written, or None when it is computed.
 
     Follows the lazy chain down to the shard through the steps that change no bit of a value: the
-    passage from torch to numpy, and the widening of bfloat16 to float32.
+    passage from torch to numpy, the widening of bfloat16 to float32, and the dropping of last rows.
     """
     from conversion import LazyTorchTensor
 
-    shape = tuple(lazy.shape)
     node = lazy
-    for _ in range(2):
-        arguments = _arguments(node)
-        parent = arguments[0] if arguments else None
-        if not isinstance(parent, LazyTorchTensor) or tuple(parent.shape) != shape:
-            break
-        is_numpy = len(arguments) == 1 and not isinstance(node, LazyTorchTensor)
-        is_cast = len(arguments) == 2 and arguments[1] == node.dtype
-        if not (is_numpy or is_cast):
+    while isinstance(parent := next(iter(_arguments(node)), None), LazyTorchTensor):
+        if not _keeps_bits(node, parent):
             return None
         node = parent
     arguments = _arguments(node)
@@ -349,4 +345,23 @@ def _range_in_shard(lazy: Any, ggml_type: int) -> _ShardRange | None:
     data_range = getattr(local, "data_range", None)
     if data_range is None or _SAFETENSORS_TYPES.get(str(getattr(local, "dtype", ""))) != ggml_type:
         return None
-    return _ShardRange(Path(data_range.filename), data_range.offset, data_range.size)
+    *rows, row_elements = lazy.shape
+    n_bytes = prod(rows) * ggml.row_bytes(ggml_type, row_elements)
+    return _ShardRange(Path(data_range.filename), data_range.offset, n_bytes)
+
+
+def _keeps_bits(node: Any, parent: Any) -> bool:
+    """Whether a lazy step leaves every value as it is, in the same order."""
+    import torch
+    from conversion import LazyTorchTensor
+
+    _, *options = _arguments(node)
+    same_shape = tuple(parent.shape) == tuple(node.shape)
+    match options:
+        case []:  # of the steps on a tensor alone, only this one gives a numpy array
+            return same_shape and not isinstance(node, LazyTorchTensor)
+        case [torch.dtype()]:
+            return same_shape
+        case [slice(start=None | 0, step=None | 1)]:
+            return tuple(parent.shape[1:]) == tuple(node.shape[1:])
+    return False

@@ -1,0 +1,313 @@
+"""Our numbers beside those of llama.cpp's own tools: speed, perplexity and KL divergence.
+
+The tools (llama-bench, llama-batched-bench, llama-perplexity) are built once from the sources
+inside llama-cpp-python's source distribution, with the flags of the installed library. Both sides
+run the same files, threads and sizes, alternating, so that a slow minute of the machine meets both.
+Run it on an idle machine.
+"""
+
+import argparse
+import json
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tarfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from quant_assets.bench.cell import run_cell
+from quant_assets.bench.evaluation_text import EvaluationText, evaluation_text
+from quant_assets.bench.jobs import QualityJob, QualityMeasurement
+from quant_assets.bench.matrix import artifact_finder
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.variants import Variant
+from quant_assets.models.config import load_models
+from quant_assets.quantize.store import ArtifactStore
+from quant_assets.settings import get_settings
+from quant_assets.workers.supervisor import run_worker
+
+TOOLS = ("llama-bench", "llama-batched-bench", "llama-perplexity")
+NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+SPEED_LIMIT, PERPLEXITY_LIMIT, DIVERGENCE_LIMIT = 0.03, 0.001, 0.01
+BASELINE = "F16"
+CELLS_A_SEQUENCE = 256  # llama.cpp rounds the context of a sequence up to a multiple of it
+FINAL_PERPLEXITY = re.compile(r"Final estimate: PPL = ([0-9.]+)")
+MEAN_PERPLEXITY = re.compile(r"Mean PPL\(Q\)\s*:\s*([0-9.]+)")
+MEAN_DIVERGENCE = re.compile(r"Mean\s+KLD:\s*([0-9.]+)")
+
+
+class Row(NamedTuple):
+    """One figure of both sides, and how far they may differ."""
+
+    level: str
+    figure: str
+    peer: float
+    ours: float
+    limit: float
+
+    @property
+    def difference(self) -> float:
+        """Ours over the peer's, less one."""
+        return self.ours / self.peer - 1
+
+    @property
+    def within(self) -> bool:
+        """Whether the difference keeps its limit."""
+        return abs(self.difference) <= self.limit
+
+
+def build_tools(folder: Path) -> Path:
+    """Build the peer's tools unless they are there; return the folder of the programs."""
+    programs = folder / "build" / "bin"
+    if all((programs / tool).exists() for tool in TOOLS):
+        return programs
+    release = version("llama-cpp-python")
+    folder.mkdir(parents=True, exist_ok=True)
+    _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
+         "--dest", folder, f"llama-cpp-python=={release}")  # fmt: skip
+    with tarfile.open(next(folder.glob("llama_cpp_python-*.tar.gz"))) as archive:
+        archive.extractall(folder, filter="data")
+    sources = folder / f"llama_cpp_python-{release}" / "vendor" / "llama.cpp"
+    flags = NO_AMX if platform.machine() == "x86_64" else ""
+    _run("cmake", "-S", sources, "-B", folder / "build", "-DCMAKE_BUILD_TYPE=Release",
+         "-DGGML_NATIVE=ON", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF", "-DLLAMA_BUILD_TESTS=OFF",
+         "-DLLAMA_BUILD_EXAMPLES=OFF", "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_TOOLS=ON",
+         f"-DCMAKE_C_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS={flags}")  # fmt: skip
+    _run("cmake", "--build", folder / "build", "--parallel", "--target", *TOOLS)
+    return programs
+
+
+def _run(*command: str | Path) -> str:
+    """Run a program to its end and return what it printed; show its last lines when it fails."""
+    done = subprocess.run(
+        [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    if done.returncode != 0:
+        sys.exit(f"{command[0]} failed:\n{done.stdout[-2000:]}")
+    return done.stdout
+
+
+class Speed(NamedTuple):
+    """Tokens a second, all sequences together, one value a run."""
+
+    prefill: list[float]
+    decode: list[float]
+
+
+def peer_speed(programs: Path, model: Path, batch_size: int, settings: BenchSettings) -> Speed:
+    """llama-bench for one sequence, llama-batched-bench for several."""
+    prompt, generated = str(settings.prompt_tokens), str(settings.generated_tokens)
+    threads, runs = str(settings.effective_threads), settings.runs
+    if batch_size == 1:
+        bench = (programs / "llama-bench", "-m", model, "-t", threads, "-r", str(runs), "-ngl", "0",
+                 "-o", "json")  # fmt: skip
+        prefill = _json_after(_run(*bench, "-p", prompt, "-n", "0"), "[")
+        decode = _json_after(_run(*bench, "-p", "0", "-n", generated, "-d", prompt), "[")
+        return Speed(prefill[0]["samples_ts"], decode[0]["samples_ts"])
+    tokens = settings.prompt_tokens + settings.generated_tokens
+    cells = -(-tokens // CELLS_A_SEQUENCE) * CELLS_A_SEQUENCE
+    output = _run(
+        programs / "llama-batched-bench", "-m", model, "-t", threads, "-ngl", "0",
+        "-c", str(cells * batch_size), "-npp", prompt, "-ntg", generated,
+        # The first of its measurements is its warm-up.
+        "-npl", ",".join([str(batch_size)] * (runs + 1)), "--output-format", "jsonl",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith('{"n_kv_max"')][1:]
+    return Speed([row["speed_pp"] for row in rows], [row["speed_tg"] for row in rows])
+
+
+def _json_after(text: str, start: str) -> list[dict[str, list[float]]]:
+    rows: list[dict[str, list[float]]] = json.JSONDecoder().raw_decode(text[text.index(start) :])[0]
+    return rows
+
+
+def our_speed(model: Path, batch_size: int, settings: BenchSettings) -> Speed:
+    """The project's own benchmark cell."""
+    variant = Variant(name="peer", format="gguf", level="any")
+    cell = run_cell(variant, batch_size, model, "peer", "peer", settings)
+    return Speed(
+        [
+            1000 * batch_size * settings.prompt_tokens / sample.time_to_first_token_ms
+            for sample in cell.samples
+        ],
+        [
+            1000 * batch_size * len(sample.token_ms) / sum(sample.token_ms)
+            for sample in cell.samples
+        ],
+    )
+
+
+def compare_speed(
+    programs: Path, models: dict[str, Path], settings: BenchSettings, rounds: int
+) -> list[Row]:
+    """Prefill and decode rates of every model and batch size, medians over all rounds."""
+    rows = []
+    for level, model in models.items():
+        for batch_size in settings.batch_sizes:
+            peer, ours = Speed([], []), Speed([], [])
+            for _ in range(rounds):
+                for total, part in (
+                    (peer, peer_speed(programs, model, batch_size, settings)),
+                    (ours, our_speed(model, batch_size, settings)),
+                ):
+                    total.prefill.extend(part.prefill)
+                    total.decode.extend(part.decode)
+            for name in ("prefill", "decode"):
+                rows.append(
+                    Row(
+                        level,
+                        f"{name} tokens/s, batch {batch_size}",
+                        statistics.median(getattr(peer, name)),
+                        statistics.median(getattr(ours, name)),
+                        SPEED_LIMIT,
+                    )
+                )
+    return rows
+
+
+def compare_quality(
+    programs: Path,
+    models: dict[str, Path],
+    text: EvaluationText,
+    windows: int,
+    threads: int,
+    folder: Path,
+) -> list[Row]:
+    """Perplexity of every model, and KL divergence of all but the baseline."""
+    peer_base, our_base = folder / "peer.kld", folder / "ours.kld"
+    common = ("-t", str(threads), "-ngl", "0")
+    tool = programs / "llama-perplexity"
+    base = _run(tool, "-m", models[BASELINE], *common, "-f", text.path, "--chunks", str(windows),
+                "--kl-divergence-base", peer_base)  # fmt: skip
+    ours = _our_quality(models[BASELINE], threads, text=text.path, save=our_base, windows=windows)
+    rows = [
+        Row(BASELINE, "perplexity", _figure(FINAL_PERPLEXITY, base), ours.perplexity,
+            PERPLEXITY_LIMIT)
+    ]  # fmt: skip
+    for level, model in models.items():
+        if level == BASELINE:
+            continue
+        peer = _run(tool, "-m", model, *common, "--kl-divergence-base", peer_base,
+                    "--kl-divergence")  # fmt: skip
+        ours = _our_quality(model, threads, baseline=our_base)
+        assert ours.kl_divergence is not None
+        rows += [
+            Row(level, "perplexity", _figure(MEAN_PERPLEXITY, peer), ours.perplexity,
+                PERPLEXITY_LIMIT),
+            Row(level, "KL divergence", _figure(MEAN_DIVERGENCE, peer), ours.kl_divergence,
+                DIVERGENCE_LIMIT),
+        ]  # fmt: skip
+    for path in (peer_base, our_base):
+        path.unlink()
+    return rows
+
+
+def _our_quality(
+    model: Path,
+    threads: int,
+    *,
+    text: Path | None = None,
+    save: Path | None = None,
+    baseline: Path | None = None,
+    windows: int | None = None,
+) -> QualityMeasurement:
+    job = QualityJob(
+        model_path=str(model),
+        format="gguf",
+        text_path=str(text) if text else None,
+        save_baseline_path=str(save) if save else None,
+        baseline_path=str(baseline) if baseline else None,
+        windows=windows,
+        threads=threads,
+        device="cpu",
+    )
+    return run_worker("llama_quality", job, QualityMeasurement)
+
+
+def _figure(pattern: re.Pattern[str], output: str) -> float:
+    found = pattern.search(output)
+    if found is None:
+        sys.exit(f"llama-perplexity printed no {pattern.pattern!r}:\n{output[-2000:]}")
+    return float(found.group(1))
+
+
+def find_models(levels: list[str], given: list[str]) -> dict[str, Path]:
+    """The files to compare on: `LEVEL=FILE` as given, else the first model's artifacts."""
+    if given:
+        return {level: Path(path) for level, path in (item.split("=", 1) for item in given)}
+    settings = get_settings()
+    name = load_models(settings.models_yaml)[0].name
+    find = artifact_finder(ArtifactStore(settings.artifacts), name)
+    models = {}
+    for level in levels:
+        artifact = find(Variant(name=level, format="gguf", level=level))
+        if artifact is None:
+            sys.exit(f"{name} has no {level} artifact; run `make demo` first")
+        models[level] = artifact.path
+    return models
+
+
+def print_table(rows: list[Row], title: str) -> None:
+    """Print both sides and their difference."""
+    table = Table(title=title)
+    for column in ("level", "figure", "llama.cpp", "quant-assets", "difference", "limit", ""):
+        table.add_column(column, justify="left" if column in ("level", "figure") else "right")
+    for row in rows:
+        table.add_row(
+            row.level,
+            row.figure,
+            f"{row.peer:,.6g}",
+            f"{row.ours:,.6g}",
+            f"{row.difference:+.2%}",
+            f"{row.limit:.1%}",
+            "within" if row.within else "OUTSIDE",
+        )
+    Console(highlight=False, width=110).print(table)
+
+
+def main() -> None:
+    """Build the tools, run both sides, print the tables; exit 1 when a limit is not kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--levels", default="F16,Q8_0,Q4_K_M", help="artifacts to compare on")
+    parser.add_argument("--model", action="append", default=[], help="LEVEL=FILE; repeat for more")
+    parser.add_argument("--batch-sizes", default="1,4,8")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    parser.add_argument("--runs", type=int, default=4, help="measured runs a turn")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--generated-tokens", type=int, default=64)
+    parser.add_argument("--windows", type=int, default=30, help="windows of the perplexity")
+    parser.add_argument("--only", choices=("speed", "quality"))
+    parser.add_argument("--build", type=Path, default=get_settings().cache / "peers")
+    arguments = parser.parse_args()
+    programs = build_tools(arguments.build)
+    models = find_models(arguments.levels.split(","), arguments.model)
+    settings = BenchSettings(
+        batch_sizes=tuple(int(size) for size in arguments.batch_sizes.split(",")),
+        warmups=1,
+        runs=arguments.runs,
+        prompt_tokens=arguments.prompt_tokens,
+        generated_tokens=arguments.generated_tokens,
+        device="cpu",
+    )
+    rows = []
+    if arguments.only != "quality":
+        rows = compare_speed(programs, models, settings, arguments.rounds)
+        print_table(rows, f"Speed, {settings.effective_threads} threads, CPU")
+    if arguments.only != "speed":
+        text = evaluation_text("auto", get_settings().cache)
+        quality = compare_quality(
+            programs, models, text, arguments.windows, settings.effective_threads, arguments.build
+        )
+        print_table(quality, f"Quality, {arguments.windows} windows of 512 tokens of {text.name}")
+        rows += quality
+    sys.exit(0 if all(row.within for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""`quant-assets imatrix`: measure the importance matrix that low-bit GGUF levels need."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.errors import InputError
+from quant_assets.models.source import resolve_source
+from quant_assets.quantize.calibration import default_calibration_text
+from quant_assets.quantize.gguf import ImatrixJob, make_imatrix
+from quant_assets.settings import get_settings
+
+
+def imatrix(
+    model: Annotated[
+        str, typer.Argument(help="Hub id, folder with safetensors, or F16/BF16/F32 GGUF file.")
+    ],
+    text: Annotated[
+        Path | None, typer.Option(help="Calibration text (UTF-8); WikiText-2 by default.")
+    ] = None,
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder of the output file <model>.imatrix.gguf.")
+    ] = Path(),
+    chunks: Annotated[int, typer.Option(help="Chunks of 512 tokens, at most.", min=1)] = 100,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads; all cores by default.", min=1)
+    ] = None,
+    verbosity: Annotated[
+        Verbosity, typer.Option(help="What is shown on standard error.")
+    ] = Verbosity.NORMAL,
+) -> None:
+    """Run a model over a text and store what every matrix saw, in llama.cpp's GGUF format.
+
+    The path of the file goes to standard output. Exit codes as of `quantize`.
+    """
+    settings = get_settings()
+    source = resolve_source(model, settings)
+    if text is None:
+        default = default_calibration_text(settings.cache)
+        text, name = default.path, default.name
+        if default.warning and verbosity is not Verbosity.QUIET:
+            Console(stderr=True, highlight=False).print(f"warning: {default.warning}", markup=False)
+    elif text.is_file():
+        name = text.name
+    else:
+        raise InputError(
+            f"There is no text at {text}.", "The file does not exist.", "Check the path."
+        )
+    with WorkerProgress(verbosity) as progress:
+        result = make_imatrix(
+            ImatrixJob(
+                source=source.path,
+                source_kind=source.kind,
+                source_identity=source.identity,
+                calibration=text,
+                calibration_name=name,
+                output=output_dir.resolve() / f"{source.name}.imatrix.gguf",
+                threads=threads,
+                max_chunks=chunks,
+            ),
+            on_event=progress.show,
+        )
+    typer.echo(result.output)

@@ -1,0 +1,74 @@
+"""`quant-assets intent`: what a backend is told for one quantization intent."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from quant_assets.errors import InputError
+from quant_assets.formats.intent import Backend, BackendParams, Method, UnifiedQuantizationConfig
+from quant_assets.listings.registry import load_registry
+
+
+def intent(
+    method: Annotated[Method, typer.Argument(help="What is wanted.")],
+    backend: Annotated[Backend, typer.Option(help="What runs the model.")],
+    gpu: Annotated[str | None, typer.Option(help="A GPU of the registry, such as L4.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="Folder or GGUF file; auto takes the method from it.", exists=True),
+    ] = None,
+    weight_only: Annotated[
+        bool, typer.Option("--weight-only/--activations", help="Leave activations in 16 bits.")
+    ] = True,
+    calibration: Annotated[
+        str | None, typer.Option(help="Data set for methods that measure activations.")
+    ] = None,
+    backend_method: Annotated[
+        str | None, typer.Option(help="The backend's own name of the method, such as gptq.")
+    ] = None,
+    output_format: Annotated[
+        Literal["human", "json"], typer.Option("--format", help="How to print.")
+    ] = "human",
+) -> None:
+    """Translate one intent, such as int4, into a backend's parameters and its launch line.
+
+    Exit code 3: the backend or the GPU cannot do it; the message names the nearest that can.
+    """
+    try:
+        config = UnifiedQuantizationConfig(
+            method=method,
+            weight_only=weight_only,
+            calibration=calibration,
+            backend_method=backend_method,
+        )
+    except ValidationError as error:
+        raise InputError(
+            "The intent contradicts itself.",
+            f"{error.errors()[0]['msg']}.",
+            "Leave --backend-method out, or name one that fits the method.",
+        ) from error
+    # The cards of one family share a generation, which is what decides.
+    card = load_registry().variants(gpu)[0] if gpu else None
+    answer = config.to_backend_params(backend, card, model)
+    if output_format == "json":
+        typer.echo(answer.model_dump_json(indent=2))
+    else:
+        _show(answer)
+
+
+def _show(answer: BackendParams) -> None:
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    table = Table(title=f"{answer.method} on {answer.backend}", title_justify="left")
+    table.add_column("parameter")
+    table.add_column("value")
+    for name, value in answer.params.items():
+        table.add_row(name, str(value))
+    if answer.params:
+        console.print(table)
+    console.print(answer.launch)
+    for note in answer.notes:
+        console.print(note)

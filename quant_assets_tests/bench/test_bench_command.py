@@ -1,0 +1,112 @@
+"""`quant-assets bench` and `collect`, on a data root with one real artifact."""
+
+import csv
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from quant_assets.cli.app import app
+from quant_assets.errors import CheckFailed, InputError
+from quant_assets.quantize.job import JobSpec
+from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest
+from quant_assets.quantize.store import ArtifactStore
+from quant_assets.settings import get_settings
+
+SHORT = ["--runs", "2", "--warmups", "0", "--prompt-tokens", "8", "--generated-tokens", "2"]
+VARIANTS = """
+variants:
+  f16: {format: gguf, level: F16}
+  q4: {format: gguf, level: Q4_1}
+  q4_KV: {format: gguf, level: Q4_1, cache_type_k: q4_0, cache_type_v: q4_0}
+"""
+
+
+@pytest.fixture
+def home(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A data root with a Q4_1 artifact and no F16."""
+    variants = tmp_path / "variants.yaml"
+    variants.write_text(VARIANTS, encoding="utf-8")
+    models = tmp_path / "models.yaml"
+    models.write_text("models: [{name: tiny, source: a/b}]", encoding="utf-8")
+    monkeypatch.setenv("QUANT_ASSETS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("QUANT_ASSETS_VARIANTS_FILE", str(variants))
+    monkeypatch.setenv("QUANT_ASSETS_MODELS_FILE", str(models))
+    for name in ("VARIANTS", "BATCH_SIZES", "WARMUPS", "RUNS"):
+        monkeypatch.delenv(name, raising=False)
+    get_settings.cache_clear()
+    store = ArtifactStore(get_settings().artifacts)
+    job = JobSpec(
+        model_name="tiny", source_identity="s", target_format="gguf", level="Q4_1",
+        library_versions={},
+    )  # fmt: skip
+    with store.staging(job.job_id) as folder:
+        (folder / "m.gguf").symlink_to(smollm2)
+        store.commit(
+            folder,
+            ArtifactManifest(
+                job=job, job_id=job.job_id, status="valid", source_provenance="test",
+                files=[
+                    ArtifactFile(
+                        name="m.gguf", size_bytes=smollm2.stat().st_size, sha256="0" * 64
+                    )
+                ],
+                n_parameters=1, bits_per_weight=5.0, tensor_types={}, engine={}, validation={},
+                seconds=1.0, created_at=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+            ),
+        )  # fmt: skip
+    yield tmp_path / "home"
+    get_settings.cache_clear()
+
+
+def _invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_a_dry_run_prints_the_matrix_and_runs_nothing(home: Path) -> None:
+    output = _invoke("bench", "--dry-run", "--batch-size", "2", "--batch-size", "4")
+    assert output.count("skipped: no gguf artifact of level F16") == 2
+    assert "6 cells, about" in output
+    assert not (home / "results").exists()
+
+
+def test_cells_are_measured_skipped_checked_compared_and_collected(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BATCH_SIZES", "2")
+    output = _invoke("bench", *SHORT)
+    assert "f16 batch 2: skipped: no gguf artifact of level F16" in output
+    assert len(list((home / "results").glob("q4_2*.json"))) == 1
+    assert len(list((home / "results" / "samples").iterdir())) == 2
+
+    limits = tmp_path / "limits.yaml"
+    limits.write_text('models: {"*": {q4: {rss_max_mb: 1}}}', encoding="utf-8")
+    checked = ["bench", "--dry-run", "--check", "--thresholds", str(limits)]
+    with pytest.raises(CheckFailed, match="tiny q4 batch 2: rss_max_mb"):
+        _invoke(*checked)
+    limits.write_text('models: {"*": {q4: {rss_max_mb: 100000}}}', encoding="utf-8")
+    _invoke(*checked)
+
+    compared = _invoke("bench", "compare", "q4", "q4_KV")
+    assert "tiny" in compared and " to " in compared
+
+    summary = tmp_path / "summary.csv"
+    for _ in range(2):
+        assert f"2 records in {get_settings().warehouse}" in _invoke(
+            "collect", "--output-csv", str(summary)
+        )
+    with summary.open(newline="") as stream:
+        assert sorted(row["variant"] for row in csv.DictReader(stream)) == ["q4", "q4_KV"]
+
+
+def test_unknown_names_are_refused(home: Path) -> None:
+    with pytest.raises(InputError, match="no model"):
+        _invoke("bench", "--dry-run", "--model", "absent")
+    with pytest.raises(InputError, match="no variant"):
+        _invoke("bench", "--dry-run", "--variant", "absent")
+    with pytest.raises(InputError, match="make no sense"):
+        _invoke("bench", "--dry-run", "--runs", "0")

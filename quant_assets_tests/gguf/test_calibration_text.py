@@ -1,0 +1,30 @@
+"""The default calibration text where there is no network."""
+
+from pathlib import Path
+
+import pytest
+
+from quant_assets.models.identity import sha256_of
+from quant_assets.quantize.calibration import default_calibration_text
+
+
+def test_offline_it_is_shipped_text_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    text = default_calibration_text(tmp_path)
+    assert text.name == "python-reference-second-half"
+    assert text.warning is not None
+    assert text.path.stat().st_size > 200_000
+    assert text.sha256 == sha256_of(text.path)
+
+
+def test_a_kept_wikitext_is_used_without_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    kept = tmp_path / "texts" / "wikitext-2-train.txt"
+    kept.parent.mkdir()
+    kept.write_text("kept")
+    text = default_calibration_text(tmp_path)
+    assert (text.name, text.path, text.warning) == ("wikitext-2-train", kept, None)

@@ -1,0 +1,206 @@
+"""The whole graph, run by Dagster's own jobs on a tiny model."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import dagster as dg
+import duckdb
+import psutil
+from conftest import Installation, cell
+
+from quant_assets.automation.checks import build_checks
+from quant_assets.bench.results import ResultStore
+from quant_assets.quantize.store import ArtifactStore
+from quant_assets.resources.stores import DataRoot
+from quant_assets.warehouse.connection import Warehouse
+from quant_assets.warehouse.rebuild import rebuild_raw_tables
+
+
+def query(installation: Installation, sql: str) -> list[tuple[object, ...]]:
+    with Warehouse(installation.settings.warehouse).read() as connection:
+        return connection.execute(sql).fetchall()
+
+
+def latest(installation: Installation, *key: str, partition: str) -> dict[str, object]:
+    """Metadata of a partition's newest materialization."""
+    records = installation.instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=dg.AssetKey(list(key)), asset_partitions=[partition]), 1
+    ).records
+    assert records, f"{key} {partition} was never materialized"
+    event = records[0].asset_materialization
+    assert event is not None
+    return {name: value.value for name, value in event.metadata.items()}
+
+
+def test_every_artifact_is_there_with_its_manifest(full_run: Installation):
+    manifests = ArtifactStore(full_run.settings.artifacts).all()
+    made = {(found.job.model_name, found.job.level) for found in manifests}
+    assert made == {("tiny", "F16"), ("tiny", "Q8_0"), ("tiny", "Q4_0"), ("tiny-2", "F16")}
+    assert all(found.validation["loaded"] for found in manifests)
+    by_level = {found.job.level: found for found in manifests if found.job.model_name == "tiny"}
+    assert by_level["F16"].size_bytes > by_level["Q8_0"].size_bytes > by_level["Q4_0"].size_bytes
+    for level in ("F16", "Q8_0", "Q4_0"):
+        metadata = latest(full_run, "tiny", "gguf_artifacts", partition=level)
+        assert metadata["bits per weight"] == by_level[level].bits_per_weight
+
+
+def test_a_finished_job_does_nothing_again(full_run: Installation):
+    store = ArtifactStore(full_run.settings.artifacts)
+    before = {found.job_id: found.created_at for found in store.all()}
+    assert full_run.run("tiny_artifacts", "F16", "Q4_0").success
+    assert {found.job_id: found.created_at for found in store.all()} == before
+    assert latest(full_run, "tiny", "gguf_artifacts", partition="Q8_0")["reused"] is True
+
+
+def test_every_cell_has_its_record_in_json_and_duckdb(full_run: Installation):
+    records = list(ResultStore(full_run.settings.results).records())
+    cells = {(r.metadata.model, r.metadata.variant, r.metadata.batch_size) for r in records}
+    assert cells == {
+        ("tiny", "f16", 1),
+        ("tiny", "f16", 4),
+        ("tiny", "q8_0-kv-hybrid", 4),
+        ("tiny-2", "f16", 1),
+    }
+    rows = query(full_run, "select model, variant, batch_size, p50_ms from raw.benchmark_runs")
+    assert {row[:3] for row in rows} == cells
+    assert {row[3] for row in rows} == {record.p50_ms for record in records}
+    metadata = latest(full_run, "tiny", "benchmark_results", partition=cell("f16", 4))
+    measured = next(r for r in records if r.metadata.batch_size == 4 and r.metadata.level == "F16")
+    assert metadata["p50 (ms)"] == measured.p50_ms
+
+
+def test_a_missing_artifact_skips_its_cells_with_a_reason(full_run: Installation):
+    count = len(list(ResultStore(full_run.settings.results).records()))
+    result = full_run.run("tiny_benchmarks", cell("q4_K_M", 1), cell("q4_K_M", 4))
+    assert result.success
+    assert len(list(ResultStore(full_run.settings.results).records())) == count
+    observed = [
+        event.asset_observation_data.asset_observation
+        for event in result.all_events
+        if event.event_type_value == "ASSET_OBSERVATION"
+    ]
+    assert {item.partition for item in observed} == {cell("q4_K_M", 1), cell("q4_K_M", 4)}
+    for item in observed:
+        assert "no gguf artifact of level Q4_K_M" in str(item.metadata["skipped"].value)
+    never = full_run.instance.get_materialized_partitions(
+        dg.AssetKey(["tiny", "benchmark_results"])
+    )
+    assert not {key for key in never if "q4_K_M" in key}
+
+
+def test_rows_are_conserved_and_quarantined_with_reasons(full_run: Installation):
+    assert query(full_run, "select count(*) from raw.raw_listings") == [(6,)]
+    enriched = query(
+        full_run,
+        "select canonical_name, collapsed_duplicates from raw.enriched_listings order by 1",
+    )
+    assert enriched == [("H100 PCIe 80GB", 0), ("L4", 0), ("Tesla P40", 1)]
+    quarantined = query(full_run, "select title, reason from raw.quarantined_listings")
+    assert {title for title, _ in quarantined} == {"heat sink for A100", "quantum flux capacitor"}
+    assert all(reason for _, reason in quarantined)
+
+
+def test_the_marts_answer_with_arithmetic_that_can_be_checked(full_run: Installation):
+    capacity = query(
+        full_run,
+        "select gpu, capacity_7b, capacity_13b, capacity_70b from marts.listing_capacity "
+        "where vram_gb = 80",
+    )
+    assert capacity == [("H100 PCIe 80GB", 22, 12, 2)]
+    options = query(
+        full_run,
+        "select gpu, vram_gb, price_usd, copy_gb, copies, usd_per_slot "
+        "from marts.deployment_options where model = 'tiny' and variant = 'f16'",
+    )
+    assert len(options) == 3
+    for _, vram_gb, price_usd, copy_gb, copies, usd_per_slot in options:
+        assert copies == int((vram_gb - 2.0) / copy_gb)
+        assert usd_per_slot == price_usd / copies
+    summary = query(
+        full_run,
+        "select variant, measured_cells, p50_ms_batch_1 is not null, p50_ms_batch_4 is not null "
+        "from marts.variant_summary where model = 'tiny' order by variant",
+    )
+    assert summary == [("f16", 2, True, True), ("q8_0-kv-hybrid", 1, False, True)]
+
+
+def test_all_checks_pass(full_run: Installation):
+    for job in ("refresh_listings", "tiny_artifacts", "tiny_benchmarks"):
+        keys = {"tiny_artifacts": ("F16",), "tiny_benchmarks": (cell("f16", 1),)}.get(job, ())
+        result = full_run.run(job, *keys)
+        evaluations = result.get_asset_check_evaluations()
+        assert evaluations, f"{job} ran no check"
+        failed = [item.check_name for item in evaluations if not item.passed]
+        assert not failed, f"{job}: {failed}"
+
+
+def test_losing_the_duckdb_file_loses_nothing(full_run: Installation):
+    tables = ("artifacts", "benchmark_runs", "enriched_listings", "quarantined_listings", "gpus")
+    before = {table: query(full_run, f"select count(*) from raw.{table}") for table in tables}
+    warehouse = Warehouse(full_run.settings.warehouse)
+    warehouse.path.unlink()
+    warehouse.build_path.unlink()
+    rebuild_raw_tables(full_run.settings)
+    assert {
+        table: query(full_run, f"select count(*) from raw.{table}") for table in tables
+    } == before
+    assert full_run.run("refresh_marts").success
+
+
+def test_a_killed_worker_fails_its_step_clearly_and_the_next_run_succeeds(full_run: Installation):
+    config = {"ops": {"tiny__benchmark_results": {"config": {"runs": 100_000}}}}
+    killed: list[int] = []
+
+    def kill_the_worker() -> None:
+        while not killed:
+            for child in psutil.Process().children(recursive=True):
+                if "quant_assets.workers.llama_bench" in " ".join(child.cmdline()):
+                    time.sleep(3)
+                    os.kill(child.pid, signal.SIGKILL)
+                    killed.append(child.pid)
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_the_worker, daemon=True)
+    killer.start()
+    result = full_run.run("tiny_benchmarks", cell("f16", 1), run_config=config)
+    killer.join(timeout=10)
+    assert killed
+    assert not result.success
+    (failure,) = [event for event in result.all_events if event.is_step_failure]
+    data = failure.step_failure_data.user_failure_data
+    assert data is not None
+    assert "was ended by SIGKILL" in str(data.metadata["what"].value)
+    assert "out-of-memory" in str(data.metadata["what to do next"].value)
+    assert full_run.run("tiny_benchmarks", cell("f16", 1)).success
+
+
+def test_a_damaged_artifact_fails_its_check(full_run: Installation, tmp_path: Path):
+    store = ArtifactStore(full_run.settings.artifacts)
+    manifest = next(found for found in store.all() if found.job.model_name == "tiny-2")
+    model = store.folder(manifest.job_id) / manifest.files[0].name
+    content = model.read_bytes()
+    model.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    try:
+        result = full_run.run("tiny_2_artifacts", "F16")
+        (evaluation,) = result.get_asset_check_evaluations()
+        assert not evaluation.passed
+        assert manifest.job_id in str(evaluation.metadata["damaged"].value)
+    finally:
+        model.write_bytes(content)
+
+
+def test_a_lost_row_fails_the_conservation_check(full_run: Installation):
+    parquet = full_run.settings.listings / "normalized" / "quarantined.parquet"
+    content = parquet.read_bytes()
+    try:
+        duckdb.execute(f"copy (from '{parquet}' limit 1) to '{parquet}.less'").fetchall()
+        Path(f"{parquet}.less").replace(parquet)
+        check = next(item for item in build_checks([]) if item.node_def.name.endswith("conserved"))
+        settings = full_run.settings
+        evaluation = check(DataRoot(home=str(settings.home), data=str(settings.data)))
+        assert not evaluation.passed
+    finally:
+        parquet.write_bytes(content)

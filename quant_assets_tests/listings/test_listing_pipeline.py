@@ -1,0 +1,266 @@
+"""The stages together: no row is lost, nothing is counted twice, figures are right."""
+
+import csv
+import json
+import tempfile
+from pathlib import Path
+
+import duckdb
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quant_assets.errors import CheckFailed, InputError
+from quant_assets.listings.exchange_rates import load_exchange_rates
+from quant_assets.listings.pipeline import (
+    EnrichedListings,
+    NormalizedListings,
+    PipelineOptions,
+    check_conservation,
+    enrich,
+    normalize,
+    read_raw,
+    run_pipeline,
+)
+from quant_assets.listings.quarantine import QuarantineReason
+from quant_assets.listings.registry import load_registry
+from quant_assets.settings import PROJECT_ROOT
+
+REGISTRY = load_registry()
+METRIC = PipelineOptions(quantize_metric=True)
+HEADER = "title,seller,price,currency,url\n"
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(content, encoding="utf-8")
+    return path
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_sample_is_matched_and_conserved() -> None:
+    result = run_pipeline([PROJECT_ROOT / "data" / "listings"], options=METRIC)
+    assert result.counts["rows"] >= 60
+    assert result.counts["collapsed_duplicates"] >= 2
+    assert result.normalized.match_rate is not None and result.normalized.match_rate > 0.7
+    names = result.enriched.frame()["canonical_name"]
+    assert set(names) <= set(REGISTRY.by_name)
+
+
+def test_figures_and_prices_of_one_offer(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", HEADER + '8x A100 SXM4 80GB,s,"80.000,00 €",,u\n')
+    result = run_pipeline([source], tmp_path / "out.csv", METRIC)
+    (row,) = rows_of(tmp_path / "out.csv")
+    usd = 80_000 * load_exchange_rates().usd_for_one("EUR")
+    gpu = REGISTRY.get("A100 SXM4 80GB")
+    assert row["canonical_name"] == gpu.canonical_name
+    assert (row["gpu_count"], row["currency"], row["price_kind"]) == ("8", "EUR", "purchase")
+    assert float(row["price_usd"]) == pytest.approx(usd)
+    assert float(row["price_per_gpu_usd"]) == pytest.approx(usd / 8)
+    assert float(row["price_per_gb_usd"]) == pytest.approx(usd / 640)
+    assert float(row["vram_gb"]) == 80 and float(row["total_vram_gb"]) == 640
+    assert float(row["memory_bandwidth_gb_s"]) == gpu.memory_bandwidth_gb_s
+    assert json.loads(row["quantization_capacity"]) == {"7b": 22, "13b": 12, "70b": 2}
+    assert row["quantization_capacity.70b"] == "2"
+    assert result.counts["enriched"] == 1
+
+
+def test_a_price_per_gpu_is_not_divided(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", "gpu,gpu_count,price,price_unit\nL4 24GB,4,0.7,GPU-hour\n")
+    frame = run_pipeline([source]).enriched.frame()
+    assert frame["price_per_gpu_usd"][0] == pytest.approx(0.7)
+    assert frame["price_usd"][0] == pytest.approx(2.8)
+
+
+def test_capacity_columns_only_with_the_flag_and_suffixed_by_bits(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", "title\nL4\n")
+
+    def columns(options: PipelineOptions) -> list[str]:
+        frame = run_pipeline([source], options=options).enriched.frame()
+        return [name for name in frame.columns if name.startswith("quantization_capacity")]
+
+    assert columns(PipelineOptions()) == []
+    assert columns(METRIC) == [
+        "quantization_capacity",
+        *(f"quantization_capacity.{size}" for size in ("7b", "13b", "70b")),
+    ]
+    both = columns(PipelineOptions(quantize_metric=True, bits=(4, 8)))
+    assert "quantization_capacity.7b_4bit" in both and "quantization_capacity.7b_8bit" in both
+
+
+def test_columns_of_the_input_are_not_replaced_without_force(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", "title,quantization_capacity.7b,note\nL4,99,mine\n")
+    with pytest.raises(InputError, match=r"'quantization_capacity\.7b' already.*--force"):
+        run_pipeline([source], options=METRIC)
+    forced = PipelineOptions(quantize_metric=True, force=True)
+    run_pipeline([source], tmp_path / "out.csv", forced)
+    (row,) = rows_of(tmp_path / "out.csv")
+    assert row["quantization_capacity.7b"] == "6"
+    assert row["note"] == "mine"
+
+
+def test_duplicates_are_collapsed_into_the_first_and_counted(tmp_path: Path) -> None:
+    offer = "L4 24GB,shop,$2000,,https://x.example/1\n"
+    other_url = "L4 24GB,shop,$2000,,https://x.example/2\n"
+    other_price = "L4 24GB,shop,$2001,,https://x.example/1\n"
+    same_card = "NVIDIA Tesla L4,shop,$2000,,https://x.example/1\n"
+    no_url = "L4 24GB,shop,$2000,,\n"
+    no_url_other_title = "NVIDIA L4,shop,$2000,,\n"
+    source = write(
+        tmp_path / "in.csv",
+        HEADER
+        + offer
+        + other_url
+        + other_price
+        + same_card
+        + offer
+        + no_url * 2
+        + no_url_other_title,
+    )
+    result = run_pipeline([source])
+    frame = result.enriched.frame()
+    assert dict(zip(frame["line_number"], frame["collapsed_duplicates"], strict=True)) == {
+        2: 2,
+        3: 0,
+        4: 0,
+        7: 1,
+        9: 0,
+    }
+    assert result.counts["collapsed_duplicates"] == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (",shop,$1,,", QuarantineReason.MISSING_TITLE),
+        ("L4,shop,-1,,", QuarantineReason.NEGATIVE_PRICE),
+        ("L4,shop,999999999,,", QuarantineReason.ABSURD_PRICE),
+        ("L4,shop,$1,,", QuarantineReason.ABSURD_PRICE),
+        ("L4,shop,$2000,EUR,", QuarantineReason.CURRENCY_CONFLICT),
+    ],
+)
+def test_rows_that_cannot_be_used_have_their_reason(
+    tmp_path: Path, row: str, reason: QuarantineReason
+) -> None:
+    result = run_pipeline([write(tmp_path / "in.csv", f"{HEADER}{row}\n")])
+    assert result.normalized.quarantine_counts == {reason.value: 1}
+    explanation = result.normalized.quarantined_frame()["explanation"][0]
+    assert explanation == reason.words
+
+
+@pytest.mark.parametrize("count", ["0", "-2", "1.5", "many", "99999", "4"])
+def test_a_gpu_count_that_cannot_be_right_is_refused(tmp_path: Path, count: str) -> None:
+    source = write(tmp_path / "in.csv", f"title,gpu_count,price\n8x L4,{count},9000\n")
+    assert run_pipeline([source]).normalized.quarantine_counts == {"invalid_gpu_count": 1}
+
+
+def test_formulas_are_neutralized_in_csv_only(tmp_path: Path) -> None:
+    source = write(
+        tmp_path / "in.csv",
+        "title,seller,price,=note\n"
+        "L4 24GB,\"=cmd|' /C calc'!A0\",2000,+1\n"
+        '"=HYPERLINK(""http://x.example"")",@shop,2000,-1\n',
+    )
+    run_pipeline([source], tmp_path / "out.csv")
+    (row,) = rows_of(tmp_path / "out.csv")
+    assert row["seller"] == "'=cmd|' /C calc'!A0"
+    assert row["'=note"] == "'+1"
+    (aside,) = rows_of(tmp_path / "out.quarantine.csv")
+    assert aside["title"].startswith("'=HYPERLINK")
+    assert aside["seller"] == "'@shop"
+    run_pipeline([source], tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())[0]["seller"] == "=cmd|' /C calc'!A0"
+
+
+def test_sql_in_texts_and_headers_stays_text(tmp_path: Path) -> None:
+    hostile = "L4'; DROP TABLE x; --"
+    label = "a\"b'; SELECT 1 --/~"
+    source = tmp_path / "in.csv"
+    with source.open("w", newline="") as stream:
+        csv.writer(stream).writerows([("title", "seller", label), ("L4 24GB", hostile, hostile)])
+    run_pipeline([source], tmp_path / "out.csv", METRIC)
+    (row,) = rows_of(tmp_path / "out.csv")
+    assert row["seller"] == hostile
+    assert row[label] == hostile
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
+def test_outputs_by_extension_hold_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    source = write(tmp_path / "in.csv", HEADER + "L4,a,$2000,,\nT4,b,$600,,\nfoo,c,$1,,\n")
+    output = tmp_path / "made" / f"out{suffix}"
+    result = run_pipeline([source], output, METRIC)
+    assert result.quarantine == output.with_name(f"out.quarantine{suffix}")
+    with duckdb.connect() as connection:
+        found = connection.execute(
+            f"SELECT canonical_name, price_usd FROM '{output}' ORDER BY line_number"
+        ).fetchall()
+    assert found == [("L4", 2000.0), ("Tesla T4", 600.0)]
+
+
+def test_the_output_never_lies_in_the_input(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", "title\nL4\n")
+    for inputs, output in (([source], source), ([tmp_path], tmp_path / "out.csv")):
+        with pytest.raises(InputError, match="lies in the input"):
+            run_pipeline(inputs, output)
+    assert source.read_text() == "title\nL4\n"
+    with pytest.raises(InputError, match="unknown extension"):
+        run_pipeline([source], tmp_path / "out.xlsx")
+
+
+def test_stages_survive_being_saved_and_loaded(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.csv", HEADER + "L4,a,$2000,,\nL4,a,$2000,,\nfoo,c,$1,,\n")
+    raw = read_raw([source])
+    normalized = normalize(raw, REGISTRY)
+    normalized.save(tmp_path / "n")
+    loaded = NormalizedListings.load(tmp_path / "n")
+    enriched = enrich(loaded, REGISTRY)
+    enriched.save(tmp_path / "e")
+    kept = EnrichedListings.load(tmp_path / "e")
+    counts = check_conservation(raw, loaded, kept)
+    assert (counts["enriched"], counts["quarantined"], counts["collapsed_duplicates"]) == (1, 1, 1)
+    assert kept.frame()["quantization_capacity.7b"].tolist() == [6]
+
+
+def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
+    raw = read_raw([write(tmp_path / "in.csv", "title\nL4\nT4\nfoo\n")])
+    normalized = normalize(raw, REGISTRY)
+    normalized.workspace.query(f"DELETE FROM {normalized.rows} WHERE canonical_name = 'L4'")
+    with pytest.raises(CheckFailed, match="3 rows came in and 2 are accounted for"):
+        check_conservation(raw, normalized)
+
+
+titles = st.sampled_from(
+    ["L4", "2x RTX 3090 24GB", "RTX 6000", "H100 80GB", "heat sink for A100", "RTX 4090", "", "foo"]
+) | st.text(max_size=30)
+prices = st.sampled_from(["$2,000", "1.200", "-1", "", "2 €/h", "1e9", "¥5"]) | st.text(max_size=10)
+offers = st.tuples(
+    titles,
+    st.sampled_from(["a", "b"]),
+    prices,
+    st.sampled_from(["", "USD", "EUR", "?"]),
+    st.sampled_from(["", "https://x.example"]),
+)
+
+
+@given(st.lists(offers, min_size=1, max_size=25), st.binary(max_size=40))
+@settings(max_examples=25, deadline=None)
+def test_rows_are_conserved_whatever_they_hold(rows: list[tuple[str, ...]], rubbish: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "in.csv"
+        with source.open("w", newline="", encoding="utf-8", errors="replace") as stream:
+            writer = csv.writer(stream, lineterminator="\n")
+            writer.writerow(HEADER.strip().split(","))
+            writer.writerows(rows)
+        with source.open("ab") as binary:
+            binary.write(rubbish.replace(b"\n", b"").replace(b"\r", b"") + b"\n")
+        result = run_pipeline([source], options=METRIC)
+        counts = result.counts
+        assert counts["rows"] + counts["rejected"] == (
+            counts["enriched"] + counts["quarantined"] + counts["collapsed_duplicates"]
+        )
+        assert counts["rows"] + counts["rejected"] >= len(
+            [row for row in rows if "\0" not in "".join(row)]
+        )
