@@ -2,7 +2,11 @@
 
 import dagster as dg
 
-from quant_assets.assets.artifacts import build_gguf_artifacts, build_source_model
+from quant_assets.assets.artifacts import (
+    build_gguf_artifacts,
+    build_importance_matrix,
+    build_source_model,
+)
 from quant_assets.assets.benchmarks import build_benchmark_results
 from quant_assets.assets.listings import build_listings
 from quant_assets.assets.marts import build_marts, dbt_project, dbt_resource
@@ -29,6 +33,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         assets=[
             *build_listings(),
             *(build_source_model(model) for model in models),
+            *(build_importance_matrix(model) for model in models),
             *(build_gguf_artifacts(model) for model in models),
             *(build_benchmark_results(model, variants, bench_settings) for model in models),
             *build_tables(models, variants),

@@ -51,6 +51,11 @@ class Settings(BaseSettings):
         return self.home / "models"
 
     @property
+    def importance_matrices(self) -> Path:
+        """Importance matrices of the source models (GGUF)."""
+        return self.home / "importance_matrices"
+
+    @property
     def results(self) -> Path:
         """Benchmark records (JSON)."""
         return self.home / "results"

@@ -7,7 +7,10 @@ import dagster as dg
 from quant_assets.models.config import ModelConfig
 from quant_assets.models.dequantize import source_manifest
 from quant_assets.models.inspection import inspect_model
+from quant_assets.models.source import SourceModel
+from quant_assets.quantize.calibration import default_calibration_text
 from quant_assets.quantize.gguf_artifact import MadeArtifact
+from quant_assets.quantize.importance_matrix import ImportanceMatrix
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import DEVICE_POOL, LlamaCpp
 from quant_assets.resources.stores import DataRoot
@@ -18,6 +21,11 @@ OWNERS = ["team:inference"]
 def source_model_key(model: ModelConfig) -> dg.AssetKey:
     """Key of the asset that is a model's floating-point source."""
     return dg.AssetKey([model.slug, "source_model"])
+
+
+def importance_matrix_key(model: ModelConfig) -> dg.AssetKey:
+    """Key of the asset that is a model's importance matrix."""
+    return dg.AssetKey([model.slug, "importance_matrix"])
 
 
 def gguf_artifacts_key(model: ModelConfig) -> dg.AssetKey:
@@ -67,12 +75,54 @@ def build_source_model(model: ModelConfig) -> dg.AssetsDefinition:
     return source_model
 
 
+def build_importance_matrix(model: ModelConfig) -> dg.AssetsDefinition:
+    """The asset that measures how much the output depends on every input of every matrix."""
+
+    @dg.asset(
+        key=importance_matrix_key(model),
+        deps=[source_model_key(model)],
+        group_name=model.slug,
+        owners=OWNERS,
+        kinds={"llamacpp", "gguf"},
+        pool=DEVICE_POOL,
+        description=(
+            f"Mean squared inputs of the matrices of {model.name} over the calibration text, in "
+            "llama.cpp's GGUF form. The smallest levels need it."
+        ),
+    )
+    def importance_matrix(
+        context: dg.AssetExecutionContext, data_root: DataRoot, llama_cpp: LlamaCpp
+    ) -> dg.MaterializeResult[None]:
+        with clear_failures():
+            source = data_root.source(context, model)
+            made = _importance_matrix(context, model, source, data_root, llama_cpp)
+        if made.warning:
+            context.log.warning(made.warning)
+        return dg.MaterializeResult(
+            metadata={
+                "file": dg.MetadataValue.path(made.path),
+                "calibration text": made.calibration,
+                "warning": made.warning or "none",
+                "matrices": made.n_entries,
+                "tokens": made.n_tokens,
+                "seconds": made.seconds,
+                "peak memory (MB)": made.peak_rss_bytes / 1e6,
+            },
+            data_version=dg.DataVersion(made.sha256),
+        )
+
+    return importance_matrix
+
+
 def build_gguf_artifacts(model: ModelConfig) -> dg.AssetsDefinition:
     """The asset that quantizes a model to GGUF, one partition a level."""
 
     @dg.asset(
         key=gguf_artifacts_key(model),
-        deps=[source_model_key(model)],
+        deps=[
+            source_model_key(model),
+            *([importance_matrix_key(model)] if model.importance_matrix else []),
+        ],
         group_name=model.slug,
         owners=OWNERS,
         kinds={"llamacpp", "gguf"},
@@ -90,13 +140,32 @@ def build_gguf_artifacts(model: ModelConfig) -> dg.AssetsDefinition:
         store = data_root.artifacts
         with clear_failures():
             source = data_root.source(context, model)
+            imatrix = (
+                _importance_matrix(context, model, source, data_root, llama_cpp)
+                if model.importance_matrix
+                else None
+            )
             for level in context.partition_keys:
-                made = llama_cpp.quantize(context, model.name, source, level, store)
+                made = llama_cpp.quantize(context, model.name, source, level, store, imatrix)
                 context.log.info(f"{level}: {'found' if made.reused else 'made'} {made.path}")
                 context.add_asset_metadata(_artifact_metadata(made), partition_key=level)
         yield dg.MaterializeResult()
 
     return gguf_artifacts
+
+
+def _importance_matrix(
+    context: dg.AssetExecutionContext,
+    model: ModelConfig,
+    source: SourceModel,
+    data_root: DataRoot,
+    llama_cpp: LlamaCpp,
+) -> ImportanceMatrix:
+    settings = data_root.settings
+    calibration = default_calibration_text(settings.cache)
+    return llama_cpp.importance_matrix(
+        context, model.name, source, settings.importance_matrices, calibration
+    )
 
 
 def _artifact_metadata(made: MadeArtifact) -> dict[str, dg.MetadataValue]:

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
+import requests
 from pydantic import BaseModel
 
 from quant_assets.atomic_files import write_text_atomically
@@ -67,12 +68,12 @@ def _wikitext(cache: Path) -> Path:
     if path.exists():
         return path
     import duckdb
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import constants, hf_hub_download
 
     try:
-        parquet = hf_hub_download(
-            _WIKITEXT_REPOSITORY, _WIKITEXT_FILE, repo_type="dataset", etag_timeout=_HUB_TIMEOUT_S
-        )
+        # The hub's client repeats a request for half a minute before it says that it is offline.
+        requests.head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
+        parquet = hf_hub_download(_WIKITEXT_REPOSITORY, _WIKITEXT_FILE, repo_type="dataset")
         with duckdb.connect() as connection:
             rows = connection.execute("select text from read_parquet(?)", [parquet]).fetchall()
     except Exception as error:  # the hub's client raises many kinds when there is no network

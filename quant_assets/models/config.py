@@ -1,10 +1,10 @@
 """The YAML list of models the graph is built from."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_levels import parse_level
@@ -18,7 +18,8 @@ class ModelConfig(BaseModel):
     `source` is a hub id (`owner/name` or `owner/name@revision`), a folder with safetensors, a GGUF
     file, or `package:<distribution>/<file>` for a GGUF file inside an installed Python package.
     `gguf_levels` are the levels of the GGUF artifacts, `F16` first by convention: it is the
-    baseline that the others are compared with.
+    baseline that the others are compared with. With `importance_matrix` the quantized levels are
+    weighted by one, measured on the default calibration text; some levels need it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,11 +27,19 @@ class ModelConfig(BaseModel):
     name: ModelName
     source: str
     gguf_levels: tuple[str, ...] = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
+    importance_matrix: bool = False
 
     @field_validator("gguf_levels")
     @classmethod
     def _known_levels(cls, levels: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(parse_level(level).name for level in levels)
+
+    @model_validator(mode="after")
+    def _levels_have_what_they_need(self) -> Self:
+        needing = [level for level in self.gguf_levels if parse_level(level).needs_imatrix]
+        if needing and not self.importance_matrix:
+            raise ValueError(f"{', '.join(needing)} need `importance_matrix: true`")
+        return self
 
     @property
     def slug(self) -> str:

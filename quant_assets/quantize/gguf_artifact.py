@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.gguf import QuantizeGgufJob, quantize_gguf
+from quant_assets.quantize.importance_matrix import ImportanceMatrix
 from quant_assets.quantize.job import JobSpec, library_versions
 from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest
 from quant_assets.quantize.store import ArtifactStore
@@ -26,26 +27,18 @@ class MadeArtifact(NamedTuple):
         return self.folder / self.manifest.files[0].name
 
 
-def gguf_job(model_name: str, source: SourceModel, level: str) -> JobSpec:
-    """The job that makes `source` into a GGUF file at `level`."""
+def gguf_job(
+    model_name: str, source: SourceModel, level: str, imatrix: ImportanceMatrix | None = None
+) -> JobSpec:
+    """The job that makes `source` into a GGUF file at `level`, weighted where a matrix is given."""
     return JobSpec(
         model_name=model_name,
         source_identity=source.identity,
         target_format="gguf",
         level=level,
+        calibration_identity=imatrix.sha256 if imatrix else None,
         library_versions=library_versions("gguf"),
     )
-
-
-def find_gguf_artifact(
-    model_name: str, source: SourceModel, level: str, store: ArtifactStore
-) -> MadeArtifact | None:
-    """The finished artifact of a level, if the store has it whole."""
-    job = gguf_job(model_name, source, level)
-    manifest = store.find(job.job_id)
-    if manifest is None:
-        return None
-    return MadeArtifact(manifest, store.folder(job.job_id), reused=True)
 
 
 def make_gguf_artifact(
@@ -54,6 +47,7 @@ def make_gguf_artifact(
     level: str,
     store: ArtifactStore,
     *,
+    imatrix: ImportanceMatrix | None = None,
     threads: int | None = None,
     on_event: Callable[[Event], None] | None = None,
     extra_env: Mapping[str, str] | None = None,
@@ -62,12 +56,12 @@ def make_gguf_artifact(
 
     A job that a crash interrupted goes on in its staging folder. Raises what `quantize_gguf` does.
     """
-    job = gguf_job(model_name, source, level)
+    job = gguf_job(model_name, source, level, imatrix)
     with store.staging(job.job_id) as staging:
         # Looked up under the job's lock: another process may just have finished the same job.
-        if found := find_gguf_artifact(model_name, source, level, store):
+        if found := store.find(job.job_id):
             staging.rmdir()
-            return found
+            return MadeArtifact(found, store.folder(job.job_id), reused=True)
         result = quantize_gguf(
             QuantizeGgufJob(
                 source=source.path,
@@ -75,6 +69,7 @@ def make_gguf_artifact(
                 source_identity=source.identity,
                 level=level,
                 output=staging / f"{model_name}-{level}.gguf",
+                imatrix=imatrix.path if imatrix else None,
                 threads=threads,
             ),
             on_event=on_event,

@@ -1,5 +1,7 @@
 """The llama.cpp backend: quantizes and measures GGUF files in worker processes."""
 
+from pathlib import Path
+
 import dagster as dg
 
 from quant_assets.bench.cell import MeasuredCell, run_cell
@@ -7,7 +9,9 @@ from quant_assets.bench.matrix import LocatedArtifact
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.models.source import SourceModel
+from quant_assets.quantize.calibration import CalibrationText
 from quant_assets.quantize.gguf_artifact import MadeArtifact, make_gguf_artifact
+from quant_assets.quantize.importance_matrix import ImportanceMatrix, model_importance_matrix
 from quant_assets.quantize.store import ArtifactStore
 from quant_assets.resources.worker_logs import worker_environment
 
@@ -27,11 +31,37 @@ class LlamaCpp(dg.ConfigurableResource["LlamaCpp"]):
         source: SourceModel,
         level: str,
         store: ArtifactStore,
+        imatrix: ImportanceMatrix | None,
     ) -> MadeArtifact:
         """The artifact of a level, made unless the store has it."""
         with worker_environment(context) as extra_env:
             return make_gguf_artifact(
-                model_name, source, level, store, threads=self.threads, extra_env=extra_env
+                model_name,
+                source,
+                level,
+                store,
+                imatrix=imatrix,
+                threads=self.threads,
+                extra_env=extra_env,
+            )
+
+    def importance_matrix(
+        self,
+        context: dg.AssetExecutionContext,
+        model_name: str,
+        source: SourceModel,
+        folder: Path,
+        calibration: CalibrationText,
+    ) -> ImportanceMatrix:
+        """The importance matrix of a source, measured unless `folder` has it."""
+        with worker_environment(context) as extra_env:
+            return model_importance_matrix(
+                model_name,
+                source,
+                calibration,
+                folder,
+                threads=self.threads,
+                extra_env=extra_env,
             )
 
     def measure(

@@ -46,19 +46,18 @@ def measured(
 
 
 def test_values_are_those_that_transformers_sees(
-    measured: tuple[Path, Path], calibration: Path
+    measured: tuple[Path, Path], bf16_files: dict[str, Path], calibration: Path
 ) -> None:
     """Hook the same matrices in another implementation of the model, on the same tokens."""
-    import sentencepiece
+    import llama_cpp
     import torch
     from transformers import AutoModelForCausalLM
 
     folder, file = measured
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokens = sentencepiece.SentencePieceProcessor(str(folder / "tokenizer.model")).encode(
-        calibration.read_text(encoding="utf-8")
-    )
-    tokens = [1, *tokens]  # llama.cpp puts BOS before the text
+    # SentencePiece itself would tidy the white space of the text first; llama.cpp does not.
+    vocabulary = llama_cpp.Llama(str(bf16_files[folder.name]), vocab_only=True, verbose=False)
+    tokens = vocabulary.tokenize(calibration.read_bytes())
     sums = {"blk.0.attn_q.weight": 0.0, "blk.1.attn_output.weight": 0.0}
     watched = {
         "blk.0.attn_q.weight": model.model.layers[0].self_attn.q_proj,

@@ -1,0 +1,1 @@
+"""Worker: AWQ with the scale search of AutoAWQ or of gptqmodel."""

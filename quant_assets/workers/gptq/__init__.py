@@ -1,0 +1,1 @@
+"""Worker: GPTQ with gptqmodel's solver."""

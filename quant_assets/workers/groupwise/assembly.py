@@ -1,0 +1,137 @@
+"""From finished layers to a Hugging Face folder: weights, index, configuration, tokenizer."""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from quant_assets.atomic_files import atomic_path, write_text_atomically
+
+MAX_SHARD_BYTES = 4_000_000_000
+_COPY_BYTES = 1 << 22
+_NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "source_manifest.json", "manifest.json")
+_COPIED = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+
+
+def join_safetensors(parts: Sequence[Path], folder: Path) -> list[str]:
+    """Join safetensors files into shards of at most `MAX_SHARD_BYTES`, with an index if several.
+
+    The tensors' bytes are copied, never loaded; the names of the files written are returned.
+    """
+    headers = {part: _read_header(part) for part in parts}
+    shards: list[list[Path]] = [[]]
+    size = 0
+    for part in parts:
+        part_bytes = part.stat().st_size
+        if shards[-1] and size + part_bytes > MAX_SHARD_BYTES:
+            shards.append([])
+            size = 0
+        shards[-1].append(part)
+        size += part_bytes
+    total = len(shards)
+    names = (
+        ["model.safetensors"]
+        if total == 1
+        else [f"model-{number + 1:05d}-of-{total:05d}.safetensors" for number in range(total)]
+    )
+    weight_map: dict[str, str] = {}
+    data_bytes = 0
+    for name, members in zip(names, shards, strict=True):
+        merged: dict[str, Any] = {}
+        offset = 0
+        for part in members:
+            header, _ = headers[part]
+            for tensor, description in header.items():
+                begin, end = description["data_offsets"]
+                merged[tensor] = {**description, "data_offsets": [begin + offset, end + offset]}
+                weight_map[tensor] = name
+            offset += _data_bytes(header)
+        data_bytes += offset
+        _write(folder / name, merged, [(part, headers[part][1]) for part in members])
+    if total > 1:
+        index = {"metadata": {"total_size": data_bytes}, "weight_map": weight_map}
+        write_text_atomically(folder / "model.safetensors.index.json", json.dumps(index, indent=2))
+        return [*names, "model.safetensors.index.json"]
+    return names
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int]:
+    """(tensor descriptions, where the data begins)"""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header: dict[str, Any] = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return header, 8 + length
+
+
+def _data_bytes(header: Mapping[str, Any]) -> int:
+    return max((description["data_offsets"][1] for description in header.values()), default=0)
+
+
+def _write(path: Path, header: Mapping[str, Any], parts: Sequence[tuple[Path, int]]) -> None:
+    # transformers asks for the key `format` before it loads a file.
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, temporary.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for part, start in parts:
+            with part.open("rb") as stream:
+                stream.seek(start)
+                shutil.copyfileobj(stream, out, _COPY_BYTES)
+
+
+def tensor_facts(folder: Path, names: Sequence[str]) -> tuple[int, dict[str, int]]:
+    """(bytes of all tensors, tensors by their type) of the safetensors files among `names`."""
+    size = 0
+    types: dict[str, int] = {}
+    for name in names:
+        if name.endswith(".safetensors"):
+            header, _ = _read_header(folder / name)
+            size += _data_bytes(header)
+            for description in header.values():
+                types[description["dtype"]] = types.get(description["dtype"], 0) + 1
+    return size, types
+
+
+def copy_companions(
+    source: Path, output: Path, dtype: str, quantization_config: Mapping[str, Any]
+) -> list[str]:
+    """Copy tokenizer, chat template and generation settings byte by byte; extend the config.
+
+    The names of the files written are returned.
+    """
+    names = []
+    for path in _companions(source):
+        if path.name != "config.json":
+            shutil.copyfile(path, output / path.name)
+            names.append(path.name)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    key = "dtype" if "dtype" in config else "torch_dtype"
+    config[key] = dtype
+    config["quantization_config"] = dict(quantization_config)
+    write_text_atomically(output / "config.json", json.dumps(config, indent=2))
+    return [*names, "config.json"]
+
+
+def _companions(source: Path) -> Iterator[Path]:
+    paths = {path for pattern in _COPIED for path in source.glob(pattern) if path.is_file()}
+    left_out = {path for pattern in _NOT_COPIED for path in source.glob(pattern)}
+    yield from sorted(paths - left_out)
+
+
+def packed_bytes(
+    in_features: int, out_features: int, bits: int, group_size: int, *, with_index: bool
+) -> int:
+    """Bytes of one packed matrix: weights, zero points, 16-bit scales, and GPTQ's group index."""
+    group = in_features if group_size == -1 else group_size
+    groups = -(-in_features // group)
+    weights = in_features * out_features * bits // 8
+    zeros = groups * out_features * bits // 8
+    return weights + zeros + groups * out_features * 2 + (4 * in_features if with_index else 0)
+
+
+def tensor_bytes(shape: Sequence[int], itemsize: int) -> int:
+    """Bytes of an unpacked tensor."""
+    return prod(shape) * itemsize

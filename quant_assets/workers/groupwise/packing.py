@@ -1,0 +1,57 @@
+"""Packing of small integers into 32-bit words, in the layouts of GPTQ and of AWQ's GEMM format.
+
+GPTQ packs weights along the inputs and zero points along the outputs, as one stream of bits that
+runs from word to word (which matters at 3 bits). AWQ packs both along the outputs, eight 4-bit
+values a word in the order 0 2 4 6 1 3 5 7.
+"""
+
+import torch
+
+_WORD = 32
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+_COLUMNS_AT_ONCE = 1024  # bounds the memory of the expanded bits
+
+
+def pack_rows(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack `values` (rows x columns, integers below 2^bits) along the rows into int32 words."""
+    parts = [_pack(part, bits) for part in values.split(_COLUMNS_AT_ONCE, dim=1)]
+    return torch.cat(parts, dim=1).contiguous()
+
+
+def _pack(values: torch.Tensor, bits: int) -> torch.Tensor:
+    rows, columns = values.shape
+    if rows * bits % _WORD:
+        raise ValueError(f"{rows} values of {bits} bits do not fill whole words")
+    shifts = torch.arange(bits, device=values.device, dtype=torch.int64)
+    stream = ((values.to(torch.int64)[:, None, :] >> shifts[None, :, None]) & 1).reshape(
+        rows * bits // _WORD, _WORD, columns
+    )
+    weights = torch.arange(_WORD, device=values.device, dtype=torch.int64)
+    words = (stream << weights[None, :, None]).sum(dim=1)
+    # The 32-bit pattern, read as a signed number.
+    return torch.where(words >= 1 << (_WORD - 1), words - (1 << _WORD), words).to(torch.int32)
+
+
+def pack_columns(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack along the columns."""
+    return pack_rows(values.t(), bits).t().contiguous()
+
+
+def pack_gptq(
+    quantized: torch.Tensor, zeros: torch.Tensor, bits: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(qweight, qzeros) of outputs x inputs integers and outputs x groups zero points.
+
+    The format stores a zero point less one, so none may be 0.
+    """
+    return pack_rows(quantized.t(), bits), pack_columns(zeros.t() - 1, bits)
+
+
+def pack_awq(quantized: torch.Tensor, zeros: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(qweight, qzeros) of outputs x inputs 4-bit integers and outputs x groups zero points."""
+    return pack_columns(_awq_order(quantized.t()), 4), pack_columns(_awq_order(zeros.t()), 4)
+
+
+def _awq_order(values: torch.Tensor) -> torch.Tensor:
+    rows, columns = values.shape
+    return values.reshape(rows, -1, 8)[:, :, list(_AWQ_ORDER)].reshape(rows, columns)

@@ -1,0 +1,198 @@
+"""A causal language model on disk of which one decoder layer at a time is in memory."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from accelerate.utils import set_module_tensor_to_device
+from safetensors import safe_open
+
+from quant_assets.errors import InputError
+
+_TUPLE_OUTPUT = int(transformers.__version__.split(".", 1)[0]) < 5
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """How the model calls one layer, besides with the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class _LastLayerReached(Exception):
+    """Everything has been seen; the rest of the model is not loaded."""
+
+
+class TensorFiles:
+    """The tensors of a folder of safetensors files, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        index = folder / "model.safetensors.index.json"
+        if index.exists():
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            self._file = {name: Path(str(file)).name for name, file in weight_map.items()}
+        else:
+            self._file = {}
+            for path in sorted(folder.glob("*.safetensors")):
+                with safe_open(path, framework="pt") as reader:
+                    self._file |= dict.fromkeys(reader.keys(), path.name)
+
+    @property
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._file)
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor, on the CPU."""
+        with safe_open(self._folder / self._file[name], framework="pt") as reader:
+            tensor: torch.Tensor = reader.get_tensor(name)
+        return tensor
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor, without reading it."""
+        with safe_open(self._folder / self._file[name], framework="pt") as reader:
+            return tuple(reader.get_slice(name).get_shape())
+
+
+class StreamedModel:
+    """The skeleton of the model in `folder`; parameters are on the meta device until loaded.
+
+    Raises `InputError` for a folder that transformers cannot read, and for a model whose files do
+    not hold its layers' parameters under their own names (fused experts).
+    """
+
+    def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
+        self.files = TensorFiles(folder)
+        self.device = device
+        self.dtype = dtype
+        try:
+            self.config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            with init_empty_weights(include_buffers=False):
+                self.model = transformers.AutoModelForCausalLM.from_config(
+                    self.config, trust_remote_code=False
+                ).eval()
+        except (ValueError, OSError, KeyError, ImportError) as error:
+            raise InputError(
+                f"The model in {folder} cannot be built.",
+                f"transformers {transformers.__version__} said: {str(error).splitlines()[0]}",
+                "Use a model of an architecture that this version knows, or --to gguf.",
+            ) from error
+        self.prefix, self.layers = self._find_layers()
+        self._check_names(folder)
+
+    def _find_layers(self) -> tuple[str, torch.nn.ModuleList]:
+        count = getattr(self.config, "num_hidden_layers", None)
+        for name, module in self.model.named_modules():
+            if isinstance(module, torch.nn.ModuleList) and len(module) == count:
+                return name, module
+        raise InputError(
+            f"The decoder layers of {self.config.model_type} were not found.",
+            f"No list of {count} modules is part of the model.",
+            "Use --to gguf.",
+        )
+
+    def _check_names(self, folder: Path) -> None:
+        have = set(self.files.names)
+        missing = [
+            name for name, _ in self.model.named_parameters() if name.startswith(f"{self.prefix}.")
+        ]
+        missing = [name for name in missing if name not in have]
+        if missing:
+            raise InputError(
+                f"The files in {folder} do not hold {len(missing)} parameters of the layers.",
+                f"The first is {missing[0]}; the architecture stores its weights in another way.",
+                "Use --to gguf, or a model that stores every matrix under its own name.",
+            )
+
+    def layer_prefix(self, index: int) -> str:
+        """What the names of a layer's tensors begin with."""
+        return f"{self.prefix}.{index}."
+
+    def outer_names(self) -> list[str]:
+        """The names of all tensors in the files that belong to no layer."""
+        return [name for name in self.files.names if not name.startswith(f"{self.prefix}.")]
+
+    @contextmanager
+    def layer(self, index: int) -> Iterator[torch.nn.Module]:
+        """A layer with its parameters loaded, freed after the block."""
+        module = self.layers[index]
+        self._load([f"{self.prefix}.{index}.{name}" for name, _ in module.named_parameters()])
+        yield module
+        module.to("meta")
+
+    def _load(self, names: list[str]) -> None:
+        for name in names:
+            set_module_tensor_to_device(
+                self.model, name, self.device, value=self.files.read(name).to(self.dtype)
+            )
+
+    @torch.no_grad()
+    def first_inputs(
+        self, windows: torch.Tensor, *, only_calls: bool
+    ) -> tuple[torch.Tensor, list[LayerCall]]:
+        """The first layer's hidden states for every window, and how each layer is called.
+
+        The model runs with every layer replaced by one that records its call. All windows have
+        the same length, so one call stands for all. With `only_calls` only one window is run.
+        """
+        output = self.model.get_output_embeddings()
+        heads = {id(parameter) for parameter in output.parameters()} if output is not None else set()
+        embedding = self.model.get_input_embeddings().weight
+        outer = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if not name.startswith(f"{self.prefix}.")
+            and (id(parameter) not in heads or parameter is embedding)
+        ]
+        self._load(outer)
+        self.model.base_model.to(self.device) if self.device == "cpu" else self._move_buffers()
+        states: list[torch.Tensor] = []
+        calls: list[LayerCall] = []
+        for index, layer in enumerate(self.layers):
+            layer.forward = self._recorder(index, states, calls)
+        try:
+            for window in windows[:1] if only_calls else windows:
+                try:
+                    self.model.base_model(input_ids=window[None].to(self.device), use_cache=False)
+                except _LastLayerReached:
+                    continue
+        finally:
+            for layer in self.layers:
+                del layer.forward
+        for name in outer:
+            set_module_tensor_to_device(self.model, name, "meta")
+        return torch.cat(states), calls[: len(self.layers)]
+
+    def _move_buffers(self) -> None:
+        for name, buffer in list(self.model.named_buffers()):
+            set_module_tensor_to_device(self.model, name, self.device, value=buffer)
+
+    def _recorder(self, index: int, states: list[torch.Tensor], calls: list[LayerCall]) -> Any:
+        last = index == len(self.layers) - 1
+
+        def record(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if index == 0:
+                states.append(hidden_states.detach().cpu())
+            calls.append(LayerCall(args, kwargs))
+            if last:
+                raise _LastLayerReached
+            return (hidden_states,) if _TUPLE_OUTPUT else hidden_states
+
+        return record
+
+    @torch.no_grad()
+    def run_layer(
+        self, layer: torch.nn.Module, states: torch.Tensor, call: LayerCall
+    ) -> Iterator[torch.Tensor]:
+        """The layer's output for each window, on the CPU."""
+        for window in states.split(1):
+            output = layer(window.to(self.device), *call.args, **call.kwargs)
+            yield (output[0] if isinstance(output, tuple) else output).cpu()

@@ -1,0 +1,41 @@
+import hashlib
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from quant_assets.bench.evaluation_text import evaluation_text
+from quant_assets.errors import InputError
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+
+
+def test_offline_the_text_that_every_python_has_is_used(tmp_path: Path, offline: None) -> None:
+    text = evaluation_text("auto", tmp_path)
+    assert text.name == "python-reference"
+    content = text.path.read_bytes()
+    assert len(content) > 300_000
+    assert text.sha256 == hashlib.sha256(content).hexdigest()
+    assert evaluation_text("auto", tmp_path) == text
+
+
+def test_offline_wikitext_is_an_error_when_asked_for_by_name(tmp_path: Path, offline: None) -> None:
+    with pytest.raises(InputError, match="WikiText-2 cannot be fetched"):
+        evaluation_text("wikitext-2", tmp_path)
+
+
+def test_a_text_fetched_before_needs_no_network(tmp_path: Path, offline: None) -> None:
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "wikitext-2.txt").write_text(" = Title = \n")
+    assert evaluation_text("auto", tmp_path).name == "wikitext-2"
+
+
+def test_a_file_of_ones_own_can_be_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    path.write_text("words")
+    assert evaluation_text(path, tmp_path).name == "mine"
+    with pytest.raises(InputError, match=r"absent\.txt"):
+        evaluation_text(tmp_path / "absent.txt", tmp_path)
