@@ -1,0 +1,15 @@
+"""`python -m quant_assets.workers.gptq`: one GPTQ job."""
+
+from quant_assets.quantize.groupwise import GroupwiseJob, GroupwiseResult
+from quant_assets.workers.groupwise.loop import run
+from quant_assets.workers.gptq.solver import GptqQuantizer
+from quant_assets.workers.protocol import EventChannel, serve
+
+
+def handle(job: GroupwiseJob, channel: EventChannel) -> GroupwiseResult:
+    """Quantize with gptqmodel's solver."""
+    return run(job, channel, lambda model: GptqQuantizer(model, job.settings))
+
+
+if __name__ == "__main__":
+    serve(GroupwiseJob, handle)
