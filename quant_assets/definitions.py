@@ -41,8 +41,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ],
         asset_checks=build_checks(models),
         jobs=jobs,
-        schedules=build_schedules(jobs),
-        sensors=build_sensors(jobs),
+        schedules=build_schedules(jobs, models, variants, bench_settings),
+        sensors=build_sensors(jobs, models),
         resources={
             "data_root": DataRoot(home=str(settings.home), data=str(settings.data)),
             "llama_cpp": LlamaCpp(),

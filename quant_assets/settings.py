@@ -36,6 +36,11 @@ class Settings(BaseSettings):
         return self.variants_file or self.data / "variants.yaml"
 
     @property
+    def serving_grid(self) -> Path:
+        """Context lengths and batch sizes that the marts answer for."""
+        return self.data / "serving_grid.yaml"
+
+    @property
     def listings_drop_folder(self) -> Path:
         """Where users drop listing files."""
         return self.listings_folder or self.data / "listings"

@@ -11,6 +11,7 @@ from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import default_calibration_text
 from quant_assets.quantize.gguf_artifact import MadeArtifact
 from quant_assets.quantize.importance_matrix import ImportanceMatrix
+from quant_assets.quantize.job import library_versions
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import DEVICE_POOL, LlamaCpp
 from quant_assets.resources.stores import DataRoot
@@ -129,6 +130,10 @@ def build_gguf_artifacts(model: ModelConfig) -> dg.AssetsDefinition:
         pool=DEVICE_POOL,
         partitions_def=gguf_levels(model),
         backfill_policy=dg.BackfillPolicy.single_run(),
+        # A new version of a library that decides the bytes makes the artifacts stale.
+        code_version=", ".join(
+            f"{name} {version}" for name, version in library_versions("gguf").items()
+        ),
         description=(
             f"GGUF files of {model.name}, a level each, with a manifest; each was loaded and "
             "generated before it got its name."

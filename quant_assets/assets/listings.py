@@ -1,6 +1,5 @@
 """GPU listings: raw, normalized, quarantined, enriched. Each stage is kept as Parquet."""
 
-import datetime
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from quant_assets.assets.artifacts import OWNERS
-from quant_assets.assets.previews import preview_table
+from quant_assets.assets.previews import PREVIEW_ROWS, preview_table, table_metadata
 from quant_assets.assets.tables import WAREHOUSE_POOL
 from quant_assets.listings.pipeline import (
     EnrichedListings,
@@ -25,7 +24,6 @@ from quant_assets.settings import Settings
 from quant_assets.warehouse.loads import LISTING_SNAPSHOTS, ListingTable, load_listing_table
 
 GROUP = "listings"
-PREVIEW_ROWS = 10
 
 
 class EnrichmentConfig(dg.Config):
@@ -59,16 +57,14 @@ def build_listings() -> list[dg.AssetsDefinition]:
         with clear_failures():
             raw = read_raw([settings.listings_drop_folder], snapshots=settings.listings / "files")
             raw.save(stage_folder(settings, "raw"))
-            _load(data_root, "raw_listings")
-        preview = raw.frame(PREVIEW_ROWS)[["source_file", "title", "price_text", "seller"]]
+            table = _load(data_root, "raw_listings")
         return dg.MaterializeResult(
             metadata={
-                "dagster/row_count": raw.counts["rows"],
+                **table,
                 "rows that could not be read": raw.counts["rejected"],
                 "files": len(raw.files),
                 "files parsed": sum(file.parsed for file in raw.files),
                 "folder": dg.MetadataValue.path(settings.listings_drop_folder),
-                "preview": dg.MetadataValue.md(preview_table(preview)),
             }
         )
 
@@ -100,7 +96,7 @@ def build_listings() -> list[dg.AssetsDefinition]:
             raw = RawListings.load(stage_folder(settings, "raw"))
             normalized = normalize(raw, load_registry())
             normalized.save(stage_folder(settings, "normalized"))
-            _load(data_root, "quarantined_listings")
+            table = _load(data_root, "quarantined_listings")
         counts = normalized.counts
         preview = normalized.frame(PREVIEW_ROWS)
         columns = ["title", "canonical_name", "match_type", "match_score", "gpu_count", "price_usd"]
@@ -116,17 +112,7 @@ def build_listings() -> list[dg.AssetsDefinition]:
         reasons = {
             f"reason: {reason}": number for reason, number in normalized.quarantine_counts.items()
         }
-        quarantined = normalized.workspace.frame(normalized.quarantined, PREVIEW_ROWS)
-        yield dg.MaterializeResult(
-            asset_key="quarantined_listings",
-            metadata={
-                "dagster/row_count": counts["quarantined"],
-                **reasons,
-                "preview": dg.MetadataValue.md(
-                    preview_table(quarantined[["title", "reason", "explanation"]])
-                ),
-            },
-        )
+        yield dg.MaterializeResult(asset_key="quarantined_listings", metadata={**table, **reasons})
 
     @dg.asset(
         key="enriched_listings",
@@ -153,27 +139,25 @@ def build_listings() -> list[dg.AssetsDefinition]:
                 overhead_gb=config.overhead_gb,
             )
             enriched.save(stage_folder(settings, "enriched"))
-            _load(data_root, "enriched_listings")
+            table = _load(data_root, "enriched_listings")
         frame = enriched.frame()
-        columns = ["canonical_name", "vram_gb", "price_usd", "price_kind", "quantization_capacity"]
         return dg.MaterializeResult(
             metadata={
-                "dagster/row_count": len(frame),
+                **table,
                 "cards": int(frame["canonical_name"].nunique()),
                 "offers to buy": int((frame["price_kind"] == "purchase").sum()),
                 "offers to rent": int((frame["price_kind"] == "hourly").sum()),
-                "preview": dg.MetadataValue.md(preview_table(frame[columns].head(PREVIEW_ROWS))),
-                "read at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             }
         )
 
     return [raw_listings, normalize_listings, enriched_listings]
 
 
-def _load(data_root: DataRoot, table: ListingTable) -> None:
+def _load(data_root: DataRoot, table: ListingTable) -> dict[str, dg.MetadataValue]:
     snapshot = data_root.settings.listings / LISTING_SNAPSHOTS[table]
     with data_root.warehouse.write() as connection:
         load_listing_table(connection, table, snapshot)
+        return table_metadata(connection, f"raw.{table}")
 
 
 def load_stages(settings: Settings) -> tuple[RawListings, NormalizedListings, EnrichedListings]:

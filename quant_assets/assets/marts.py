@@ -12,7 +12,7 @@ from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_as
 from filelock import FileLock
 
 from quant_assets.assets.artifacts import OWNERS
-from quant_assets.assets.tables import WAREHOUSE_POOL
+from quant_assets.assets.tables import FOLLOWS_ITS_INPUTS, WAREHOUSE_POOL
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
@@ -31,6 +31,14 @@ class Translator(DagsterDbtTranslator):
         if dbt_resource_props["resource_type"] == "source":
             return super().get_asset_key(dbt_resource_props)
         return dg.AssetKey(dbt_resource_props["name"])
+
+    def get_automation_condition(
+        self, dbt_resource_props: Mapping[str, Any]
+    ) -> dg.AutomationCondition[dg.AssetKey] | None:
+        """Models follow what they are made of."""
+        if dbt_resource_props["resource_type"] == "model":
+            return FOLLOWS_ITS_INPUTS
+        return None
 
     def get_group_name(self, dbt_resource_props: Mapping[str, Any]) -> str | None:
         """The folder of the model: staging, intermediate or marts."""
@@ -85,6 +93,7 @@ def build_marts(project: DbtProject) -> dg.AssetsDefinition:
     ) -> Iterator[Any]:
         with clear_failures(), data_root.warehouse.exclusive() as build_path:
             os.environ[WAREHOUSE_VARIABLE] = str(build_path)
-            yield from dbt.cli(["build"], context=context).stream()
+            invocation = dbt.cli(["build"], context=context)
+            yield from invocation.stream().fetch_row_counts().fetch_column_metadata()
 
     return dbt_models.map_asset_specs(lambda spec: spec.replace_attributes(owners=OWNERS))

@@ -7,7 +7,7 @@ import duckdb
 
 from quant_assets.assets.artifacts import OWNERS, gguf_artifacts_key
 from quant_assets.assets.benchmarks import benchmark_results_key
-from quant_assets.assets.previews import preview_table
+from quant_assets.assets.previews import table_metadata
 from quant_assets.bench.variants import Variant
 from quant_assets.listings.registry import load_registry
 from quant_assets.models.config import ModelConfig
@@ -22,6 +22,11 @@ from quant_assets.warehouse.loads import (
 
 WAREHOUSE_POOL = "warehouse"
 GROUP = "warehouse"
+
+FOLLOWS_ITS_INPUTS = dg.AutomationCondition.eager().without(
+    # Not every partition of a grid is ever filled; a table takes what there is.
+    ~dg.AutomationCondition.any_deps_missing()
+)
 
 Load = Callable[[duckdb.DuckDBPyConnection, DataRoot], int]
 
@@ -39,19 +44,15 @@ def build_table(
         kinds={"duckdb"},
         pool=WAREHOUSE_POOL,
         description=description,
+        automation_condition=FOLLOWS_ITS_INPUTS,
     )
     def table(data_root: DataRoot) -> dg.MaterializeResult[None]:
         warehouse = data_root.warehouse
         with clear_failures(), warehouse.write() as connection:
-            rows = load(connection, data_root)
-            preview = connection.execute(f"from raw.{name} limit 10").df()
+            load(connection, data_root)
+            metadata = table_metadata(connection, f"raw.{name}")
         return dg.MaterializeResult(
-            metadata={
-                "dagster/row_count": rows,
-                "dagster/table_name": f"raw.{name}",
-                "database": dg.MetadataValue.path(warehouse.path),
-                "preview": dg.MetadataValue.md(preview_table(preview)),
-            }
+            metadata={"database": dg.MetadataValue.path(warehouse.path), **metadata}
         )
 
     return table

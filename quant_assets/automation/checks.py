@@ -1,5 +1,6 @@
 """Asset checks on the invariants of the graph; dbt's tests join them as checks of the marts."""
 
+import datetime
 from collections.abc import Iterable
 
 import dagster as dg
@@ -15,6 +16,8 @@ from quant_assets.models.config import ModelConfig
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 
+LISTINGS_STALE_AFTER = datetime.timedelta(hours=36)
+BENCHMARKS_STALE_AFTER = datetime.timedelta(days=14)
 REPORTED_RESOLUTION_BYTES = 2**20 / 100
 """llama.cpp reports buffer sizes in MiB with two decimals."""
 
@@ -24,7 +27,13 @@ def build_checks(models: Iterable[ModelConfig]) -> list[dg.AssetChecksDefinition
     checks = [_rows_are_conserved(), _cards_are_registered()]
     for model in models:
         checks += [_artifacts_are_whole(model), _records_are_plausible(model)]
-    return checks
+    listings = dg.build_last_update_freshness_checks(
+        assets=["raw_listings"], lower_bound_delta=LISTINGS_STALE_AFTER
+    )
+    benchmarks = dg.build_last_update_freshness_checks(
+        assets=["benchmark_runs"], lower_bound_delta=BENCHMARKS_STALE_AFTER
+    )
+    return [*checks, *listings, *benchmarks]
 
 
 def _rows_are_conserved() -> dg.AssetChecksDefinition:

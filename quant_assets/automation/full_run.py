@@ -14,6 +14,7 @@ from quant_assets.automation.jobs import (
     benchmarks_job_name,
     source_job_name,
 )
+from quant_assets.automation.partition_ranges import range_tags
 from quant_assets.bench.matrix import artifact_finder
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore
@@ -32,8 +33,6 @@ for _category in (dg.BetaWarning, dg.PreviewWarning):
     warnings.filterwarnings("ignore", category=_category)
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-_RANGE_START = "dagster/asset_partition_range_start"
-_RANGE_END = "dagster/asset_partition_range_end"
 
 
 class FullRun:
@@ -45,8 +44,11 @@ class FullRun:
         self._say = say
         self._results = ResultStore(settings.results)
 
-    def run_all(self, overrides: Mapping[str, int]) -> None:
-        """Listings, then every model's source, artifacts and benchmarks, then the marts."""
+    def run_all(self, overrides: Mapping[str, int], *, measure_again: bool = False) -> None:
+        """Listings, then every model's source, artifacts and benchmarks, then the marts.
+
+        Cells with a record of the same settings are left out unless `measure_again`.
+        """
         settings = self._settings
         self._say("listings: reading offers and matching them to GPUs")
         self._run(REFRESH_LISTINGS)
@@ -58,7 +60,7 @@ class FullRun:
             self._run(source_job_name(model))
             self._say(f"{model.name}: artifacts {', '.join(model.gguf_levels)}")
             self._run(artifacts_job_name(model), keys=model.gguf_levels)
-            self._measure(model, variants, bench_settings, overrides)
+            self._measure(model, variants, bench_settings, overrides, measure_again)
         self._say("marts: dbt build")
         self._run(REFRESH_MARTS)
 
@@ -68,6 +70,7 @@ class FullRun:
         variants: Mapping[str, Variant],
         bench_settings: BenchSettings,
         overrides: Mapping[str, int],
+        measure_again: bool,
     ) -> None:
         find_artifact = artifact_finder(ArtifactStore(self._settings.artifacts), model.name)
         operation = benchmark_results_key(model).to_python_identifier()
@@ -79,7 +82,9 @@ class FullRun:
                 )
                 continue
             known = self._records(model, name, artifact.artifact_id, bench_settings)
-            missing = [size for size in bench_settings.batch_sizes if size not in known]
+            missing = [
+                size for size in bench_settings.batch_sizes if measure_again or size not in known
+            ]
             if missing:
                 self._say(f"{model.name}: measuring {name} at batch {_listed(missing)}")
                 self._run(
@@ -119,12 +124,10 @@ class FullRun:
         run_config: Mapping[str, Any] | None = None,
     ) -> None:
         """Execute a job in this process; raise its failure with the three parts it carries."""
-        partitions = list(keys)
-        tags = {_RANGE_START: partitions[0], _RANGE_END: partitions[-1]} if partitions else {}
         result = defs.resolve_job_def(job_name).execute_in_process(
             instance=self._instance,
             run_config={**_QUIET, **(run_config or {})},
-            tags=tags,
+            tags=range_tags(list(keys)),
             raise_on_error=False,
         )
         if not result.success:

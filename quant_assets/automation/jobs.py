@@ -8,6 +8,8 @@ import dagster as dg
 from quant_assets.assets.artifacts import gguf_artifacts_key, source_model_key
 from quant_assets.assets.benchmarks import benchmark_results_key
 from quant_assets.models.config import ModelConfig
+from quant_assets.resources.failures import clear_failures
+from quant_assets.resources.stores import DataRoot
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import (
@@ -18,6 +20,7 @@ AssetJob: TypeAlias = "UnresolvedAssetJobDefinition"
 
 REFRESH_LISTINGS = "refresh_listings"
 REFRESH_MARTS = "refresh_marts"
+FULL_REBUILD = "full_rebuild"
 MARTS = dg.AssetSelection.groups("warehouse", "staging", "marts")
 
 
@@ -74,3 +77,31 @@ def build_jobs(models: Iterable[ModelConfig]) -> list[AssetJob]:
             ),
         ]
     return jobs
+
+
+def build_full_rebuild() -> dg.JobDefinition:
+    """The job that runs all the others in their order and measures every cell anew.
+
+    A Dagster job holds one grid of partitions, so this one starts the others, each a run of its
+    own that waits for its pool.
+    """
+
+    @dg.op(description="Runs listings, sources, artifacts, benchmarks and marts, in this order.")
+    def rebuild_everything(context: dg.OpExecutionContext, data_root: DataRoot) -> None:
+        # It needs the definitions that this job is part of.
+        from quant_assets.automation.full_run import FullRun
+
+        with clear_failures():
+            FullRun(data_root.settings, context.instance, context.log.info).run_all(
+                {}, measure_again=True
+            )
+
+    @dg.job(
+        name=FULL_REBUILD,
+        executor_def=dg.in_process_executor,
+        description="Everything, with all benchmarks measured anew.",
+    )
+    def full_rebuild() -> None:
+        rebuild_everything()
+
+    return full_rebuild

@@ -1,20 +1,68 @@
 """Schedules; they are off until somebody turns them on in the UI."""
 
+from collections.abc import Iterable, Iterator, Mapping
+
 import dagster as dg
 
-from quant_assets.automation.jobs import REFRESH_LISTINGS, AssetJob
+from quant_assets.assets.benchmarks import BATCH_SIZE, VARIANT
+from quant_assets.automation.jobs import (
+    REFRESH_LISTINGS,
+    AssetJob,
+    benchmarks_job_name,
+    build_full_rebuild,
+)
+from quant_assets.automation.partition_ranges import range_tags
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.variants import Variant
+from quant_assets.models.config import ModelConfig
 
 
-def build_schedules(jobs: list[AssetJob]) -> list[dg.ScheduleDefinition]:
-    """Listings and marts every day at 06:00 UTC."""
+def build_schedules(
+    jobs: list[AssetJob],
+    models: Iterable[ModelConfig],
+    variants: Mapping[str, Variant],
+    settings: BenchSettings,
+) -> list[dg.ScheduleDefinition]:
+    """Listings every day, benchmarks every week, everything every month; times are UTC."""
     by_name = {job.name: job for job in jobs}
-    return [
-        dg.ScheduleDefinition(
-            name="daily_listings",
-            job=by_name[REFRESH_LISTINGS],
-            cron_schedule="0 6 * * *",
+
+    def weekly(model: ModelConfig) -> dg.ScheduleDefinition:
+        @dg.schedule(
+            name=f"weekly_benchmarks_{model.slug}",
+            job=by_name[benchmarks_job_name(model)],
+            cron_schedule="0 2 * * 6",
             execution_timezone="UTC",
             default_status=dg.DefaultScheduleStatus.STOPPED,
-            description="Reads the listing files and refreshes the marts.",
+            description=f"Measures every variant of {model.name} again, a run a variant.",
         )
-    ]
+        def weekly_benchmarks(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
+            week = context.scheduled_execution_time.strftime("%G-W%V")
+            for variant in variants:
+                keys = [
+                    dg.MultiPartitionKey({VARIANT: variant, BATCH_SIZE: str(size)})
+                    for size in settings.batch_sizes
+                ]
+                yield dg.RunRequest(run_key=f"{week} {variant}", tags=range_tags(keys))
+
+        return weekly_benchmarks
+
+    daily_listings = dg.ScheduleDefinition(
+        name="daily_listings",
+        job=by_name[REFRESH_LISTINGS],
+        cron_schedule="0 6 * * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.STOPPED,
+        description="Reads the listing files and refreshes the marts.",
+    )
+    monthly_rebuild = dg.ScheduleDefinition(
+        name="monthly_rebuild",
+        job=build_full_rebuild(),
+        cron_schedule="0 1 1 * *",
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.STOPPED,
+        description=(
+            "Listings, sources, artifacts (found again unless something changed), all benchmarks "
+            "measured anew, and the marts."
+        ),
+    )
+    return [daily_listings, monthly_rebuild, *(weekly(model) for model in models)]

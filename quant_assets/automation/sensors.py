@@ -2,10 +2,18 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 
 import dagster as dg
 
-from quant_assets.automation.jobs import REFRESH_LISTINGS, AssetJob
+from quant_assets.automation.jobs import (
+    REFRESH_LISTINGS,
+    AssetJob,
+    artifacts_job_name,
+    source_job_name,
+)
+from quant_assets.automation.partition_ranges import range_tags
+from quant_assets.models.config import ModelConfig, load_models
 from quant_assets.models.identity import HashCache
 from quant_assets.resources.stores import DataRoot
 
@@ -13,8 +21,9 @@ LISTING_SUFFIXES = (".csv", ".parquet", ".json")
 _INTERVAL_S = 30
 
 
-def build_sensors(jobs: list[AssetJob]) -> list[dg.SensorDefinition]:
-    """A sensor that runs the listings when a file in the drop folder is new, changed or gone."""
+def build_sensors(jobs: list[AssetJob], models: Iterable[ModelConfig]) -> list[dg.SensorDefinition]:
+    """Listing files that come, change or go, and models that come into the model list."""
+    served = {model.name: model for model in models}
 
     @dg.sensor(
         name="listing_files",
@@ -43,4 +52,36 @@ def build_sensors(jobs: list[AssetJob]) -> list[dg.SensorDefinition]:
         request = dg.RunRequest(run_key=run_key, tags={"listing_files": ", ".join(changed)[:200]})
         return dg.SensorResult(run_requests=[request], cursor=state)
 
-    return [listing_files]
+    @dg.sensor(
+        name="model_entries",
+        jobs=[job for job in jobs if job.name.endswith(("_source", "_artifacts"))],
+        minimum_interval_seconds=_INTERVAL_S,
+        default_status=dg.DefaultSensorStatus.STOPPED,
+        description="Fetches and quantizes a model once it is in the model list.",
+    )
+    def model_entries(
+        context: dg.SensorEvaluationContext, data_root: DataRoot
+    ) -> dg.SensorResult | dg.SkipReason:
+        listed = {model.name for model in load_models(data_root.settings.models_yaml)}
+        if listed - served.keys():
+            return dg.SkipReason(
+                f"Reload the code location to serve {', '.join(sorted(listed - served.keys()))}."
+            )
+        known = set(json.loads(context.cursor)) if context.cursor else set()
+        new = [model for name, model in served.items() if name not in known]
+        if not new:
+            return dg.SkipReason(f"All {len(served)} models have been requested.")
+        requests = []
+        for model in new:
+            key = f"{model.name} {model.source}"
+            requests += [
+                dg.RunRequest(run_key=f"source {key}", job_name=source_job_name(model)),
+                dg.RunRequest(
+                    run_key=f"artifacts {key}",
+                    job_name=artifacts_job_name(model),
+                    tags=range_tags(model.gguf_levels),
+                ),
+            ]
+        return dg.SensorResult(run_requests=requests, cursor=json.dumps(sorted(served)))
+
+    return [listing_files, model_entries]

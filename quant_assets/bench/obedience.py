@@ -27,6 +27,7 @@ from quant_assets.workers.supervisor import run_worker
 
 # Every prompt can be answered in half of it; what goes on longer disobeys anyway.
 MAX_TOKENS = 80
+_FOLDER = "obedience"
 
 # The most frequent function words, those shared between these languages left out.
 _FUNCTION_WORDS = {
@@ -348,7 +349,7 @@ def measure_obedience(
         sort_keys=True,
     )
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    path = results / "obedience" / f"{variant.name}_{key}.json"
+    path = results / _FOLDER / f"{variant.name}_{key}.json"
     if path.exists():
         return ObedienceResult.model_validate_json(path.read_bytes())
     worker, environment = chat_worker(variant.format)
@@ -373,3 +374,18 @@ def measure_obedience(
     )
     write_text_atomically(path, result.model_dump_json(indent=2))
     return result
+
+
+def obedience_results(results: Path) -> list[ObedienceResult]:
+    """All results kept under `results`; raises `InputError` naming a damaged file."""
+    found = []
+    for path in sorted((results / _FOLDER).glob("*.json")):
+        try:
+            found.append(ObedienceResult.model_validate_json(path.read_bytes()))
+        except (OSError, ValidationError) as error:
+            raise InputError(
+                f"The obedience result {path} cannot be read.",
+                str(error),
+                "Remove the file and measure obedience again.",
+            ) from error
+    return found

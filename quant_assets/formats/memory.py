@@ -186,10 +186,15 @@ def kv_cache_bytes(shape: ModelShape, serving: Serving) -> int:
     for layer, kv_heads in enumerate(sorted(shape.kv_heads_by_layer, reverse=True)):
         # Which ones slide does not matter: layers with attention have the same heads.
         cells = sliding_cells if layer < shape.n_sliding_layers else serving.cells
-        row = _row_bytes(serving.kv_type_k, kv_heads, shape.head_dim_k)
-        row += _row_bytes(serving.kv_type_v, kv_heads, shape.head_dim_v)
-        total += cells * row
+        total += cells * kv_row_bytes(shape, serving, kv_heads)
     return total * serving.batch
+
+
+def kv_row_bytes(shape: ModelShape, serving: Serving, kv_heads: int) -> int:
+    """Bytes of one token's K and V in one layer with `kv_heads` key and value heads."""
+    return _row_bytes(serving.kv_type_k, kv_heads, shape.head_dim_k) + _row_bytes(
+        serving.kv_type_v, kv_heads, shape.head_dim_v
+    )
 
 
 def compute_buffer_bytes(shape: ModelShape, serving: Serving) -> int:

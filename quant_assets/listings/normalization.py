@@ -18,6 +18,20 @@ MAX_GPU_COUNT = 1024
 """More GPUs than this in one offer is a slip of the pen."""
 
 _CANDIDATE_SEPARATOR = "; "
+_OFFER_COLUMNS = (
+    "seller",
+    "canonical_name",
+    "gpu_count",
+    "amount",
+    "low_amount",
+    "price_currency",
+    "price_kind",
+    "per_gpu",
+    "condition",
+    "region",
+    "coalesce(url, title)",
+)
+"""What two rows share when they are one offer."""
 
 
 def normalize(
@@ -41,7 +55,8 @@ def normalize(
     judged = _judge(workspace, raw.rows, titles, prices)
     quarantined = _set_aside(workspace, judged, raw.rejected)
     rows = _collapse_duplicates(workspace, judged)
-    for table in (titles, prices, judged):
+    workspace.query(f"DROP VIEW {judged}")
+    for table in (titles, prices):
         workspace.query(f"DROP TABLE {table}")
     return NormalizedListings(workspace, rows, quarantined)
 
@@ -102,15 +117,19 @@ def _texts(values: Sequence[str | None]) -> "pd.Series[str]":
 
 
 def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
-    """A table of all rows with what was read from them and the first reason against them."""
+    """A view of all rows with what was read from them and the first reason against them.
+
+    A view, because joining the small tables again costs less than keeping all rows in memory.
+    """
     judged = workspace.new_name("judged")
     limits = " ".join(
         f"WHEN price_kind = '{kind}' THEN amount_usd / priced_gpus NOT BETWEEN {low} AND {high}"
         for kind, (low, high) in PLAUSIBLE_USD_PER_GPU.items()
     )
+    same_offer = ", ".join(f"coalesce({column}::VARCHAR, chr(30))" for column in _OFFER_COLUMNS)
     workspace.query(
         f"""
-        CREATE TABLE {judged} AS
+        CREATE VIEW {judged} AS
         WITH joined AS (
             SELECT raw.* EXCLUDE (currency), titles.* EXCLUDE (title),
                    prices.* EXCLUDE (price_text, price_unit, currency),
@@ -122,36 +141,35 @@ def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
                 AND raw.currency IS NOT DISTINCT FROM prices.currency
                 AND raw.price_unit IS NOT DISTINCT FROM prices.price_unit
         ), counted AS (
-            SELECT *, CAST(coalesce(stated_gpu_count, title_gpu_count, 1) AS BIGINT) AS gpu_count,
+            SELECT *, TRY_CAST(coalesce(stated_gpu_count, title_gpu_count, 1) AS BIGINT) AS gpu_count,
                    CASE WHEN per_gpu THEN 1
                         ELSE greatest(coalesce(stated_gpu_count, title_gpu_count, 1), 1)
                    END AS priced_gpus,
                    gpu_count_text IS NOT NULL AND (
-                       stated_gpu_count IS NULL OR stated_gpu_count NOT BETWEEN 1 AND $max_gpu_count
+                       stated_gpu_count IS NULL
+                       OR stated_gpu_count NOT BETWEEN 1 AND {MAX_GPU_COUNT}
                        OR stated_gpu_count != floor(stated_gpu_count)
                        OR (title_gpu_count > 1 AND title_gpu_count != stated_gpu_count)
                    ) AS bad_gpu_count
             FROM joined
         )
-        SELECT *, coalesce(
-                   CASE WHEN title IS NULL THEN $missing_title END, title_reason,
-                   CASE WHEN bad_gpu_count THEN $invalid_gpu_count END, price_reason,
-                   CASE WHEN CASE {limits} ELSE false END THEN $absurd_price END
+        SELECT *, md5_number(concat_ws(chr(31), {same_offer})) AS offer_key,
+               coalesce(
+                   CASE WHEN title IS NULL THEN '{QuarantineReason.MISSING_TITLE}' END,
+                   title_reason,
+                   CASE WHEN bad_gpu_count THEN '{QuarantineReason.INVALID_GPU_COUNT}' END,
+                   price_reason,
+                   CASE WHEN CASE {limits} ELSE false END
+                        THEN '{QuarantineReason.ABSURD_PRICE}' END
                ) AS reason
         FROM counted
-        """,  # noqa: S608, own names and numbers
-        {
-            "max_gpu_count": MAX_GPU_COUNT,
-            "missing_title": QuarantineReason.MISSING_TITLE.value,
-            "invalid_gpu_count": QuarantineReason.INVALID_GPU_COUNT.value,
-            "absurd_price": QuarantineReason.ABSURD_PRICE.value,
-        },
+        """  # noqa: S608, own names and numbers
     )
     return judged
 
 
 def _set_aside(workspace: Workspace, judged: str, rejected: str) -> str:
-    """The table of all rows with a reason against them, said in words."""
+    """All rows with a reason against them, said in words."""
     words = workspace.add_frame(
         "reasons",
         pd.DataFrame(
@@ -161,10 +179,9 @@ def _set_aside(workspace: Workspace, judged: str, rejected: str) -> str:
             }
         ),
     )
-    quarantined = workspace.new_name("quarantined")
-    workspace.query(
+    return workspace.keep(
+        "quarantined",
         f"""
-        CREATE TABLE {quarantined} AS
         SELECT row_id, source_file, line_number, title, price_text, seller, url, reason,
                concat_ws(' ', words, nullif(detail, '')) AS explanation, candidates
         FROM (
@@ -176,26 +193,23 @@ def _set_aside(workspace: Workspace, judged: str, rejected: str) -> str:
             FROM {rejected}
         ) JOIN {words} USING (reason)
         ORDER BY source_file, line_number
-        """  # noqa: S608, own names
+        """,  # noqa: S608, own names
     )
-    return quarantined
 
 
 def _collapse_duplicates(workspace: Workspace, judged: str) -> str:
-    """The table of the rows to enrich, one for each offer."""
-    rows = workspace.new_name("normalized")
+    """The rows to enrich, one for each offer."""
+    repeated = workspace.new_name("repeated")
     workspace.query(
         f"""
-        CREATE TABLE {rows} AS
-        WITH repeated AS (
-            SELECT min(position) AS first, list(position) AS positions
-            FROM {judged} WHERE reason IS NULL
-            GROUP BY seller, canonical_name, gpu_count, amount, low_amount, price_currency,
-                     price_kind, per_gpu, condition, region, coalesce(url, title)
-            HAVING count(*) > 1
-        ), members AS (
-            SELECT first, unnest(positions) AS position, len(positions) - 1 AS others FROM repeated
-        )
+        CREATE TABLE {repeated} AS
+        SELECT offer_key, min(position) AS first, count(*) - 1 AS others
+        FROM {judged} WHERE reason IS NULL GROUP BY offer_key HAVING count(*) > 1
+        """  # noqa: S608, own names
+    )
+    return workspace.keep(
+        "normalized",
+        f"""
         SELECT position, row_id, source_file, line_number, title, seller, url, condition, region,
                listed_at, canonical_name, match_type, match_score, gpu_count, price_text,
                CASE WHEN per_gpu THEN amount * gpu_count ELSE amount END AS price,
@@ -204,9 +218,7 @@ def _collapse_duplicates(workspace: Workspace, judged: str) -> str:
                amount_usd * CASE WHEN per_gpu THEN gpu_count ELSE 1 END AS price_usd,
                amount_usd / priced_gpus AS price_per_gpu_usd,
                coalesce(others, 0) AS collapsed_duplicates, extra
-        FROM {judged} LEFT JOIN members USING (position)
+        FROM {judged} LEFT JOIN {repeated} USING (offer_key)
         WHERE reason IS NULL AND (first IS NULL OR first = position)
-        ORDER BY position
-        """  # noqa: S608, own names
+        """,  # noqa: S608, own names
     )
-    return rows

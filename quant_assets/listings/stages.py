@@ -57,6 +57,18 @@ class Workspace:
         self.connection.unregister("incoming_frame")
         return name
 
+    def keep(self, stem: str, query: str) -> str:
+        """Write the result of a query to the workspace's folder and return a view of it.
+
+        Rows of a whole market stay on disk, compressed, instead of in memory.
+        """
+        name = self.new_name(stem)
+        path = str(self.path(f"{name}.parquet"))
+        self.query(f"COPY ({query}) TO ? (FORMAT parquet)", [path])
+        self.query(f"SET VARIABLE {name}_path = ?", [path])
+        self.query(f"CREATE VIEW {name} AS SELECT * FROM read_parquet(getvariable('{name}_path'))")  # noqa: S608, own names
+        return name
+
     def count(self, table: str) -> int:
         """Number of rows of a table."""
         return int(self.query(f"SELECT count(*) FROM {table}")[0][0])  # noqa: S608, own names

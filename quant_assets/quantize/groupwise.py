@@ -27,7 +27,12 @@ DEFAULT_SAMPLES: Final = 32
 DEFAULT_SEQUENCE_LENGTH: Final = 512
 _ENVIRONMENT: Final[dict[Engine, EnvironmentName]] = {"gptqmodel": "gptq", "autoawq": "awq"}
 # gptqmodel's loader and the kernels demand at least two workers, also on a machine with one core.
-_WORKER_ENV: Final = {"GPTQMODEL_CPU_WORKERS": "2", "TOKENIZERS_PARALLELISM": "false"}
+_WORKER_ENV: Final = {
+    "GPTQMODEL_CPU_WORKERS": "2",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Threads that wait by spinning slow down everything else on a machine with few cores.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 _PACKED_OUT_FEATURES: Final = {2: 16, 3: 32, 4: 8, 8: 4}
 
 
@@ -152,7 +157,9 @@ def check_shape(shape: ModelShape, settings: GroupwiseSettings) -> None:
     if settings.group_size != PER_CHANNEL:
         for name, size in inputs.items():
             if size % settings.group_size:
-                fitting = [str(g) for g in (128, 64, 32) if all(v % g == 0 for v in inputs.values())]
+                fitting = [
+                    str(g) for g in (128, 64, 32) if all(v % g == 0 for v in inputs.values())
+                ]
                 raise InputError(
                     f"Groups of {settings.group_size} do not divide this model's {name} {size}.",
                     "Every row is cut into whole groups.",

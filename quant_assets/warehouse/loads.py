@@ -7,10 +7,24 @@ from typing import Any, Literal
 import duckdb
 import pandas as pd
 
+from quant_assets.bench.matrix import artifact_finder
+from quant_assets.bench.obedience import obedience_results
+from quant_assets.bench.quality import QualityStore
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import Variant
-from quant_assets.listings.registry import GpuRegistry
+from quant_assets.errors import InputError
+from quant_assets.listings.registry import GpuRegistry, load_registry
+from quant_assets.models.inspection import ModelShape, inspect_model
+from quant_assets.quantize.manifest import ArtifactManifest
 from quant_assets.quantize.store import ArtifactStore
+from quant_assets.speed.host_peaks import recorded_peaks
+from quant_assets.speed.needs import (
+    ServingGrid,
+    ServingNeeds,
+    StoredWeights,
+    grid_needs,
+    run_needs,
+)
 
 ListingTable = Literal["raw_listings", "enriched_listings", "quarantined_listings"]
 LISTING_SNAPSHOTS: dict[ListingTable, str] = {
@@ -23,6 +37,11 @@ LISTING_SNAPSHOTS: dict[ListingTable, str] = {
 _GPU_COLUMNS = (
     "canonical_name", "vendor", "architecture", "vram_gb", "memory_bandwidth_gb_s", "tdp_w",
     "fp16_dense_tflops", "int8_dense_tops", "compute_capability", "release_year",
+)  # fmt: skip
+_SHAPE_COLUMNS = (
+    "architecture", "n_layers", "n_heads", "n_kv_heads", "head_dim_k", "head_dim_v", "hidden_size",
+    "intermediate_size", "vocab_size", "context_length", "sliding_window", "n_sliding_layers",
+    "n_experts", "n_experts_used", "n_parameters", "n_linear_parameters",
 )  # fmt: skip
 _VARIANT_COLUMNS = ("format", "level", "cache_type_k", "cache_type_v", "description")
 
@@ -68,9 +87,119 @@ def load_artifacts(connection: duckdb.DuckDBPyConnection, store: ArtifactStore) 
     return _replace_rows(connection, "artifacts", rows)
 
 
-def load_benchmarks(connection: duckdb.DuckDBPyConnection, results: ResultStore) -> int:
-    """Load `raw.benchmark_runs` from the result files; return its row count."""
-    return _replace_rows(connection, "benchmark_runs", [r.flat() for r in results.records()])
+def load_models(connection: duckdb.DuckDBPyConnection, store: ArtifactStore) -> int:
+    """Load `raw.models`, the shape of every model that has an artifact; return its row count."""
+    rows = [
+        {"model": model, **{name: getattr(shape, name) for name in _SHAPE_COLUMNS}}
+        for model, shape in _shapes(store).items()
+    ]
+    return _replace_rows(connection, "models", rows)
+
+
+def load_serving_needs(
+    connection: duckdb.DuckDBPyConnection,
+    store: ArtifactStore,
+    variants: Mapping[str, Variant],
+    results: ResultStore,
+    grid: ServingGrid,
+) -> int:
+    """Load `raw.serving_needs`: every variant of every model that has its artifact.
+
+    Its rows are the points of the grid and the lengths of all measured runs. Returns their count.
+    """
+    lengths: dict[tuple[str, str], set[tuple[int, int, int]]] = {}
+    for record in results.records():
+        run = record.metadata
+        cell = (run.prompt_tokens, run.generated_tokens, run.batch_size)
+        lengths.setdefault((run.model, run.variant), set()).add(cell)
+    needs: list[ServingNeeds] = []
+    for model, shape in _shapes(store).items():
+        find_artifact = artifact_finder(store, model)
+        for variant in variants.values():
+            located = find_artifact(variant)
+            manifest = store.find(located.artifact_id) if located else None
+            if manifest is None:
+                continue
+            tensor_bytes = round(manifest.bits_per_weight * manifest.n_parameters / 8)
+            weights = StoredWeights(manifest.job_id, tensor_bytes)
+            runs = sorted(lengths.get((model, variant.name), ()))
+            try:
+                needs += grid_needs(model, shape, variant, weights, grid)
+                needs += run_needs(model, shape, variant, weights, runs)
+            except InputError:
+                continue  # llama.cpp refuses this type of KV cache for the model's heads, too
+    return _replace_rows(connection, "serving_needs", [need.model_dump() for need in needs])
+
+
+def load_benchmarks(
+    connection: duckdb.DuckDBPyConnection,
+    results: ResultStore,
+    registry: GpuRegistry | None = None,
+) -> int:
+    """Load `raw.benchmark_runs` from the result files; return its row count.
+
+    `gpu` is the registry's card that the driver's name means, null when it could mean several.
+    """
+    known = registry or load_registry()
+    rows = []
+    for record in results.records():
+        gpu = known.find(record.metadata.gpu_name) if record.metadata.gpu_name else None
+        rows.append({**record.flat(), "gpu": gpu.canonical_name if gpu else None})
+    return _replace_rows(connection, "benchmark_runs", rows)
+
+
+def load_variant_quality(
+    connection: duckdb.DuckDBPyConnection, quality: QualityStore, results: Path
+) -> int:
+    """Load `raw.variant_quality` from the quality and obedience files; return its row count."""
+    rows: list[dict[str, Any]] = [
+        {
+            "kind": "perplexity",
+            "measured_at": result.timestamp,
+            "context_tokens": result.measurement.context,
+            **result.model_dump(
+                include={"model", "variant", "artifact_id", "baseline_artifact_id", "text"}
+            ),
+            **result.measurement.model_dump(
+                include={
+                    "windows", "scored_tokens", "perplexity", "perplexity_standard_error",
+                    "perplexity_ratio", "kl_divergence", "kl_divergence_p99", "top1_agreement",
+                }
+            ),
+        }
+        for result in quality.all()
+    ]  # fmt: skip
+    rows += [
+        {
+            "kind": "obedience",
+            "measured_at": result.timestamp,
+            "obedience_prompts": len(result.transcripts),
+            "obedience_pass_rate": result.pass_rate,
+            **result.model_dump(include={"model", "variant", "artifact_id"}),
+        }
+        for result in obedience_results(results)
+    ]
+    return _replace_rows(connection, "variant_quality", rows)
+
+
+def load_hosts(connection: duckdb.DuckDBPyConnection, results: Path) -> int:
+    """Load `raw.hosts` from the measured peaks; return its row count."""
+    rows = [
+        peaks.model_dump(exclude={"library_versions"}) for peaks in recorded_peaks(results)
+    ]
+    return _replace_rows(connection, "hosts", rows)
+
+
+def load_listing_history(connection: duckdb.DuckDBPyConnection, folder: Path) -> int:
+    """Load `raw.listing_history` from the snapshots in `folder`; return its row count."""
+    connection.execute("delete from raw.listing_history").fetchall()
+    if any(folder.glob("*.parquet")):
+        connection.execute(
+            "insert into raw.listing_history by name "
+            "select * from read_parquet(?, union_by_name => true)",
+            [str(folder / "*.parquet")],
+        ).fetchall()
+    return _count(connection, "listing_history")
 
 
 def load_listing_table(
@@ -95,6 +224,24 @@ def row_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
         f"{schema}.{name}": _scalar(connection, f'select count(*) from "{schema}"."{name}"')  # noqa: S608
         for schema, name in names
     }
+
+
+def _shapes(store: ArtifactStore) -> dict[str, ModelShape]:
+    """The shape of every model with a valid artifact, read from the newest one."""
+    newest: dict[str, ArtifactManifest] = {}
+    for manifest in sorted(store.all(), key=lambda item: item.created_at):
+        if manifest.status == "valid":
+            newest[manifest.job.model_name] = manifest
+    return {
+        model: inspect_model(_model_path(store, manifest)) for model, manifest in newest.items()
+    }
+
+
+def _model_path(store: ArtifactStore, manifest: ArtifactManifest) -> Path:
+    """What is inspected: a GGUF file, or the folder of a checkpoint."""
+    folder = store.folder(manifest.job_id)
+    is_file = manifest.job.target_format == "gguf"
+    return folder / manifest.files[0].name if is_file else folder
 
 
 def _replace_rows(

@@ -15,6 +15,90 @@ create table if not exists raw.gpus (
     release_year integer
 );
 
+create table if not exists raw.models (
+    model varchar not null,
+    architecture varchar not null,
+    n_layers integer not null,
+    n_heads integer not null,
+    n_kv_heads integer not null,
+    head_dim_k integer not null,
+    head_dim_v integer not null,
+    hidden_size integer not null,
+    intermediate_size integer not null,
+    vocab_size integer not null,
+    context_length integer,
+    sliding_window integer,
+    n_sliding_layers integer not null,
+    n_experts integer not null,
+    n_experts_used integer not null,
+    n_parameters bigint not null,
+    n_linear_parameters bigint not null
+);
+
+-- What a copy of a variant holds, reads and computes (quant_assets/speed/needs.py).
+create table if not exists raw.serving_needs (
+    model varchar not null,
+    variant varchar not null,
+    backend varchar not null,
+    artifact_id varchar not null,
+    source varchar not null,
+    context_tokens integer not null,
+    prompt_tokens integer not null,
+    batch_size integer not null,
+    weights_bytes bigint not null,
+    kv_cache_bytes bigint not null,
+    compute_bytes bigint not null,
+    decode_bytes bigint not null,
+    decode_flops bigint not null,
+    prefill_bytes bigint not null,
+    prefill_flops hugeint not null
+);
+
+-- One row a measurement: of perplexity and divergence, or of obedience.
+create table if not exists raw.variant_quality (
+    model varchar not null,
+    variant varchar not null,
+    artifact_id varchar not null,
+    kind varchar not null,
+    measured_at timestamp with time zone not null,
+    baseline_artifact_id varchar,
+    text varchar,
+    windows integer,
+    context_tokens integer,
+    scored_tokens integer,
+    perplexity double,
+    perplexity_standard_error double,
+    perplexity_ratio double,
+    kl_divergence double,
+    kl_divergence_p99 double,
+    top1_agreement double,
+    obedience_prompts integer,
+    obedience_pass_rate double
+);
+
+create table if not exists raw.hosts (
+    cpu_name varchar,
+    threads integer not null,
+    triad_gb_s double not null,
+    read_gb_s double not null,
+    matmul_gflop_s double not null,
+    contended boolean not null,
+    measured_at timestamp with time zone not null
+);
+
+-- One row an offer and snapshot; a snapshot is taken when an offer or a price changed.
+create table if not exists raw.listing_history (
+    recorded_at timestamp with time zone not null,
+    offer_id varchar not null,
+    canonical_name varchar not null,
+    gpu_count bigint,
+    price_kind varchar,
+    seller varchar,
+    title varchar,
+    price_usd double,
+    price_per_gpu_usd double
+);
+
 create table if not exists raw.artifacts (
     job_id varchar not null,
     model varchar not null,
@@ -65,6 +149,7 @@ create table if not exists raw.benchmark_runs (
     build_flags varchar,
     cpu_name varchar,
     gpu_name varchar,
+    gpu varchar,
     p50_ms double not null,
     p95_ms double not null,
     p95_flagged boolean,
@@ -95,6 +180,8 @@ create table if not exists raw.benchmark_runs (
     host_load_average_1m double,
     host_others_busy_cores double
 );
+
+alter table raw.benchmark_runs add column if not exists gpu varchar;
 
 -- The listings are created anew from their Parquet files; these stand in until the first load.
 create table if not exists raw.raw_listings (

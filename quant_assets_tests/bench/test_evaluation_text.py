@@ -1,8 +1,8 @@
 import hashlib
 from pathlib import Path
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from quant_assets.bench.evaluation_text import evaluation_text
 from quant_assets.errors import InputError
@@ -10,7 +10,7 @@ from quant_assets.errors import InputError
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
 def test_offline_the_text_that_every_python_has_is_used(tmp_path: Path, offline: None) -> None:

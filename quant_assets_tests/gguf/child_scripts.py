@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quant_assets.formats.gguf_levels import GgufLevel
+from quant_assets.formats.gguf_levels import GGUF_LEVELS, GgufLevel
 from quant_assets.settings import PROJECT_ROOT
 
 HERE = Path(__file__).parent
+# ggml's IQ kernels search a grid for every group of weights and are slower by far.
+IQ_LEVELS = [level for level in GGUF_LEVELS if level.name.startswith("IQ")]
+FAST_LEVELS = [level for level in GGUF_LEVELS if level not in IQ_LEVELS and not level.needs_imatrix]
 
 
 def run_scripts(tasks_by_script: dict[str, list[dict[str, Any]]], folder: Path) -> dict[str, str]:

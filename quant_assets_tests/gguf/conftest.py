@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from child_scripts import run_scripts, tasks
+from child_scripts import FAST_LEVELS, run_scripts, tasks
 from tiny_models import ARCHITECTURES, calibration_text, make_model, tokenizer_model
 
-from quant_assets.formats.gguf_levels import GGUF_LEVELS, parse_level
+from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.quantize.gguf import QuantizeGgufJob
 from quant_assets.workers.gguf.imatrix_file import MatrixInputs, write_imatrix
 
@@ -31,13 +31,12 @@ def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: bytes) -> dict[s
 def both_ways(
     models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, list[dict[str, Any]]]:
-    """Every model at every level that needs no importance matrix: (reference, ours, results)."""
+    """Every model at the levels of `child_scripts.FAST_LEVELS`: (reference, ours, results)."""
     folder = tmp_path_factory.mktemp("both")
-    levels = [level for level in GGUF_LEVELS if not level.needs_imatrix]
     printed = run_scripts(
         {
-            "two_step.py": tasks(models, levels, folder / "reference", {}),
-            "one_pass.py": tasks(models, levels, folder / "ours", {}),
+            "two_step.py": tasks(models, FAST_LEVELS, folder / "reference", {}),
+            "one_pass.py": tasks(models, FAST_LEVELS, folder / "ours", {}),
         },
         folder,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from child_scripts import run_scripts, tasks
+from child_scripts import FAST_LEVELS, IQ_LEVELS, run_scripts, tasks
 from tiny_models import ARCHITECTURES, make_model
 
 from quant_assets.formats.gguf_levels import GGUF_LEVELS, parse_level
@@ -34,8 +34,8 @@ def test_without_importances(
     both_ways: tuple[Path, Path, list[dict[str, Any]]], architecture: str
 ) -> None:
     reference, ours, _ = both_ways
-    names = [f"{architecture}-{level}.gguf" for level in GGUF_LEVELS if not level.needs_imatrix]
-    assert len(names) == 21
+    names = [f"{architecture}-{level}.gguf" for level in FAST_LEVELS]
+    assert len(names) == 17
     assert_same_files(reference, ours, names)
 
 
@@ -84,6 +84,23 @@ def test_with_importances(
         tmp_path,
     )
     names = [f"{name}-{level}.gguf" for name in ARCHITECTURES for level in GGUF_LEVELS]
+    assert_same_files(reference, ours, names)
+
+
+@pytest.mark.slow
+def test_iq_levels_without_importances(
+    models: dict[str, Path], bf16_files: dict[str, Path], tmp_path: Path
+) -> None:
+    reference, ours = tmp_path / "reference", tmp_path / "ours"
+    levels = [level for level in IQ_LEVELS if not level.needs_imatrix]
+    run_scripts(
+        {
+            "two_step.py": tasks(bf16_files, levels, reference, {}),
+            "one_pass.py": tasks(models, levels, ours, {}),
+        },
+        tmp_path,
+    )
+    names = [f"{name}-{level}.gguf" for name in ARCHITECTURES for level in levels]
     assert_same_files(reference, ours, names)
 
 

@@ -1,13 +1,17 @@
 """`python -m quant_assets.workers.gptq`: one GPTQ job."""
 
 from quant_assets.quantize.groupwise import GroupwiseJob, GroupwiseResult
-from quant_assets.workers.groupwise.loop import run
-from quant_assets.workers.gptq.solver import GptqQuantizer
 from quant_assets.workers.protocol import EventChannel, serve
 
 
 def handle(job: GroupwiseJob, channel: EventChannel) -> GroupwiseResult:
     """Quantize with gptqmodel's solver."""
+    channel.progress("load gptqmodel", 0, 1, "libraries")
+    # gptqmodel prints while it is imported; only now does standard output carry no events.
+    from quant_assets.workers.gptq.solver import GptqQuantizer
+    from quant_assets.workers.groupwise.loop import run
+
+    channel.progress("load gptqmodel", 1, 1, "libraries")
     return run(job, channel, lambda model: GptqQuantizer(model, job.settings))
 
 

@@ -29,6 +29,9 @@ class _StorableQuantizer(Quantizer):  # type: ignore[misc]
     neighbour's bits; here the range is laid out anew with the zero point at 1.
     """
 
+    scale: torch.Tensor
+    zero: torch.Tensor
+
     def find_params(self, x: torch.Tensor, weight: bool = False) -> None:
         super().find_params(x, weight=weight)
         if self.qcfg.sym:
@@ -85,7 +88,6 @@ class GptqQuantizer:
             "true_sequential": True,
         }
 
-    @torch.no_grad()
     def quantize(
         self, layer: torch.nn.Module, states: torch.Tensor, call: LayerCall
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

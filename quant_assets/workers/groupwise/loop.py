@@ -75,7 +75,9 @@ def installed_versions(names: tuple[str, ...]) -> dict[str, str]:
 def linears(layer: torch.nn.Module) -> dict[str, torch.nn.Linear]:
     """The linear modules of a layer, by name."""
     return {
-        name: module for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)
+        name: module
+        for name, module in layer.named_modules()
+        if isinstance(module, torch.nn.Linear)
     }
 
 
@@ -85,6 +87,7 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
     shape = _preflight(job, channel)
     device = _device(job)
     torch.set_num_threads(job.threads or torch.get_num_threads())
+    torch.set_grad_enabled(False)
     transformers.logging.set_verbosity_error()
     # float32 on a CPU: faster there than 16-bit types, and exact. float16 overflows on a GPU in
     # models that were trained in bfloat16.
@@ -117,9 +120,7 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
             with model.layer(index) as layer:
                 tensors, states = quantizer.quantize(layer, states, calls[index])
                 prefix = model.layer_prefix(index)
-                named = {
-                    prefix + name: _stored(tensor).cpu() for name, tensor in tensors.items()
-                }
+                named = {prefix + name: _stored(tensor).cpu() for name, tensor in tensors.items()}
             checkpoints.save(index, named, states)
     channel.progress("quantize", n_layers, n_layers, "layers")
     layer_seconds = (time.monotonic() - layers_started) / max(1, n_layers - first)

@@ -134,7 +134,6 @@ class StreamedModel:
                 self.model, name, self.device, value=self.files.read(name).to(self.dtype)
             )
 
-    @torch.no_grad()
     def first_inputs(
         self, windows: torch.Tensor, *, only_calls: bool
     ) -> tuple[torch.Tensor, list[LayerCall]]:
@@ -144,7 +143,9 @@ class StreamedModel:
         the same length, so one call stands for all. With `only_calls` only one window is run.
         """
         output = self.model.get_output_embeddings()
-        heads = {id(parameter) for parameter in output.parameters()} if output is not None else set()
+        heads = (
+            {id(parameter) for parameter in output.parameters()} if output is not None else set()
+        )
         embedding = self.model.get_input_embeddings().weight
         outer = [
             name
@@ -153,7 +154,7 @@ class StreamedModel:
             and (id(parameter) not in heads or parameter is embedding)
         ]
         self._load(outer)
-        self.model.base_model.to(self.device) if self.device == "cpu" else self._move_buffers()
+        self._move_buffers()
         states: list[torch.Tensor] = []
         calls: list[LayerCall] = []
         for index, layer in enumerate(self.layers):
@@ -188,7 +189,6 @@ class StreamedModel:
 
         return record
 
-    @torch.no_grad()
     def run_layer(
         self, layer: torch.nn.Module, states: torch.Tensor, call: LayerCall
     ) -> Iterator[torch.Tensor]:

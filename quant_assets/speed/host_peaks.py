@@ -1,0 +1,89 @@
+"""This machine's peaks, measured in a worker and kept as files: CPU runs are compared with them."""
+
+import datetime
+import re
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.bench.cell import OnEvent, machine_lock
+from quant_assets.errors import InputError
+from quant_assets.workers.supervisor import run_worker
+
+_FOLDER = "hosts"
+
+
+class HostPeaksJob(BaseModel):
+    """How the peaks are measured: threads, sizes and repetitions."""
+
+    model_config = ConfigDict(frozen=True)
+
+    threads: PositiveInt
+    array_bytes: PositiveInt = 256 * 2**20
+    matrix_size: PositiveInt = 2048
+    repetitions: PositiveInt = 10
+
+
+class HostPeaks(BaseModel):
+    """Peaks of one processor with a number of threads. GB are 10^9 bytes, GFLOP 10^9 operations.
+
+    `contended` says that other processes were busy meanwhile, so that the peaks may be higher.
+    """
+
+    cpu_name: str | None
+    threads: int
+    triad_gb_s: float
+    read_gb_s: float
+    matmul_gflop_s: float
+    contended: bool
+    library_versions: dict[str, str]
+
+
+class RecordedPeaks(HostPeaks):
+    """Peaks and when they were measured."""
+
+    measured_at: datetime.datetime
+
+
+def measure_host_peaks(
+    results: Path,
+    threads: int,
+    *,
+    job: HostPeaksJob | None = None,
+    on_event: OnEvent | None = None,
+    locks: Path | None = None,
+) -> RecordedPeaks:
+    """Measure this machine's peaks alone among its benchmarks, and keep them under `results`.
+
+    Takes about ten seconds and 1 GB of memory. Raises `WorkerError` when the worker dies.
+    """
+    with machine_lock(locks):
+        peaks = run_worker(
+            "host_peaks", job or HostPeaksJob(threads=threads), HostPeaks, on_event=on_event
+        )
+    recorded = RecordedPeaks(
+        **peaks.model_dump(), measured_at=datetime.datetime.now(datetime.UTC)
+    )
+    name = re.sub(r"[^a-z0-9]+", "-", (recorded.cpu_name or "cpu").casefold()).strip("-")
+    stamp = recorded.measured_at.strftime("%Y%m%dT%H%M%SZ")
+    write_text_atomically(
+        results / _FOLDER / f"{name}_{recorded.threads}_{stamp}.json",
+        recorded.model_dump_json(indent=2),
+    )
+    return recorded
+
+
+def recorded_peaks(results: Path) -> list[RecordedPeaks]:
+    """All peaks measured so far, oldest first; raise `InputError` naming a damaged file."""
+    found = []
+    for path in sorted((results / _FOLDER).glob("*.json")):
+        try:
+            found.append(RecordedPeaks.model_validate_json(path.read_bytes()))
+        except (OSError, ValidationError) as error:
+            raise InputError(
+                f"The host peaks {path} cannot be read.",
+                str(error),
+                "Remove the file and measure them again.",
+            ) from error
+    return sorted(found, key=lambda peaks: peaks.measured_at)

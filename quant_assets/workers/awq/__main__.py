@@ -1,0 +1,35 @@
+"""`python -m quant_assets.workers.awq`: one AWQ job."""
+
+from typing import TYPE_CHECKING
+
+from quant_assets.quantize.groupwise import GroupwiseJob, GroupwiseResult
+from quant_assets.workers.protocol import EventChannel, serve
+
+if TYPE_CHECKING:
+    from quant_assets.workers.awq.quantizer import AwqQuantizer
+    from quant_assets.workers.groupwise.streaming import StreamedModel
+
+
+def handle(job: GroupwiseJob, channel: EventChannel) -> GroupwiseResult:
+    """Quantize with the engine that the job names."""
+    engine = job.settings.engine
+    channel.progress(f"load {engine}", 0, 1, "libraries")
+    # Libraries print while they are imported; only now does standard output carry no events.
+    from quant_assets.workers.awq.quantizer import AwqQuantizer
+    from quant_assets.workers.groupwise.loop import run
+
+    def make(model: "StreamedModel") -> "AwqQuantizer":
+        if engine == "autoawq":
+            from quant_assets.workers.awq.autoawq_engine import AutoAwqEngine
+
+            return AwqQuantizer(model, job.settings, AutoAwqEngine(model, job.settings))
+        from quant_assets.workers.awq.gptqmodel_engine import GptqmodelEngine
+
+        return AwqQuantizer(model, job.settings, GptqmodelEngine(model, job.settings))
+
+    channel.progress(f"load {engine}", 1, 1, "libraries")
+    return run(job, channel, make)
+
+
+if __name__ == "__main__":
+    serve(GroupwiseJob, handle)
