@@ -5,7 +5,15 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 
 from quant_assets.assets.artifacts import OWNERS, gguf_artifacts_key
+from quant_assets.assets.quality import (
+    materialized_partitions,
+    variant_partitions,
+    variant_quality_key,
+)
+from quant_assets.bench.assessment import assessed
 from quant_assets.bench.matrix import artifact_finder
+from quant_assets.bench.obedience import ObedienceResult, obedience_results
+from quant_assets.bench.quality import QualityResult, QualityStore
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
@@ -13,6 +21,7 @@ from quant_assets.models.config import ModelConfig
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import DEVICE_POOL, LlamaCpp
 from quant_assets.resources.stores import DataRoot
+from quant_assets.settings import Settings
 from quant_assets.warehouse.loads import load_benchmarks
 
 VARIANT = "variant"
@@ -45,7 +54,7 @@ def benchmark_grid(
     """The partitions of the benchmarks: variant x batch size."""
     return dg.MultiPartitionsDefinition(
         {
-            VARIANT: dg.StaticPartitionsDefinition(list(variants)),
+            VARIANT: variant_partitions(variants),
             BATCH_SIZE: dg.StaticPartitionsDefinition([str(n) for n in settings.batch_sizes]),
         }
     )
@@ -60,7 +69,13 @@ def build_benchmark_results(
         key=benchmark_results_key(model),
         # A variant needs one level, and Dagster has no mapping from one dimension of a grid to
         # other keys; a missing level is found at run time and its cell skipped.
-        deps=[dg.AssetDep(gguf_artifacts_key(model), partition_mapping=dg.AllPartitionMapping())],
+        deps=[
+            dg.AssetDep(gguf_artifacts_key(model), partition_mapping=dg.AllPartitionMapping()),
+            dg.AssetDep(
+                variant_quality_key(model),
+                partition_mapping=dg.MultiToSingleDimensionPartitionMapping(VARIANT),
+            ),
+        ],
         group_name=model.slug,
         owners=OWNERS,
         kinds={"llamacpp", "json"},
@@ -105,7 +120,10 @@ def build_benchmark_results(
                     model.name,
                     settings,
                 )
-                record = results.append(cell.record, cell.samples)
+                quality, obeyed = known_quality(
+                    data_root.settings, variant.name, artifact.artifact_id
+                )
+                record = results.append(assessed(cell.record, quality, obeyed), cell.samples)
                 measured[key] = _record_metadata(record)
             with data_root.warehouse.write() as connection:
                 load_benchmarks(connection, results)
@@ -113,18 +131,30 @@ def build_benchmark_results(
             context.log_event(
                 dg.AssetObservation(context.asset_key, partition=key, metadata={"skipped": reason})
             )
-        if skipped:
-            # One output stands for all partitions of the run, so those measured say so themselves.
-            for key, metadata in measured.items():
-                context.log_event(
-                    dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
-                )
-            return
-        for key, metadata in measured.items():
-            context.add_asset_metadata(metadata, partition_key=key)
-        yield dg.MaterializeResult()
+        yield from materialized_partitions(context, measured, complete=not skipped)
 
     return benchmark_results
+
+
+def known_quality(
+    settings: Settings, variant: str, artifact_id: str
+) -> tuple[QualityResult | None, ObedienceResult | None]:
+    """What was last measured of an artifact's quality when run as `variant`."""
+    wanted = (variant, artifact_id)
+    quality = [
+        item
+        for item in QualityStore(settings.results, settings.cache).all()
+        if (item.variant, item.artifact_id) == wanted
+    ]
+    obeyed = [
+        item
+        for item in obedience_results(settings.results)
+        if (item.variant, item.artifact_id) == wanted
+    ]
+    return (
+        max(quality, key=lambda item: item.timestamp, default=None),
+        max(obeyed, key=lambda item: item.timestamp, default=None),
+    )
 
 
 def _record_metadata(record: BenchmarkRecord) -> dict[str, dg.MetadataValue]:
@@ -137,6 +167,8 @@ def _record_metadata(record: BenchmarkRecord) -> dict[str, dg.MetadataValue]:
         "load time (ms)": record.load_time_ms,
         "peak memory (MB)": record.peak_rss_bytes and record.peak_rss_bytes / 1e6,
         "KV cache (MB)": record.kv_cache_bytes and record.kv_cache_bytes / 1e6,
+        "perplexity": record.perplexity,
+        "obedience pass rate": record.obedience_pass_rate,
     }
     metadata = record.metadata
     return {

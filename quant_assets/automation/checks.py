@@ -8,7 +8,10 @@ import dagster as dg
 from quant_assets.assets.artifacts import gguf_artifacts_key
 from quant_assets.assets.benchmarks import benchmark_results_key
 from quant_assets.assets.listings import load_stages
+from quant_assets.assets.quality import variant_quality_key
+from quant_assets.bench.quality import GATE_PERPLEXITY_RATIO, QualityStore, gate_breach
 from quant_assets.bench.record import BenchmarkRecord
+from quant_assets.bench.thresholds import load_thresholds
 from quant_assets.errors import CheckFailed
 from quant_assets.listings.pipeline import check_conservation
 from quant_assets.listings.registry import load_registry
@@ -26,7 +29,12 @@ def build_checks(models: Iterable[ModelConfig]) -> list[dg.AssetChecksDefinition
     """All checks: of the listings, and of the artifacts and benchmarks of every model."""
     checks = [_rows_are_conserved(), _cards_are_registered()]
     for model in models:
-        checks += [_artifacts_are_whole(model), _records_are_plausible(model)]
+        checks += [
+            _artifacts_are_whole(model),
+            _records_are_plausible(model),
+            _thresholds_are_kept(model),
+            _quality_is_kept(model),
+        ]
     listings = dg.build_last_update_freshness_checks(
         assets=["raw_listings"], lower_bound_delta=LISTINGS_STALE_AFTER
     )
@@ -114,6 +122,62 @@ def _records_are_plausible(model: ModelConfig) -> dg.AssetChecksDefinition:
         )
 
     return records_are_plausible
+
+
+def _thresholds_are_kept(model: ModelConfig) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=benchmark_results_key(model),
+        name="thresholds_are_kept",
+        description="The newest record of every cell keeps the limits of bench_thresholds.yaml.",
+    )
+    def thresholds_are_kept(data_root: DataRoot) -> dg.AssetCheckResult:
+        with clear_failures():
+            thresholds = load_thresholds(data_root.settings.data / "bench_thresholds.yaml")
+            records = data_root.results.find(model=model.name)
+        newest = {
+            (record.metadata.variant, record.metadata.batch_size): record for record in records
+        }
+        breaches = [str(b) for record in newest.values() for b in thresholds.breaches(record)]
+        return dg.AssetCheckResult(
+            passed=not breaches, metadata={"cells": len(newest), "breaches": "; ".join(breaches)}
+        )
+
+    return thresholds_are_kept
+
+
+def _quality_is_kept(model: ModelConfig) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=variant_quality_key(model),
+        name="quality_is_kept",
+        description=(
+            f"Q4_K_M of a model of 1B parameters and up stays within {GATE_PERPLEXITY_RATIO} times "
+            "the perplexity of F16."
+        ),
+    )
+    def quality_is_kept(data_root: DataRoot) -> dg.AssetCheckResult:
+        settings = data_root.settings
+        artifacts = {found.job_id: found for found in data_root.artifacts.all()}
+        results = [
+            result
+            for result in QualityStore(settings.results, settings.cache).all()
+            if result.model == model.name and result.artifact_id in artifacts
+        ]
+        breaches = [
+            breach
+            for result in results
+            if (
+                breach := gate_breach(
+                    result,
+                    artifacts[result.artifact_id].job.level,
+                    artifacts[result.artifact_id].n_parameters,
+                )
+            )
+        ]
+        return dg.AssetCheckResult(
+            passed=not breaches, metadata={"results": len(results), "breaches": "; ".join(breaches)}
+        )
+
+    return quality_is_kept
 
 
 def _plausible(record: BenchmarkRecord) -> bool:

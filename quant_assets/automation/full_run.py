@@ -7,11 +7,13 @@ from typing import Any
 import dagster as dg
 
 from quant_assets.assets.benchmarks import BATCH_SIZE, VARIANT, benchmark_results_key
+from quant_assets.assets.quality import variant_quality_key
 from quant_assets.automation.jobs import (
     REFRESH_LISTINGS,
     REFRESH_MARTS,
     artifacts_job_name,
     benchmarks_job_name,
+    quality_job_name,
     source_job_name,
 )
 from quant_assets.automation.partition_ranges import range_tags
@@ -44,10 +46,16 @@ class FullRun:
         self._say = say
         self._results = ResultStore(settings.results)
 
-    def run_all(self, overrides: Mapping[str, int], *, measure_again: bool = False) -> None:
-        """Listings, then every model's source, artifacts and benchmarks, then the marts.
+    def run_all(
+        self,
+        overrides: Mapping[str, int],
+        *,
+        quality: Mapping[str, Any] | None = None,
+        measure_again: bool = False,
+    ) -> None:
+        """Listings, then every model's source, artifacts, quality and benchmarks, then the marts.
 
-        Cells with a record of the same settings are left out unless `measure_again`.
+        `overrides` go to the benchmarks and `quality` to the quality runs, as their config. Cells with a record of the same settings are left out unless `measure_again`.
         """
         settings = self._settings
         self._say("listings: reading offers and matching them to GPUs")
@@ -60,6 +68,12 @@ class FullRun:
             self._run(source_job_name(model))
             self._say(f"{model.name}: artifacts {', '.join(model.gguf_levels)}")
             self._run(artifacts_job_name(model), keys=model.gguf_levels)
+            self._say(f"{model.name}: quality against F16")
+            self._run(
+                quality_job_name(model),
+                keys=list(variants),
+                run_config=_op_config(variant_quality_key(model), quality or {}),
+            )
             self._measure(model, variants, bench_settings, overrides, measure_again)
         self._say("marts: dbt build")
         self._run(REFRESH_MARTS)
@@ -73,7 +87,6 @@ class FullRun:
         measure_again: bool,
     ) -> None:
         find_artifact = artifact_finder(ArtifactStore(self._settings.artifacts), model.name)
-        operation = benchmark_results_key(model).to_python_identifier()
         for name, variant in variants.items():
             artifact = find_artifact(variant)
             if artifact is None:
@@ -93,7 +106,7 @@ class FullRun:
                         dg.MultiPartitionKey({VARIANT: name, BATCH_SIZE: str(size)})
                         for size in missing
                     ],
-                    run_config={"ops": {operation: {"config": dict(overrides)}}},
+                    run_config=_op_config(benchmark_results_key(model), overrides),
                 )
                 known = self._records(model, name, artifact.artifact_id, bench_settings)
             for size, record in sorted(known.items()):
@@ -134,10 +147,16 @@ class FullRun:
             raise _failure(job_name, result)
 
 
-def run_everything(settings: Settings, *, overrides: Mapping[str, int], say: Say) -> None:
-    """Run the whole graph; `overrides` are benchmark settings, `say` gets a line a stage."""
+def run_everything(
+    settings: Settings, *, overrides: Mapping[str, int], quality: Mapping[str, Any], say: Say
+) -> None:
+    """Run the whole graph once, see `FullRun.run_all`; `say` gets a line a stage."""
     with dagster_instance(settings) as instance:
-        FullRun(settings, instance, say).run_all(overrides)
+        FullRun(settings, instance, say).run_all(overrides, quality=quality)
+
+
+def _op_config(key: dg.AssetKey, config: Mapping[str, Any]) -> dict[str, Any]:
+    return {"ops": {key.to_python_identifier(): {"config": dict(config)}}}
 
 
 def _lengths(settings: Any) -> tuple[int, int, int, int]:

@@ -7,6 +7,7 @@ import dagster as dg
 
 from quant_assets.assets.artifacts import gguf_artifacts_key, source_model_key
 from quant_assets.assets.benchmarks import benchmark_results_key
+from quant_assets.assets.quality import variant_quality_key
 from quant_assets.models.config import ModelConfig
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
@@ -34,13 +35,18 @@ def artifacts_job_name(model: ModelConfig) -> str:
     return f"{model.slug}_artifacts"
 
 
+def quality_job_name(model: ModelConfig) -> str:
+    """Name of the job that measures the quality of a model's variants."""
+    return f"{model.slug}_quality"
+
+
 def benchmarks_job_name(model: ModelConfig) -> str:
     """Name of the job that measures a model's variants."""
     return f"{model.slug}_benchmarks"
 
 
 def build_jobs(models: Iterable[ModelConfig]) -> list[AssetJob]:
-    """All jobs: listings with everything after them, marts alone, and three for every model."""
+    """All jobs: listings with everything after them, marts alone, and those of every model."""
     jobs = [
         dg.define_asset_job(
             REFRESH_LISTINGS,
@@ -67,6 +73,12 @@ def build_jobs(models: Iterable[ModelConfig]) -> list[AssetJob]:
                 artifacts_job_name(model),
                 selection=[gguf_artifacts_key(model)],
                 description=f"Quantize {model.name} to GGUF, a partition a level.",
+                executor_def=dg.in_process_executor,
+            ),
+            dg.define_asset_job(
+                quality_job_name(model),
+                selection=[variant_quality_key(model)],
+                description=f"Perplexity and obedience of {model.name}, a partition a variant.",
                 executor_def=dg.in_process_executor,
             ),
             dg.define_asset_job(

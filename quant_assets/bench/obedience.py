@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -336,6 +336,7 @@ def measure_obedience(
     settings: BenchSettings,
     *,
     on_event: OnEvent | None = None,
+    extra_env: Mapping[str, str] | None = None,
     locks: Path | None = None,
 ) -> ObedienceResult:
     """Let a variant answer all prompts, or find the answers of an earlier run.
@@ -364,7 +365,14 @@ def measure_obedience(
         cache_type_v=variant.cache_type_v,
     )
     with machine_lock(locks):
-        answers = run_worker(worker, job, ChatReplies, environment=environment, on_event=on_event)
+        answers = run_worker(
+            worker,
+            job,
+            ChatReplies,
+            environment=environment,
+            on_event=on_event,
+            extra_env=extra_env,
+        )
     result = judge_answers(
         prompts,
         answers.replies,

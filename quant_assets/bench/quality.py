@@ -3,6 +3,7 @@
 import datetime
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,6 +97,7 @@ def measure_quality(
     *,
     windows: int | None = DEFAULT_WINDOWS,
     on_event: OnEvent | None = None,
+    extra_env: Mapping[str, str] | None = None,
     locks: Path | None = None,
 ) -> QualityResult:
     """Measure a variant against the F16 baseline, or find the result of an earlier run.
@@ -129,6 +131,7 @@ def measure_quality(
                 ),
                 QualityMeasurement,
                 on_event=on_event,
+                extra_env=extra_env,
             )
         worker, environment = quality_worker(variant.format)
         measurement = run_worker(
@@ -146,6 +149,7 @@ def measure_quality(
             QualityMeasurement,
             environment=environment,
             on_event=on_event,
+            extra_env=extra_env,
         )
     result = QualityResult(
         variant=variant.name,

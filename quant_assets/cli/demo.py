@@ -22,6 +22,9 @@ def demo(
     prompt_tokens: Annotated[
         int, typer.Option(help="Prompt tokens of a benchmark run, for every sequence.", min=1)
     ] = 32,
+    quality_windows: Annotated[
+        int, typer.Option(help="Windows of 512 tokens over which perplexity is measured.", min=1)
+    ] = 10,
 ) -> None:
     """Listings, artifacts, benchmarks and marts; then the best offers for what was measured.
 
@@ -38,6 +41,7 @@ def demo(
     run_everything(
         settings,
         overrides={"generated_tokens": generated_tokens, "prompt_tokens": prompt_tokens},
+        quality={"windows": quality_windows},
         say=lambda line: progress.print(line, soft_wrap=True),
     )
     with Warehouse(settings.warehouse).read() as connection:

@@ -73,10 +73,18 @@ class Workspace:
         """Number of rows of a table."""
         return int(self.query(f"SELECT count(*) FROM {table}")[0][0])  # noqa: S608, own names
 
+    def in_order(self, table: str) -> str:
+        """The table for a FROM clause, with its rows in the order of the input files.
+
+        A join promises no order; rows that have a position are sorted by it.
+        """
+        columns = {name for name, *_ in self.query(f"DESCRIBE {table}")}
+        return f"{table} ORDER BY position" if "position" in columns else table
+
     def frame(self, table: str, limit: int | None = None) -> pd.DataFrame:
         """The first rows (default: all) of a table as a pandas frame."""
         shown = self.count(table) if limit is None else limit
-        sql = f"SELECT * FROM {table} LIMIT ?"  # noqa: S608, own names
+        sql = f"SELECT * FROM {self.in_order(table)} LIMIT ?"  # noqa: S608, own names
         return self.connection.execute(sql, [shown]).df()
 
 
@@ -226,7 +234,8 @@ def check_conservation(
 def _save(workspace: Workspace, folder: Path, tables: Mapping[str, str]) -> None:
     for name, table in tables.items():
         with atomic_path(folder / f"{name}.parquet") as temporary:
-            sql = f"COPY (SELECT * FROM {table}) TO ? (FORMAT parquet)"  # noqa: S608, own names
+            source = workspace.in_order(table)
+            sql = f"COPY (SELECT * FROM {source}) TO ? (FORMAT parquet)"  # noqa: S608, own names
             workspace.query(sql, [str(temporary)])
 
 

@@ -59,7 +59,7 @@ def write_table(workspace: Workspace, table: str, path: Path) -> None:
     )
     with atomic_path(path) as temporary:
         workspace.query(
-            f"COPY (SELECT {expressions} FROM {table}) "  # noqa: S608, quoted names
+            f"COPY (SELECT {expressions} FROM {workspace.in_order(table)}) "  # noqa: S608, quoted names
             f"TO ${len(parameters) + 1} ({_COPY_OPTIONS[suffix]})",
             [*parameters, str(temporary)],
         )

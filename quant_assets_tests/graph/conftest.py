@@ -35,6 +35,9 @@ quantum flux capacitor,1,USD,shop,https://shop.example/3
 """
 
 
+QUALITY = {"ops": {"tiny__variant_quality_results": {"config": {"windows": 1}}}}
+
+
 class Installation(NamedTuple):
     """Settings, definitions and instance that belong together."""
 
@@ -93,12 +96,14 @@ def full_run(installation: Installation) -> Installation:
         ("tiny_artifacts", ("F16", "Q4_0")),
         ("tiny_2_source", ()),
         ("tiny_2_artifacts", ("F16",)),
+        ("tiny_quality", ("f16",)),
         ("tiny_benchmarks", (cell("f16", 1), cell("f16", 4))),
         ("tiny_benchmarks", (cell("q8_0-kv-hybrid", 4),)),
         ("tiny_2_benchmarks", (cell("f16", 1),)),
         ("refresh_marts", ()),
     ]
     for job, keys in jobs:
-        result = installation.run(job, *keys)
+        config = {"run_config": QUALITY} if job == "tiny_quality" else {}
+        result = installation.run(job, *keys, **config)
         assert result.success, f"{job} {keys}"
     return installation

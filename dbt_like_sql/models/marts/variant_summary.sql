@@ -28,20 +28,16 @@ cells as (
 
 select
     artifacts.model,
-    variants.variant,
+    artifacts.variant,
     artifacts.format,
     artifacts.level,
-    variants.cache_type_k,
-    variants.cache_type_v,
+    artifacts.cache_type_k,
+    artifacts.cache_type_v,
     artifacts.artifact_id,
     artifacts.size_gb,
     artifacts.bits_per_weight,
-    artifacts.size_bytes / baseline.size_bytes as size_ratio_to_f16,
+    artifacts.size_ratio_to_f16,
     cells.* exclude (model, variant)
-from {{ ref('stg_variants') }} as variants
-inner join {{ ref('stg_artifacts') }} as artifacts
-    on variants.format = artifacts.format and variants.level = artifacts.level
-left join {{ ref('stg_artifacts') }} as baseline
-    on artifacts.model = baseline.model and baseline.format = 'gguf' and baseline.level = 'F16'
+from {{ ref('int_variant_artifacts') }} as artifacts
 left join cells
-    on artifacts.model = cells.model and variants.variant = cells.variant
+    on artifacts.model = cells.model and artifacts.variant = cells.variant

@@ -131,7 +131,7 @@ class StreamedModel:
     def _load(self, names: list[str]) -> None:
         for name in names:
             set_module_tensor_to_device(
-                self.model, name, self.device, value=self.files.read(name).to(self.dtype)
+                self.model, name, self.device, value=self.files.read(name), dtype=self.dtype
             )
 
     def first_inputs(

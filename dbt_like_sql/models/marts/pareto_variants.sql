@@ -1,0 +1,50 @@
+-- One row a model and variant: size, decoding speed and quality loss, and whether another variant is
+-- at least as good in all three and better in one. Speed is the newest measured at batch 1.
+-- Where a figure is missing, nothing can be said and the flags are null.
+with figures as (
+    select
+        summary.model,
+        summary.variant,
+        summary.size_gb,
+        summary.bits_per_weight,
+        summary.decode_tokens_per_s_batch_1 as decode_tokens_per_s,
+        quality.quality_loss,
+        quality.quality_basis,
+        quality.top1_agreement,
+        summary.any_contended
+    from {{ ref('variant_summary') }} as summary
+    inner join {{ ref('variant_quality') }} as quality
+        on summary.model = quality.model and summary.variant = quality.variant
+),
+
+dominated as (
+    select
+        mine.model,
+        mine.variant,
+        string_agg(other.variant, ', ' order by other.variant) as dominated_by
+    from figures as mine
+    inner join figures as other
+        on
+            mine.model = other.model
+            and mine.variant <> other.variant
+            and other.size_gb <= mine.size_gb
+            and other.decode_tokens_per_s >= mine.decode_tokens_per_s
+            and other.quality_loss <= mine.quality_loss
+            and (
+                other.size_gb < mine.size_gb
+                or other.decode_tokens_per_s > mine.decode_tokens_per_s
+                or other.quality_loss < mine.quality_loss
+            )
+    group by mine.model, mine.variant
+)
+
+select
+    figures.*,
+    case
+        when figures.decode_tokens_per_s is not null and figures.quality_loss is not null
+            then dominated.variant is null
+    end as is_pareto,
+    dominated.dominated_by
+from figures
+left join dominated
+    on figures.model = dominated.model and figures.variant = dominated.variant

@@ -1,0 +1,6 @@
+-- The newest measurement of each kind of an artifact as a variant runs it.
+select *
+from {{ source('raw', 'variant_quality') }}
+qualify row_number() over (
+    partition by model, variant, artifact_id, kind order by measured_at desc, text
+) = 1

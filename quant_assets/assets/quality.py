@@ -1,0 +1,146 @@
+"""Quality: one asset a model, partitioned by variant."""
+
+from collections.abc import Iterator, Mapping
+
+import dagster as dg
+
+from quant_assets.assets.artifacts import OWNERS, gguf_artifacts_key
+from quant_assets.bench.evaluation_text import evaluation_text
+from quant_assets.bench.matrix import artifact_finder
+from quant_assets.bench.obedience import ObedienceResult, load_prompts
+from quant_assets.bench.quality import DEFAULT_WINDOWS, QualityResult, QualityStore
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.variants import BASELINE_VARIANT, Variant
+from quant_assets.models.config import ModelConfig
+from quant_assets.resources.failures import clear_failures
+from quant_assets.resources.llama_cpp import DEVICE_POOL, LlamaCpp
+from quant_assets.resources.stores import DataRoot
+
+
+class QualityConfig(dg.Config):
+    """How many windows of 512 tokens are scored, and whether instructions are given as well."""
+
+    windows: int = DEFAULT_WINDOWS
+    obedience: bool = True
+
+
+def variant_quality_key(model: ModelConfig) -> dg.AssetKey:
+    """Key of the asset that is the quality of a model's variants."""
+    return dg.AssetKey([model.slug, "variant_quality_results"])
+
+
+def variant_partitions(variants: Mapping[str, Variant]) -> dg.StaticPartitionsDefinition:
+    """The partitions of the quality results; a dimension of the benchmarks' grid."""
+    return dg.StaticPartitionsDefinition(list(variants))
+
+
+def build_variant_quality(
+    model: ModelConfig, variants: Mapping[str, Variant], settings: BenchSettings
+) -> dg.AssetsDefinition:
+    """The asset that measures how much of a model's quality each variant keeps."""
+
+    @dg.asset(
+        key=variant_quality_key(model),
+        deps=[dg.AssetDep(gguf_artifacts_key(model), partition_mapping=dg.AllPartitionMapping())],
+        group_name=model.slug,
+        owners=OWNERS,
+        kinds={"llamacpp", "json"},
+        pool=DEVICE_POOL,
+        partitions_def=variant_partitions(variants),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        output_required=False,
+        description=(
+            f"Perplexity of the variants of {model.name}, their divergence from the F16 baseline "
+            "on the same tokens, and the share of instructions that they obey."
+        ),
+    )
+    def variant_quality_results(
+        context: dg.AssetExecutionContext,
+        config: QualityConfig,
+        data_root: DataRoot,
+        llama_cpp: LlamaCpp,
+    ) -> Iterator[dg.MaterializeResult[None]]:
+        root = data_root.settings
+        find = artifact_finder(data_root.artifacts, model.name)
+        baseline = find(variants[BASELINE_VARIANT]) if BASELINE_VARIANT in variants else None
+        measured: dict[str, dict[str, dg.MetadataValue]] = {}
+        skipped: dict[str, str] = {}
+        with clear_failures():
+            text = evaluation_text("auto", root.cache)
+            prompts = load_prompts(root.data / "obedience")
+            store = QualityStore(root.results, root.cache)
+            for name in context.partition_keys:
+                artifact = find(variants[name])
+                if artifact is None or baseline is None:
+                    skipped[name] = "it has no artifact" if baseline else "there is no F16 baseline"
+                    context.log.warning(f"skipped {name}: {skipped[name]}")
+                    continue
+                quality = llama_cpp.quality(
+                    context, variants[name], artifact, baseline, model.name, text, store, settings,
+                    config.windows,
+                )  # fmt: skip
+                obeyed = (
+                    llama_cpp.obedience(
+                        context, variants[name], artifact, model.name, prompts, root.results,
+                        settings,
+                    )
+                    if config.obedience
+                    else None
+                )  # fmt: skip
+                measured[name] = _quality_metadata(quality, obeyed)
+        for name, reason in skipped.items():
+            context.log_event(
+                dg.AssetObservation(context.asset_key, partition=name, metadata={"skipped": reason})
+            )
+        yield from materialized_partitions(context, measured, complete=not skipped)
+
+    return variant_quality_results
+
+
+def materialized_partitions(
+    context: dg.AssetExecutionContext,
+    measured: Mapping[str, Mapping[str, dg.MetadataValue]],
+    *,
+    complete: bool,
+) -> Iterator[dg.MaterializeResult[None]]:
+    """Materialize the partitions of a run, each with its own metadata.
+
+    One output stands for all partitions of a run. So where some were skipped (not `complete`),
+    there is no output, and those that were measured say so themselves.
+    """
+    if complete:
+        for key, metadata in measured.items():
+            context.add_asset_metadata(metadata, partition_key=key)
+        yield dg.MaterializeResult()
+        return
+    for key, metadata in measured.items():
+        context.log_event(
+            dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
+        )
+
+
+def _quality_metadata(
+    quality: QualityResult, obeyed: ObedienceResult | None
+) -> dict[str, dg.MetadataValue]:
+    measurement = quality.measurement
+    numbers = {
+        "perplexity": measurement.perplexity,
+        "perplexity ratio to F16": measurement.perplexity_ratio,
+        "KL divergence from F16 (nats)": measurement.kl_divergence,
+        "top-1 agreement with F16": measurement.top1_agreement,
+        "obedience pass rate": obeyed.pass_rate if obeyed else None,
+    }
+    by_category = obeyed.pass_rate_by_category if obeyed else {}
+    return {
+        **{
+            name: dg.MetadataValue.float(value)
+            for name, value in numbers.items()
+            if value is not None
+        },
+        **{
+            f"obedience: {category}": dg.MetadataValue.float(rate)
+            for category, rate in by_category.items()
+        },
+        "text": dg.MetadataValue.text(quality.text),
+        "artifact": dg.MetadataValue.text(quality.artifact_id),
+    }
