@@ -1,13 +1,9 @@
-{# One sentence a figure, for a row of deployment_options with `place` and `offers_compared`. #}
+{# One sentence a figure, for a row of deployment_options with `place` and `options_compared`. #}
 {% macro recommendation_reason() -%}
     concat(
-        case
-            when place = 1 and quality_basis <> 'unmeasured' then 'The cheapest tokens'
-            else printf('Place %d by the price of a token', place)
-        end,
         printf(
-            ' among %d suitable offers: $%.4f a million at $%.4f an hour',
-            offers_compared, usd_per_million_tokens, hourly_cost_usd
+            'Number %d of %d suitable options: $%.4f a million tokens at $%.4f an hour',
+            place, options_compared, usd_per_million_tokens, hourly_cost_usd
         ),
         case when price_kind = 'purchase' then ', paid off over time and with power' else '' end,
         printf(
@@ -21,7 +17,7 @@
             decode_tokens_per_s_high * gpu_count,
             speed_basis
         ),
-        case when speed_basis = 'estimated' then concat(' by ', calibrated_on) else '' end,
+        case when speed_basis = 'estimated' then concat(' from ', calibrated_on) else '' end,
         printf('), %.0f for each sequence. ', decode_tokens_per_s_per_sequence),
         case quality_basis
             when 'baseline' then 'It is the baseline of quality.'

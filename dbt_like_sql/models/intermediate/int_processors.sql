@@ -4,7 +4,8 @@ select
     'gpu' as processor_kind,
     cast(null as integer) as threads,
     memory_bandwidth_gb_s,
-    fp16_dense_tflops as tflops
+    fp16_dense_tflops as tflops,
+    {{ var('launch_us_per_layer') }} as launch_us_per_layer
 from {{ ref('stg_gpus') }}
 union all
 select
@@ -12,5 +13,6 @@ select
     'cpu',
     threads,
     memory_bandwidth_gb_s,
-    matmul_tflops
+    matmul_tflops,
+    0
 from {{ ref('stg_hosts') }}

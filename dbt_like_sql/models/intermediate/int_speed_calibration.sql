@@ -88,7 +88,7 @@ widened as (
 assumption as (
     select
         5 as scope,
-        'an assumption, no run was measured' as calibrated_on,
+        'an assumption, as too few runs were measured' as calibrated_on,
         0 as runs,
         {{ decode[1] }} as decode_middle,
         {{ decode[0] }} as decode_low,

@@ -15,16 +15,12 @@ with points as (
         runs.prefill_tokens_per_s,
         least(1.0, runs.per_token_p50_ms / nullif(runs.per_token_p95_ms, 0)) as slowest_share,
         runs.batch_size
-        / {{ roofline_seconds('needs.decode_bytes', 'needs.decode_flops',
-                              'processors.memory_bandwidth_gb_s', 'processors.tflops') }}
-            as decode_roofline_tokens_per_s,
+        / {{ roofline_seconds('decode') }} as decode_roofline_tokens_per_s,
         case
             when processors.tflops is not null
                 then
                     runs.batch_size * runs.prompt_tokens
-                    / {{ roofline_seconds('needs.prefill_bytes', 'needs.prefill_flops',
-                                          'processors.memory_bandwidth_gb_s',
-                                          'processors.tflops') }}
+                    / {{ roofline_seconds('prefill') }}
         end as prefill_roofline_tokens_per_s
     from {{ ref('stg_benchmark_runs') }} as runs
     inner join {{ ref('int_processors') }} as processors
@@ -40,6 +36,8 @@ with points as (
             and runs.prompt_tokens = needs.prompt_tokens
             and runs.generated_tokens = needs.generated_tokens
             and needs.point_source = 'run'
+    inner join {{ ref('stg_models') }} as models
+        on runs.model = models.model
     where
         not runs.contended
         and runs.decode_tokens_per_s > 0

@@ -3,27 +3,27 @@
 -- on the same GPU, at half to twice the context, replaces the estimate.
 with rooflines as (
     select
-        gpus.processor as gpu,
+        processors.processor as gpu,
         needs.model,
         needs.variant,
         needs.backend,
         needs.context_tokens,
         needs.batch_size,
         needs.batch_size
-        / {{ roofline_seconds('needs.decode_bytes', 'needs.decode_flops',
-                              'gpus.memory_bandwidth_gb_s', 'gpus.tflops') }} as decode_roofline,
+        / {{ roofline_seconds('decode') }} as decode_roofline,
         case
-            when gpus.tflops is not null
+            when processors.tflops is not null
                 then
                     needs.batch_size * needs.prompt_tokens
-                    / {{ roofline_seconds('needs.prefill_bytes', 'needs.prefill_flops',
-                                          'gpus.memory_bandwidth_gb_s', 'gpus.tflops') }}
+                    / {{ roofline_seconds('prefill') }}
         end as prefill_roofline
-    from {{ ref('int_processors') }} as gpus
+    from {{ ref('int_processors') }} as processors
     cross join {{ ref('stg_serving_needs') }} as needs
+    inner join {{ ref('stg_models') }} as models
+        on needs.model = models.model
     where
-        gpus.processor_kind = 'gpu'
-        and gpus.memory_bandwidth_gb_s is not null
+        processors.processor_kind = 'gpu'
+        and processors.memory_bandwidth_gb_s is not null
         and needs.point_source = 'grid'
 ),
 

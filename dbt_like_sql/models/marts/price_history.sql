@@ -4,7 +4,7 @@ with snapshots as (
         gpu,
         price_kind,
         recorded_at,
-        count(*) as offers,
+        cast(count(*) as integer) as offers,
         min(price_per_gpu_usd) as lowest_per_gpu_usd,
         median(price_per_gpu_usd) as median_per_gpu_usd,
         max(price_per_gpu_usd) as highest_per_gpu_usd

@@ -13,11 +13,7 @@ with candidates as (
 ),
 
 cheapest as (
-    select
-        *,
-        count(*) over (
-            partition by model, context_tokens, batch_size, price_kind
-        ) as offers_compared
+    select *
     from candidates
     qualify row_number() over (
         partition by model, variant, context_tokens, batch_size, price_kind, gpu, gpu_count
@@ -28,6 +24,9 @@ cheapest as (
 ranked as (
     select
         *,
+        count(*) over (
+            partition by model, context_tokens, batch_size, price_kind
+        ) as options_compared,
         cast(
             row_number() over (
                 partition by model, context_tokens, batch_size, price_kind

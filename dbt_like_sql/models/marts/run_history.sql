@@ -19,7 +19,7 @@ with compared as (
         peak_rss_bytes,
         contended,
         library_versions,
-        row_number() over cell as run_number,
+        cast(row_number() over cell as integer) as run_number,
         lag(p50_ms) over cell as previous_p50_ms,
         lag(decode_tokens_per_s) over cell as previous_decode_tokens_per_s
     from {{ ref('stg_benchmark_runs') }}

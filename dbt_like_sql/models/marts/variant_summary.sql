@@ -7,7 +7,7 @@ cells as (
     select
         model,
         variant,
-        count(*) as measured_cells,
+        cast(count(*) as integer) as measured_cells,
         max(decode_tokens_per_s) as best_decode_tokens_per_s,
         max(case when batch_size = 1 then p50_ms end) as p50_ms_batch_1,
         max(case when batch_size = 4 then p50_ms end) as p50_ms_batch_4,
