@@ -10,11 +10,11 @@ demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
 	@$(BIN)/quant-assets demo
 
 test:  ## set up and run the tests
-	@$(BOOTSTRAP) main --with demo --with test
+	@$(BOOTSTRAP) main --with demo --with test --with live
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check:  ## set up and run the linter, the formatter's check and the type checker
-	@$(BOOTSTRAP) main --with demo --with test
+	@$(BOOTSTRAP) main --with demo --with test --with live
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -24,4 +24,4 @@ ui:  ## set up and open the Dagster UI on localhost
 	@$(BIN)/quant-assets ui
 
 setup:  ## set up only
-	@$(BOOTSTRAP) main --with demo --with test
+	@$(BOOTSTRAP) main --with demo --with test --with live

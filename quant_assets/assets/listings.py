@@ -9,6 +9,7 @@ from pydantic import Field
 from quant_assets.assets.artifacts import OWNERS
 from quant_assets.assets.previews import PREVIEW_ROWS, preview_table, table_metadata
 from quant_assets.assets.tables import WAREHOUSE_POOL
+from quant_assets.listings.live import fetch_live_listings
 from quant_assets.listings.pipeline import (
     EnrichedListings,
     NormalizedListings,
@@ -24,6 +25,14 @@ from quant_assets.settings import Settings
 from quant_assets.warehouse.loads import LISTING_SNAPSHOTS, ListingTable, load_listing_table
 
 GROUP = "listings"
+LIVE_GROUP = "live"
+LIVE_CHECK = "offers_are_fresh"
+
+
+class LiveConfig(dg.Config):
+    """Names of providers as gpuhunt has them; none means all with a public catalog."""
+
+    providers: list[str] = Field(default=[])
 
 
 class EnrichmentConfig(dg.Config):
@@ -42,7 +51,50 @@ def build_listings() -> list[dg.AssetsDefinition]:
     """All assets of the listings."""
 
     @dg.asset(
+        key="live_listings",
+        group_name=LIVE_GROUP,
+        owners=OWNERS,
+        kinds={"json"},
+        check_specs=[
+            dg.AssetCheckSpec(
+                LIVE_CHECK,
+                asset="live_listings",
+                description="The offers were fetched by the last attempt and are not old.",
+            )
+        ],
+        description=(
+            "Offers of cloud providers with their hourly prices, fetched by the library gpuhunt "
+            "(extra `live`). Without a network those fetched last stay in use."
+        ),
+    )
+    def live_listings(
+        context: dg.AssetExecutionContext, config: LiveConfig, data_root: DataRoot
+    ) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows the bare class only here
+        with clear_failures():
+            live = fetch_live_listings(
+                stage_folder(data_root.settings, "live"), providers=config.providers or None
+            )
+        if live.warning:
+            context.log.warning(live.warning)
+        return dg.MaterializeResult(
+            metadata={
+                "offers": live.offers,
+                "fetched at": live.fetched_at.isoformat(timespec="seconds"),
+                "file": dg.MetadataValue.path(live.path),
+                "warning": live.warning or "none",
+            },
+            check_results=[
+                dg.AssetCheckResult(
+                    passed=live.is_fresh(),
+                    check_name=LIVE_CHECK,
+                    metadata={"fetched at": live.fetched_at.isoformat(timespec="seconds")},
+                )
+            ],
+        )
+
+    @dg.asset(
         key="raw_listings",
+        deps=["live_listings"],
         group_name=GROUP,
         owners=OWNERS,
         kinds={"csv"},
@@ -55,7 +107,9 @@ def build_listings() -> list[dg.AssetsDefinition]:
     def raw_listings(data_root: DataRoot) -> dg.MaterializeResult[None]:
         settings = data_root.settings
         with clear_failures():
-            raw = read_raw([settings.listings_drop_folder], snapshots=settings.listings / "files")
+            live = stage_folder(settings, "live")
+            folders = [settings.listings_drop_folder, *([live] if live.exists() else [])]
+            raw = read_raw(folders, snapshots=settings.listings / "files")
             raw.save(stage_folder(settings, "raw"))
             table = _load(data_root, "raw_listings")
         return dg.MaterializeResult(
@@ -150,7 +204,7 @@ def build_listings() -> list[dg.AssetsDefinition]:
             }
         )
 
-    return [raw_listings, normalize_listings, enriched_listings]
+    return [live_listings, raw_listings, normalize_listings, enriched_listings]
 
 
 def _load(data_root: DataRoot, table: ListingTable) -> dict[str, dg.MetadataValue]:

@@ -21,13 +21,14 @@ from quant_assets.resources.stores import DataRoot
 
 LISTINGS_STALE_AFTER = datetime.timedelta(hours=36)
 BENCHMARKS_STALE_AFTER = datetime.timedelta(days=14)
+MATCH_RATE_DROP = 0.05
 REPORTED_RESOLUTION_BYTES = 2**20 / 100
 """llama.cpp reports buffer sizes in MiB with two decimals."""
 
 
 def build_checks(models: Iterable[ModelConfig]) -> list[dg.AssetChecksDefinition]:
     """All checks: of the listings, and of the artifacts and benchmarks of every model."""
-    checks = [_rows_are_conserved(), _cards_are_registered()]
+    checks = [_rows_are_conserved(), _cards_are_registered(), _match_rate_holds()]
     for model in models:
         checks += [
             _artifacts_are_whole(model),
@@ -79,6 +80,32 @@ def _cards_are_registered() -> dg.AssetChecksDefinition:
         )
 
     return cards_are_registered
+
+
+def _match_rate_holds() -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset="normalized_listings",
+        description=(
+            f"The share of matched rows is not more than {MATCH_RATE_DROP:.0%} below that of the "
+            "run before."
+        ),
+    )
+    def match_rate_holds(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+        records = context.instance.fetch_materializations(
+            dg.AssetKey("normalized_listings"), limit=2
+        ).records
+        rates = [
+            float(str(record.asset_materialization.metadata["match rate"].value))
+            for record in records
+            if record.asset_materialization is not None
+        ]
+        now, before = rates[0], rates[-1]
+        return dg.AssetCheckResult(
+            passed=now >= before - MATCH_RATE_DROP,
+            metadata={"match rate": now, "match rate of the run before": before},
+        )
+
+    return match_rate_holds
 
 
 def _artifacts_are_whole(model: ModelConfig) -> dg.AssetChecksDefinition:
