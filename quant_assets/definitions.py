@@ -11,7 +11,7 @@ from quant_assets.assets.benchmarks import build_benchmark_results
 from quant_assets.assets.listings import build_listings
 from quant_assets.assets.marts import build_marts, dbt_project, dbt_resource
 from quant_assets.assets.quality import build_variant_quality
-from quant_assets.assets.tables import build_tables
+from quant_assets.assets.tables import build_host_peaks, build_tables
 from quant_assets.automation.checks import build_checks
 from quant_assets.automation.jobs import build_jobs
 from quant_assets.automation.schedules import build_schedules
@@ -38,6 +38,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             *(build_gguf_artifacts(model) for model in models),
             *(build_variant_quality(model, variants, bench_settings) for model in models),
             *(build_benchmark_results(model, variants, bench_settings) for model in models),
+            build_host_peaks(),
             *build_tables(models, variants),
             build_marts(dbt),
         ],

@@ -1,5 +1,6 @@
 """GPU listings: raw, normalized, quarantined, enriched. Each stage is kept as Parquet."""
 
+import datetime
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.settings import Settings
 from quant_assets.warehouse.loads import LISTING_SNAPSHOTS, ListingTable, load_listing_table
+from quant_assets.warehouse.price_history import HISTORY_FOLDER, record_prices
 
 GROUP = "listings"
 LIVE_GROUP = "live"
@@ -194,10 +196,14 @@ def build_listings() -> list[dg.AssetsDefinition]:
             )
             enriched.save(stage_folder(settings, "enriched"))
             table = _load(data_root, "enriched_listings")
+            changed = record_prices(
+                enriched, settings.listings / HISTORY_FOLDER, datetime.datetime.now(datetime.UTC)
+            )
         frame = enriched.frame()
         return dg.MaterializeResult(
             metadata={
                 **table,
+                "prices changed": changed is not None,
                 "cards": int(frame["canonical_name"].nunique()),
                 "offers to buy": int((frame["price_kind"] == "purchase").sum()),
                 "offers to rent": int((frame["price_kind"] == "hourly").sum()),

@@ -93,7 +93,8 @@ def build_marts(project: DbtProject) -> dg.AssetsDefinition:
     ) -> Iterator[Any]:
         with clear_failures(), data_root.warehouse.exclusive() as build_path:
             os.environ[WAREHOUSE_VARIABLE] = str(build_path)
-            invocation = dbt.cli(["build"], context=context)
+            target = data_root.settings.dbt_target / "runs" / context.run_id
+            invocation = dbt.cli(["build"], context=context, target_path=target)
             yield from invocation.stream().fetch_row_counts().fetch_column_metadata()
 
     return dbt_models.map_asset_specs(lambda spec: spec.replace_attributes(owners=OWNERS))

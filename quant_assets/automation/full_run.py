@@ -9,6 +9,7 @@ import dagster as dg
 from quant_assets.assets.benchmarks import BATCH_SIZE, VARIANT, benchmark_results_key
 from quant_assets.assets.quality import variant_quality_key
 from quant_assets.automation.jobs import (
+    MEASURE_HOST,
     REFRESH_LISTINGS,
     REFRESH_MARTS,
     artifacts_job_name,
@@ -28,6 +29,7 @@ from quant_assets.models.config import ModelConfig, load_models
 from quant_assets.quantize.store import ArtifactStore
 from quant_assets.resources.instance import dagster_instance
 from quant_assets.settings import Settings
+from quant_assets.speed.host_peaks import recorded_peaks
 
 Say = Callable[[str], None]
 
@@ -60,6 +62,9 @@ class FullRun:
         settings = self._settings
         self._say("listings: reading offers and matching them to GPUs")
         self._run(REFRESH_LISTINGS)
+        if measure_again or not recorded_peaks(settings.results):
+            self._say("host: measuring memory bandwidth and matrix throughput")
+            self._run(MEASURE_HOST)
         variants = load_variants(settings.variants_yaml)
         defaults = load_settings(settings.variants_yaml)
         bench_settings = BenchSettings.model_validate({**defaults.model_dump(), **overrides})

@@ -21,8 +21,9 @@ AssetJob: TypeAlias = "UnresolvedAssetJobDefinition"
 
 REFRESH_LISTINGS = "refresh_listings"
 REFRESH_MARTS = "refresh_marts"
+MEASURE_HOST = "measure_host"
 FULL_REBUILD = "full_rebuild"
-MARTS = dg.AssetSelection.groups("warehouse", "staging", "marts")
+MARTS = dg.AssetSelection.groups("warehouse", "staging", "intermediate", "marts")
 
 
 def source_job_name(model: ModelConfig) -> str:
@@ -61,6 +62,14 @@ def build_jobs(models: Iterable[ModelConfig]) -> list[AssetJob]:
             executor_def=dg.in_process_executor,
         ),
     ]
+    jobs.append(
+        dg.define_asset_job(
+            MEASURE_HOST,
+            selection=dg.AssetSelection.groups("host"),
+            description="Measure what this machine's memory and processor can do at most.",
+            executor_def=dg.in_process_executor,
+        )
+    )
     for model in models:
         jobs += [
             dg.define_asset_job(

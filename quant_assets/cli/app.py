@@ -14,6 +14,7 @@ from quant_assets.cli.imatrix import imatrix
 from quant_assets.cli.intent import intent
 from quant_assets.cli.pipeline import pipeline
 from quant_assets.cli.quantize import quantize
+from quant_assets.cli.recommend import recommend
 from quant_assets.cli.report import report
 from quant_assets.cli.sql import sql
 from quant_assets.cli.types import types
@@ -42,6 +43,7 @@ app.command()(enrich)
 app.command()(estimate)
 app.command()(intent)
 app.command()(pipeline)
+app.command()(recommend)
 app.command()(report)
 app.command()(imatrix)
 app.command()(quantize)
@@ -61,3 +63,7 @@ def main() -> None:
         console.print(redact(error.why), markup=False)
         console.print(redact(error.next_step), style="bold", markup=False)
         sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
-from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pydantic import BaseModel
 
 from quant_assets.atomic_files import write_text_atomically
@@ -18,12 +16,18 @@ from quant_assets.listings.enrichment import CAPACITY_COLUMN
 from quant_assets.listings.exchange_rates import ExchangeRates, load_exchange_rates
 from quant_assets.listings.pipeline import PipelineResult
 from quant_assets.listings.quarantine import QuarantineReason
+from quant_assets.report.page import (
+    figure_html,
+    log_ticks,
+    money,
+    render_html_page,
+    render_markdown_page,
+)
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _BEST_OFFERS = 15
 _EXAMPLES = 2
 _VENDOR_COLORS = {"NVIDIA": "#3a8f4d", "AMD": "#d1602f", "Intel": "#2f7fd1", "Apple": "#8a6fc9"}
-_MARKDOWN_SIGNS = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]<>|#!"})
 
 
 class Offer(BaseModel):
@@ -140,41 +144,13 @@ def write_report(report: Report, path: Path) -> tuple[Path, Path]:
 
 def render_markdown(report: Report) -> str:
     """The report as Markdown; sellers' texts are escaped."""
-    environment = _environment(autoescape=False)
-    environment.filters["text"] = lambda value: " ".join(str(value or "").split()).translate(
-        _MARKDOWN_SIGNS
-    )
-    return environment.get_template("report.md.jinja").render(report=report)
+    return render_markdown_page(_TEMPLATES, "report.md.jinja", report=report)
 
 
 def render_html(report: Report) -> str:
     """The report as one HTML page with its scripts and styles inside."""
-    from plotly.offline import get_plotlyjs
-
     figures = {section.kind: _figures(report, section) for section in report.sections}
-    template = _environment(autoescape=True).get_template("report.html.jinja")
-    return template.render(report=report, figures=figures, plotly_js=get_plotlyjs())
-
-
-def _environment(*, autoescape: bool) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=autoescape,  # noqa: S701, Markdown has its own escaping
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["money"] = _money
-    return environment
-
-
-def _money(amount: float | None) -> str:
-    """An amount in dollars with as many digits as it needs."""
-    if amount is None:
-        return "–"
-    if amount >= 100:
-        return f"{amount:,.0f}"
-    return f"{amount:,.2f}" if amount >= 1 else f"{amount:.3g}"
+    return render_html_page(_TEMPLATES, "report.html.jinja", report=report, figures=figures)
 
 
 def _slot_column(columns: Sequence[str]) -> _SlotColumn | None:
@@ -294,10 +270,10 @@ def _scatter(
             customdata=[escape(offers[index].canonical_name) for index in indexes],
             hovertemplate="%{customdata}<br>%{x:g}, $%{y:,.2f}<extra></extra>",
         )
-    figure.update_xaxes(title=x_title, type="log", **_log_ticks(capacities))
+    figure.update_xaxes(title=x_title, type="log", **log_ticks(capacities))
     prices = [offer.price_per_gpu_usd for offer in offers]
-    figure.update_yaxes(title=y_title, type="log", **_log_ticks(prices))
-    return _figure_html(figure, height=460)
+    figure.update_yaxes(title=y_title, type="log", **log_ticks(prices))
+    return figure_html(figure, height=460)
 
 
 def _frontier(offers: Sequence[Offer], capacities: Sequence[float]) -> list[int]:
@@ -322,48 +298,16 @@ def _bars(offers: Sequence[Offer], values: Sequence[float], x_title: str) -> str
             y=[escape(_short(offer.canonical_name)) for offer in offers],
             orientation="h",
             marker={"color": [_VENDOR_COLORS[offer.gpu_vendor] for offer in offers]},
-            text=[f"${_money(value)}" for value in values],
+            text=[f"${money(value)}" for value in values],
             textposition="auto",
             hovertemplate="%{y}<br>$%{x:,.3f}<extra></extra>",
         )
     )
     figure.update_xaxes(title=x_title, rangemode="tozero")
     figure.update_yaxes(autorange="reversed", ticksuffix=" ")
-    return _figure_html(figure, height=90 + 26 * len(offers))
-
-
-def _log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 of each decade in the range, as a logarithmic axis is read best."""
-    ticks = [
-        digit * 10.0**exponent
-        for exponent in range(-4, 7)
-        for digit in (1, 2, 5)
-        if min(values) / 2 <= digit * 10.0**exponent <= max(values) * 2
-    ]
-    texts = [f"{tick:,.0f}" if tick >= 1 else f"{tick:g}" for tick in ticks]
-    return {"tickvals": ticks, "ticktext": texts}
+    return figure_html(figure, height=90 + 26 * len(offers))
 
 
 def _short(name: str) -> str:
     """A card's name as short as it stays clear."""
     return name.removeprefix("GeForce ").replace(" Blackwell", "")
-
-
-def _figure_html(figure: Any, height: int) -> str:
-    for axes in (figure.update_xaxes, figure.update_yaxes):
-        axes(automargin=True, title_standoff=12, ticks="")
-    figure.update_layout(
-        height=height,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        font={"family": "system-ui, sans-serif", "size": 13},
-        template="none",
-    )
-    html: str = figure.to_html(
-        full_html=False,
-        include_plotlyjs=False,
-        config={"responsive": True, "displayModeBar": False},
-    )
-    return html

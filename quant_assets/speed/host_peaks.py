@@ -62,9 +62,7 @@ def measure_host_peaks(
         peaks = run_worker(
             "host_peaks", job or HostPeaksJob(threads=threads), HostPeaks, on_event=on_event
         )
-    recorded = RecordedPeaks(
-        **peaks.model_dump(), measured_at=datetime.datetime.now(datetime.UTC)
-    )
+    recorded = RecordedPeaks(**peaks.model_dump(), measured_at=datetime.datetime.now(datetime.UTC))
     name = re.sub(r"[^a-z0-9]+", "-", (recorded.cpu_name or "cpu").casefold()).strip("-")
     stamp = recorded.measured_at.strftime("%Y%m%dT%H%M%SZ")
     write_text_atomically(

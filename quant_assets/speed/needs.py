@@ -149,9 +149,7 @@ def _needs(
     token_parameters = touched_linear_parameters(shape, 1)
     step_weights = step_parameters * bytes_per_parameter
     kv_read = batch * kv_read_bytes(shape, serving, read_tokens)
-    decode_flops = batch * (
-        2 * (token_parameters + head) + attention_flops(shape, read_tokens)
-    )
+    decode_flops = batch * (2 * (token_parameters + head) + attention_flops(shape, read_tokens))
     # The logits of the last token alone are needed; an average token attends to half the prompt.
     prefill_flops = batch * (
         prompt * (2 * token_parameters + attention_flops(shape, prompt / 2)) + 2 * head

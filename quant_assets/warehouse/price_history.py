@@ -19,9 +19,7 @@ _OFFERS = """
 """
 
 
-def record_prices(
-    enriched: EnrichedListings, folder: Path, at: datetime.datetime
-) -> Path | None:
+def record_prices(enriched: EnrichedListings, folder: Path, at: datetime.datetime) -> Path | None:
     """Write the offers with a price as a snapshot of the time `at` (UTC) into `folder`.
 
     Returns the file, or None when the newest snapshot there holds the same offers and prices.

@@ -42,7 +42,13 @@ def measure(job: QualityJob, channel: EventChannel) -> QualityMeasurement:
     prepare_torch(job.threads)
     device = resolve_device(job.device)
     model = load_model(job.model_path, job.format, device)
-    tokenizer = load_tokenizer(job.model_path)
+    return score_model(job, model, load_tokenizer(job.model_path), device, channel)
+
+
+def score_model(
+    job: QualityJob, model: Any, tokenizer: Any, device: str, channel: EventChannel
+) -> QualityMeasurement:
+    """Score the windows with a model that is loaded already."""
     return score(
         job,
         int(model.config.vocab_size),

@@ -1,6 +1,7 @@
 -- Efficiency with its spread, by how near the measured runs are to what is asked for (scope, nearest
 -- first): the same cell on the same GPU; the same GPU; the same backend on GPUs; the same backend
--- on any processor, its spread widened by the assumption; the assumption alone.
+-- on a CPU, its spread widened by the assumption and no more than the whole roofline, as data sheets
+-- state peaks that are never exceeded; the assumption alone.
 {% set decode, prefill = var('prior_decode_efficiency'), var('prior_prefill_efficiency') %}
 with points as (
     select * from {{ ref('int_speed_points') }}
@@ -78,9 +79,11 @@ widened as (
     select
         * replace (
             least(decode_low, {{ decode[0] }}) as decode_low,
-            greatest(decode_high, {{ decode[2] }}) as decode_high,
+            least(decode_middle, 1) as decode_middle,
+            least(greatest(decode_high, {{ decode[2] }}), 1) as decode_high,
             least(prefill_low, {{ prefill[0] }}) as prefill_low,
-            greatest(prefill_high, {{ prefill[2] }}) as prefill_high
+            least(prefill_middle, 1) as prefill_middle,
+            least(greatest(prefill_high, {{ prefill[2] }}), 1) as prefill_high
         )
     from same_backend
 ),

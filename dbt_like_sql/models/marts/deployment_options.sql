@@ -60,45 +60,52 @@ timed as (
             and options.context_tokens = speed.context_tokens
             and options.batch_size = speed.batch_size
             and options.copies_per_gpu >= 1
+),
+
+priced as (
+    select
+        row_id,
+        gpu,
+        cast(gpu_count as integer) as gpu_count,
+        vram_gb,
+        seller,
+        title,
+        url,
+        price_kind,
+        price_usd,
+        hourly_cost_usd,
+        model,
+        variant,
+        level,
+        context_tokens,
+        batch_size,
+        weights_gb,
+        kv_cache_gb,
+        copy_gb,
+        fits,
+        copies_per_gpu,
+        cast(copies as integer) as copies,
+        price_usd / nullif(copies, 0) as usd_per_slot,
+        decode_tokens_per_s,
+        decode_tokens_per_s_low,
+        decode_tokens_per_s_high,
+        decode_tokens_per_s / batch_size as decode_tokens_per_s_per_sequence,
+        prefill_tokens_per_s,
+        speed_basis,
+        calibrated_on,
+        calibration_runs,
+        1e6 * hourly_cost_usd / (3600 * gpu_count * decode_tokens_per_s) as usd_per_million_tokens,
+        1e6 * hourly_cost_usd / (3600 * gpu_count * decode_tokens_per_s_high)
+            as usd_per_million_tokens_low,
+        1e6 * hourly_cost_usd / (3600 * gpu_count * decode_tokens_per_s_low)
+            as usd_per_million_tokens_high,
+        quality_loss,
+        quality_basis
+    from timed
 )
 
 select
-    row_id,
-    gpu,
-    cast(gpu_count as integer) as gpu_count,
-    vram_gb,
-    seller,
-    title,
-    url,
-    price_kind,
-    price_usd,
-    hourly_cost_usd,
-    model,
-    variant,
-    level,
-    context_tokens,
-    batch_size,
-    weights_gb,
-    kv_cache_gb,
-    copy_gb,
-    fits,
-    copies_per_gpu,
-    cast(copies as integer) as copies,
-    price_usd / nullif(copies, 0) as usd_per_slot,
-    decode_tokens_per_s,
-    decode_tokens_per_s_low,
-    decode_tokens_per_s_high,
-    decode_tokens_per_s / batch_size as decode_tokens_per_s_per_sequence,
-    prefill_tokens_per_s,
-    speed_basis,
-    calibrated_on,
-    calibration_runs,
-    1e6 * hourly_cost_usd / (3600 * gpu_count * decode_tokens_per_s) as usd_per_million_tokens,
-    1e6 * hourly_cost_usd / (3600 * gpu_count * decode_tokens_per_s_high)
-        as usd_per_million_tokens_low,
-    1e6 * hourly_cost_usd / (3600 * gpu_count * decode_tokens_per_s_low)
-        as usd_per_million_tokens_high,
-    quality_loss,
-    quality_basis
-from timed
+    *,
+    case when usd_per_million_tokens is not null then {{ option_explanation() }} end as explanation
+from priced
 order by model, context_tokens, batch_size, fits desc, price_kind, usd_per_million_tokens

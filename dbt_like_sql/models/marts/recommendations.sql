@@ -61,7 +61,7 @@ select
     usd_per_million_tokens,
     quality_loss,
     quality_basis,
-    {{ recommendation_reason() }} as reason
+    printf('Number %d of %d suitable options: ', place, options_compared) || explanation as reason
 from ranked
 where place <= {{ var('recommendations_per_question') }}
 order by model, context_tokens, batch_size, price_kind, place

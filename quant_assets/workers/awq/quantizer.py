@@ -13,10 +13,8 @@ import torch
 from quant_assets.quantize.groupwise import GroupwiseSettings
 from quant_assets.workers.groupwise.loop import linears
 from quant_assets.workers.groupwise.packing import pack_awq
+from quant_assets.workers.groupwise.rounding import zero_point_integers
 from quant_assets.workers.groupwise.streaming import LayerCall, StreamedModel
-
-_MAX_INTEGER = 15
-_SMALLEST_RANGE = 1e-5  # a group of equal weights
 
 
 class AwqEngine(Protocol):
@@ -103,7 +101,7 @@ class AwqQuantizer:
 
     def _packed(self, name: str, module: torch.nn.Linear) -> dict[str, torch.Tensor]:
         scales, zeros, integers = zero_point_integers(
-            module.weight.data.float(), self._settings.group_size
+            module.weight.data.float(), self._settings.bits, self._settings.group_size
         )
         qweight, qzeros = pack_awq(integers, zeros)
         tensors = {
@@ -114,20 +112,3 @@ class AwqQuantizer:
         if module.bias is not None:
             tensors[f"{name}.bias"] = module.bias.detach()
         return tensors
-
-
-def zero_point_integers(
-    weight: torch.Tensor, group_size: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(scales, zero points, integers) of outputs x inputs weights, by AWQ's own formula.
-
-    The integers are those of the float16 scales that are stored.
-    """
-    groups = weight.reshape(weight.shape[0], -1, group_size)
-    highest = groups.amax(dim=-1, keepdim=True)
-    lowest = groups.amin(dim=-1, keepdim=True)
-    scales = ((highest - lowest).clamp(min=_SMALLEST_RANGE) / _MAX_INTEGER).to(torch.float16)
-    steps = scales.float()
-    zeros = (-torch.round(lowest / steps)).clamp(0, _MAX_INTEGER)
-    integers = (torch.round(groups / steps) + zeros).clamp(0, _MAX_INTEGER)
-    return scales.squeeze(-1), zeros.squeeze(-1), integers.reshape(weight.shape)

@@ -82,12 +82,6 @@ class Checkpoints:
         self.done = layer + 1
         self._states_file(layer).unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Delete everything; the artifact is finished."""
-        shutil.rmtree(self.folder)
-        self._lock.release()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-
     def _whole_layers(self, identity: dict[str, str], *, resume: bool) -> int:
         try:
             known: dict[str, str] = json.loads((self.folder / _JOB).read_text(encoding="utf-8"))

@@ -127,7 +127,6 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
     files = _assemble(job, model, quantizer, checkpoints)
     data_bytes, types = tensor_facts(job.output, files)
     expected = _expected_bytes(model, job)
-    checkpoints.remove()
     return GroupwiseResult(
         files=files,
         bytes=data_bytes,

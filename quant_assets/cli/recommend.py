@@ -1,0 +1,136 @@
+"""`quant-assets recommend`: which variant on which offer, with the reasons."""
+
+import json
+import re
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quant_assets.errors import InputError
+from quant_assets.settings import get_settings
+from quant_assets.warehouse.connection import Warehouse
+from quant_assets.warehouse.recommendation import Answer, Question
+from quant_assets.warehouse.recommendation import recommend as answer_question
+
+_AMOUNT = re.compile(
+    r"\s*\$?\s*(\d+(?:\.\d+)?)\s*(?:(?:USD|\$)?\s*(?:/\s*|per\s+)(?:h|hr|hour))?\s*"
+)
+_SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*")
+
+
+class OutputFormat(StrEnum):
+    """How the answer is printed."""
+
+    human = "human"
+    json = "json"
+
+
+def recommend(
+    model: Annotated[str, typer.Option(help="Name of the model, as in the model list.")],
+    context: Annotated[
+        int, typer.Option(help="Tokens of prompt and answer for every sequence.", min=1)
+    ] = 8192,
+    batch: Annotated[int, typer.Option(help="Sequences served at once.", min=1)] = 1,
+    max_price: Annotated[
+        str | None, typer.Option(help="Rent at most this, such as 2.0/h (USD).")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Buy for at most this (USD).", min=0)] = None,
+    min_tokens_per_second: Annotated[
+        float | None, typer.Option(help="Decoding speed of each sequence at least.", min=0)
+    ] = None,
+    max_quality_loss: Annotated[
+        str | None,
+        typer.Option(help="Perplexity above that of F16 at most, such as 3% or 0.03."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Options to show.", min=1, max=1000)] = 10,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", help="A table, or JSON.")
+    ] = OutputFormat.human,
+) -> None:
+    """Rank what can be rented or bought for a model by the price of a token, with the reasons."""
+    question = Question(
+        model=model,
+        context=context,
+        batch=batch,
+        max_hourly_usd=None if max_price is None else parse_hourly_price(max_price),
+        budget_usd=budget or None,
+        min_tokens_per_s=min_tokens_per_second or None,
+        max_quality_loss=None if max_quality_loss is None else parse_share(max_quality_loss),
+        limit=limit,
+    )
+    with Warehouse(get_settings().warehouse).read() as connection:
+        answer = answer_question(connection, question)
+    if output_format is OutputFormat.json:
+        typer.echo(json.dumps(answer.model_dump(mode="json"), indent=2))
+    else:
+        _print(answer)
+
+
+def parse_hourly_price(text: str) -> float:
+    """Dollars an hour from `2`, `2.0/h` or `$2/hour`; raise `InputError` for anything else."""
+    found = _AMOUNT.fullmatch(text)
+    if found is None or float(found[1]) <= 0:
+        raise InputError(
+            f"The price {text!r} cannot be read.",
+            "It is no positive amount of dollars an hour.",
+            "Write it as in `--max-price 2.0/h`.",
+        )
+    return float(found[1])
+
+
+def parse_share(text: str) -> float:
+    """A share from `3%` or `0.03`; raise `InputError` for anything else.
+
+    A bare number above 1 is refused: it was hardly meant as hundreds of percent.
+    """
+    found = _SHARE.fullmatch(text)
+    if found is None or (not found[2] and float(found[1]) > 1):
+        raise InputError(
+            f"The quality loss {text!r} cannot be read.",
+            "It is neither a percentage nor a share between 0 and 1.",
+            "Write it as in `--max-quality-loss 3%` or `--max-quality-loss 0.03`.",
+        )
+    return float(found[1]) / (100 if found[2] else 1)
+
+
+def _print(answer: Answer) -> None:
+    console = Console(highlight=False, markup=False)
+    question = answer.question
+    table = Table(
+        title=f"{question.model}, context {answer.context}, batch {answer.batch}",
+        caption="tokens/s of one copy, all sequences; ~ is an estimate",
+    )
+    for column in ("", "variant", "GPU", "seller"):
+        table.add_column(column)
+    for column in ("price $", "tokens/s", "$ / M tokens", "loss"):
+        table.add_column(column, justify="right")
+    for option in answer.recommendations:
+        about = "" if option.speed_basis == "measured" else "~"
+        table.add_row(
+            str(option.place),
+            option.variant,
+            f"{option.gpu_count} x {option.gpu}" if option.gpu_count > 1 else option.gpu,
+            option.seller or "",
+            f"{option.price_usd:,.2f}" + ("/h" if option.price_kind == "hourly" else ""),
+            f"{about}{option.decode_tokens_per_s:,.0f} "
+            f"({option.decode_tokens_per_s_low:,.0f} to {option.decode_tokens_per_s_high:,.0f})",
+            f"{option.usd_per_million_tokens:,.4f}",
+            "?" if option.quality_loss is None else f"{option.quality_loss:+.1%}",
+        )
+    if answer.recommendations:
+        console.print(table)
+    else:
+        console.print("Nothing suits the question.")
+    for option in answer.recommendations[:3]:
+        console.print(f"{option.variant} on {option.gpu}. {option.reason}", soft_wrap=True)
+    if (question.context, question.batch) != (answer.context, answer.batch):
+        console.print(
+            f"Asked for context {question.context}, batch {question.batch}; the marts answer for "
+            f"the next larger point.",
+            soft_wrap=True,
+        )
+    for reason, number in answer.left_out.items():
+        console.print(f"left out: {number} {reason}", soft_wrap=True)

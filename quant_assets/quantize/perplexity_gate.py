@@ -1,0 +1,175 @@
+"""The gate: an artifact must be close to its source, and better than plain rounding.
+
+Perplexity is measured on one fixed text, by llama.cpp's windows, of the artifact, of its source, and
+of the source rounded to nearest at the same bits and group size. The last two are kept in the cache.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.bench.evaluation_text import EvaluationText
+from quant_assets.bench.jobs import RunnableFormat
+from quant_assets.bench.settings import Device
+from quant_assets.models.source import SourceModel
+from quant_assets.workers.protocol import Event
+from quant_assets.workers.supervisor import run_worker
+
+EventHandler = Callable[[Event], None]
+
+GATED_PARAMETERS: Final = 1_000_000_000
+GATE_RATIO: Final = 1.05
+"""A model of `GATED_PARAMETERS` and up in 4 bits or more: at most this over its source."""
+NEARLY_LOSSLESS_RATIO: Final = 1.01
+"""At 8 bits rounding is as good as anything; being this close to the source passes as well."""
+DEFAULT_WINDOWS: Final = 8
+DEFAULT_CONTEXT: Final = 512
+_WORKER_ENV: Final = {"GPTQMODEL_CPU_WORKERS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+class Rounding(BaseModel):
+    """Plain rounding to nearest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bits: int
+    group_size: int
+    sym: bool
+
+
+class CheckpointQualityJob(BaseModel):
+    """Measure the checkpoint at `path`, rounded first where `rounding` says how."""
+
+    path: Path
+    format: RunnableFormat
+    rounding: Rounding | None = None
+    text: Path
+    context: int
+    windows: int
+    threads: int
+    device: Device = "auto"
+
+
+class CheckpointQuality(BaseModel):
+    """Perplexity with its standard error, and how the model goes on after "The"."""
+
+    perplexity: float
+    standard_error: float
+    scored_tokens: int
+    generated_text: str
+
+
+class Verdict(BaseModel):
+    """What the gate saw; `rejection` is null for an artifact that passed."""
+
+    text: str
+    scored_tokens: int
+    perplexity: float
+    source_perplexity: float
+    rounding_perplexity: float
+    generated_text: str
+    rejection: str | None
+
+    @property
+    def ratio_to_source(self) -> float:
+        """Perplexity over the source's."""
+        return self.perplexity / self.source_perplexity
+
+    @property
+    def ratio_to_rounding(self) -> float:
+        """Perplexity over that of plain rounding."""
+        return self.perplexity / self.rounding_perplexity
+
+
+def rejection(
+    *, perplexity: float, source: float, rounding: float, bits: int, n_parameters: int
+) -> str | None:
+    """Why an artifact is rejected, or None.
+
+    Models of `GATED_PARAMETERS` and up at 4 bits or more must be within `GATE_RATIO` of their
+    source. Every artifact must be better than rounding, or within `NEARLY_LOSSLESS_RATIO`.
+    """
+    ratio = perplexity / source
+    # A perplexity that is not a number compares false with everything, so the good case is asked.
+    if not (ratio <= NEARLY_LOSSLESS_RATIO or perplexity < rounding):
+        return (
+            f"Its perplexity {perplexity:.3f} is not better than that of rounding to nearest, "
+            f"{rounding:.3f} (source: {source:.3f})."
+        )
+    if n_parameters >= GATED_PARAMETERS and bits >= 4 and not ratio <= GATE_RATIO:
+        return (
+            f"Its perplexity {perplexity:.3f} is {100 * (ratio - 1):.1f}% over the source's "
+            f"{source:.3f}; {100 * (GATE_RATIO - 1):.0f}% are allowed."
+        )
+    return None
+
+
+def judge(
+    artifact: Path,
+    artifact_format: RunnableFormat,
+    rounding: Rounding,
+    source: SourceModel,
+    n_parameters: int,
+    text: EvaluationText,
+    cache: Path,
+    *,
+    threads: int,
+    device: Device = "auto",
+    windows: int = DEFAULT_WINDOWS,
+    context: int = DEFAULT_CONTEXT,
+    on_event: EventHandler | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> Verdict:
+    """Measure an artifact, its source and its rounded source, and judge.
+
+    Raises `InputError` for a text that is too short, `WorkerError` when the artifact does not load.
+    """
+
+    def job_of(path: Path, kind: RunnableFormat, how: Rounding | None) -> CheckpointQualityJob:
+        return CheckpointQualityJob(
+            path=path, format=kind, rounding=how, text=text.path, context=context,
+            windows=windows, threads=threads, device=device,
+        )  # fmt: skip
+
+    def measure(job: CheckpointQualityJob) -> CheckpointQuality:
+        return run_worker(
+            "checkpoint_quality",
+            job,
+            CheckpointQuality,
+            environment="gptq",
+            on_event=on_event,
+            extra_env={**_WORKER_ENV, **(extra_env or {})},
+        )
+
+    def reference(how: Rounding | None) -> CheckpointQuality:
+        parts = (source.identity, how, text.sha256, context, windows, device)
+        key = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+        kept = cache / "reference_perplexity" / f"{key}.json"
+        try:
+            return CheckpointQuality.model_validate_json(kept.read_bytes())
+        except (OSError, ValidationError):
+            measured = measure(job_of(source.path, "hf", how))
+            write_text_atomically(kept, measured.model_dump_json(indent=2))
+            return measured
+
+    own = measure(job_of(artifact, artifact_format, None))
+    plain, rounded = reference(None), reference(rounding)
+    return Verdict(
+        text=text.name,
+        scored_tokens=own.scored_tokens,
+        perplexity=own.perplexity,
+        source_perplexity=plain.perplexity,
+        rounding_perplexity=rounded.perplexity,
+        generated_text=own.generated_text,
+        rejection=rejection(
+            perplexity=own.perplexity,
+            source=plain.perplexity,
+            rounding=rounded.perplexity,
+            bits=rounding.bits,
+            n_parameters=n_parameters,
+        ),
+    )

@@ -1,0 +1,199 @@
+"""Which variant on which offer: one question, answered from the mart `deployment_options`."""
+
+from typing import Literal, NamedTuple
+
+import duckdb
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from quant_assets.errors import InputError
+
+PriceKind = Literal["hourly", "purchase"]
+
+
+class Question(BaseModel):
+    """What is to be served, and what it may cost.
+
+    `max_hourly_usd` and `budget_usd` are of a whole offer; with one of them only offers to rent, or
+    only offers to buy, are looked at. `min_tokens_per_s` is for every sequence. A quality loss is
+    a share of the perplexity of F16 (0.03 is 3% worse); with a limit, a variant whose loss was
+    never measured does not qualify.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    context: PositiveInt = 8192
+    batch: PositiveInt = 1
+    max_hourly_usd: PositiveFloat | None = None
+    budget_usd: PositiveFloat | None = None
+    min_tokens_per_s: PositiveFloat | None = None
+    max_quality_loss: NonNegativeFloat | None = None
+    limit: PositiveInt = Field(default=10, le=1000)
+
+
+class Recommendation(BaseModel):
+    """One variant on one offer. Speeds are tokens a second of one copy, for all its sequences."""
+
+    place: int
+    price_kind: PriceKind
+    variant: str
+    gpu: str
+    gpu_count: int
+    seller: str | None
+    url: str | None
+    price_usd: float
+    hourly_cost_usd: float
+    usd_per_million_tokens: float
+    usd_per_million_tokens_low: float
+    usd_per_million_tokens_high: float
+    copy_gb: float
+    vram_gb: float
+    copies: int
+    decode_tokens_per_s: float
+    decode_tokens_per_s_low: float
+    decode_tokens_per_s_high: float
+    decode_tokens_per_s_per_sequence: float
+    speed_basis: Literal["measured", "estimated"]
+    calibrated_on: str
+    quality_loss: float | None
+    quality_basis: Literal["measured", "baseline", "unmeasured"]
+    reason: str
+
+
+class Answer(BaseModel):
+    """The best options, at the point of the serving grid that covers the question.
+
+    `left_out` counts the other combinations of offer and variant by why they do not qualify.
+    """
+
+    question: Question
+    context: int
+    batch: int
+    suitable: int
+    recommendations: list[Recommendation]
+    left_out: dict[str, int]
+
+
+class _Point(NamedTuple):
+    context: int
+    batch: int
+
+
+_VERDICTS = """
+create or replace temp table judged as
+select
+    *,
+    case
+        when price_kind is null then 'without a price'
+        when price_kind = 'hourly' and $hourly is null and $budget is not null
+            then 'to rent, not to buy'
+        when price_kind = 'purchase' and $budget is null and $hourly is not null
+            then 'to buy, not to rent'
+        when price_usd > case price_kind when 'hourly' then $hourly else $budget end
+            then 'too dear'
+        when not fits then 'a copy does not fit one GPU'
+        when usd_per_million_tokens is null
+            then 'no expected speed, as the bandwidth of the GPU is not known'
+        when decode_tokens_per_s_per_sequence < $speed then 'too slow'
+        when quality_loss > $loss then 'too much loss of quality'
+        when quality_loss is null and $loss is not null then 'quality never measured'
+    end as left_out_because
+from marts.deployment_options
+where model = $model and context_tokens = $context and batch_size = $batch
+"""
+
+_BEST = """
+with cheapest as (
+    select * from judged where left_out_because is null
+    qualify row_number() over (
+        partition by variant, gpu, gpu_count, price_kind order by price_usd, row_id
+    ) = 1
+)
+select
+    row_number() over (
+        order by quality_basis = 'unmeasured', usd_per_million_tokens, variant, row_id
+    ) as place,
+    *
+from cheapest
+order by place
+"""
+
+
+def recommend(connection: duckdb.DuckDBPyConnection, question: Question) -> Answer:
+    """Answer from the marts; each card and variant once, by its cheapest offer.
+
+    Options are ordered by the price of a token, those whose quality was measured first. Raises
+    `InputError` for a model that the marts do not know, or a context or batch beyond them.
+    """
+    point = _covering_point(connection, question)
+    connection.execute(
+        _VERDICTS,
+        {
+            "model": question.model,
+            "context": point.context,
+            "batch": point.batch,
+            "hourly": question.max_hourly_usd,
+            "budget": question.budget_usd,
+            "speed": question.min_tokens_per_s,
+            "loss": question.max_quality_loss,
+        },
+    ).fetchall()
+    cursor = connection.execute(_BEST)
+    columns = [str(column[0]) for column in cursor.description or []]
+    options = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
+    left_out = connection.execute(
+        "select left_out_because, count(*) from judged where left_out_because is not null "
+        "group by all order by 2 desc, 1"
+    ).fetchall()
+    return Answer(
+        question=question,
+        context=point.context,
+        batch=point.batch,
+        suitable=len(options),
+        recommendations=[
+            Recommendation.model_validate(
+                {**option, "reason": _reason(option["place"], len(options), option["explanation"])}
+            )
+            for option in options[: question.limit]
+        ],
+        left_out={str(reason): int(number) for reason, number in left_out},
+    )
+
+
+def _reason(place: int, suitable: int, explanation: str) -> str:
+    return f"Number {place} of {suitable} suitable options: {explanation}"
+
+
+def _covering_point(connection: duckdb.DuckDBPyConnection, question: Question) -> _Point:
+    """The smallest point of the grid whose context and batch are no smaller than those asked."""
+    try:
+        known = connection.execute(
+            "select distinct model, context_tokens, batch_size from marts.deployment_options"
+        ).fetchall()
+    except duckdb.CatalogException as error:
+        raise InputError(
+            "The marts have not been built yet.",
+            "The warehouse has no table marts.deployment_options.",
+            "Run `make demo`, or materialize the assets in the Dagster UI.",
+        ) from error
+    points = [_Point(context, batch) for model, context, batch in known if model == question.model]
+    if not points:
+        models = sorted({str(model) for model, _, _ in known})
+        raise InputError(
+            f"The marts have no options for the model {question.model!r}.",
+            f"They know {', '.join(models)}." if models else "They hold no model or no offer yet.",
+            "Name one of these models, or add it to the model list and materialize its artifacts.",
+        )
+    covering = [
+        point
+        for point in points
+        if point.context >= question.context and point.batch >= question.batch
+    ]
+    if not covering:
+        raise InputError(
+            f"The marts do not reach {question.context} tokens at batch {question.batch}.",
+            f"For {question.model} they go to {max(p.context for p in points)} tokens, at most "
+            f"what the model was made for, and to batch {max(p.batch for p in points)}.",
+            "Ask for less, or add the point to `data/serving_grid.yaml` and refresh the marts.",
+        )
+    return min(covering)

@@ -1,0 +1,120 @@
+"""The UI's own server: a backfill launched over GraphQL ends as rows in DuckDB."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from conftest import Installation, cell
+
+from quant_assets.settings import PROJECT_ROOT
+from quant_assets.warehouse.connection import Warehouse
+
+LAUNCH = """
+mutation Launch($params: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $params) {
+    __typename
+    ... on LaunchBackfillSuccess { backfillId }
+    ... on PythonError { message }
+  }
+}
+"""
+STATUS = """
+query Status($id: String!) {
+  partitionBackfillOrError(backfillId: $id) {
+    __typename
+    ... on PartitionBackfill { status runs(limit: 10) { id status } }
+  }
+}
+"""
+
+
+class Server:
+    """The webserver's GraphQL endpoint."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def query(self, text: str, **variables: object) -> dict[str, object]:
+        response = requests.post(
+            f"{self.url}/graphql", json={"query": text, "variables": variables}, timeout=60
+        )
+        response.raise_for_status()
+        content = response.json()
+        assert "errors" not in content, content["errors"]
+        return content["data"]
+
+
+@pytest.fixture
+def server(full_run: Installation) -> Iterator[Server]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quant_assets.cli.app", "ui", "--port", str(port)],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    server = Server(f"http://127.0.0.1:{port}")
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            assert process.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "the server did not start"
+            try:
+                server.query("{ version }")
+                break
+            except requests.RequestException:
+                time.sleep(0.5)
+        yield server
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def count_of(installation: Installation, variants: tuple[str, ...]) -> int:
+    with Warehouse(installation.settings.warehouse).read() as connection:
+        return int(
+            connection.execute(
+                "select count(*) from raw.benchmark_runs "
+                "where model = 'tiny' and list_contains(?, variant)",
+                [list(variants)],
+            ).fetchall()[0][0]
+        )
+
+
+@pytest.mark.slow
+def test_a_backfill_over_graphql_fills_its_cells_in_one_run(server: Server, full_run: Installation):
+    variants = ("f16", "q8_0-kv-hybrid")
+    before = count_of(full_run, variants)
+    keys = [cell(variant, size) for variant in variants for size in (1, 4)]
+    launched = server.query(
+        LAUNCH,
+        params={
+            "assetSelection": [{"path": ["tiny", "benchmark_results"]}],
+            "partitionNames": [str(key) for key in keys],
+        },
+    )["launchPartitionBackfill"]
+    assert launched["__typename"] == "LaunchBackfillSuccess", launched
+    deadline = time.monotonic() + 300
+    while True:
+        backfill = server.query(STATUS, id=launched["backfillId"])["partitionBackfillOrError"]
+        if backfill["status"] not in ("REQUESTED", "COMPLETING"):
+            break
+        assert time.monotonic() < deadline, backfill
+        time.sleep(1)
+    assert backfill["status"] == "COMPLETED_SUCCESS", backfill
+    assert len(backfill["runs"]) == 1
+    assert count_of(full_run, variants) == before + 4
