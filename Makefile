@@ -11,6 +11,8 @@ demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
 
 test:  ## set up and run the tests
 	@$(BOOTSTRAP) main --with demo --with test --with live
+	@$(BOOTSTRAP) gptq
+	@$(BOOTSTRAP) awq
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check:  ## set up and run the linter, the formatter's check and the type checker

@@ -17,6 +17,7 @@ from quant_assets.atomic_files import write_text_atomically
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.settings import PROJECT_ROOT, Settings
+from quant_assets.warehouse.loads import row_counts
 
 DBT_PROJECT_FOLDER = PROJECT_ROOT / "dbt_like_sql"
 WAREHOUSE_VARIABLE = "QUANT_ASSETS_WAREHOUSE"
@@ -91,10 +92,17 @@ def build_marts(project: DbtProject) -> dg.AssetsDefinition:
     def dbt_models(
         context: dg.AssetExecutionContext, dbt: DbtCliResource, data_root: DataRoot
     ) -> Iterator[Any]:
+        target = data_root.settings.dbt_target / "runs" / context.run_id
         with clear_failures(), data_root.warehouse.exclusive() as build_path:
             os.environ[WAREHOUSE_VARIABLE] = str(build_path)
-            target = data_root.settings.dbt_target / "runs" / context.run_id
-            invocation = dbt.cli(["build"], context=context, target_path=target)
-            yield from invocation.stream().fetch_row_counts().fetch_column_metadata()
+            events = list(dbt.cli(["build"], context=context, target_path=target).stream())
+        with data_root.warehouse.read() as connection:
+            counts = {name.split(".")[1]: rows for name, rows in row_counts(connection).items()}
+        for event in events:
+            if isinstance(event, dg.Output) and event.output_name in counts:
+                rows = {"dagster/row_count": counts[event.output_name]}
+                yield event.with_metadata({**event.metadata, **rows})
+            else:
+                yield event
 
     return dbt_models.map_asset_specs(lambda spec: spec.replace_attributes(owners=OWNERS))

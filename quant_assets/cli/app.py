@@ -7,6 +7,7 @@ from rich.console import Console
 
 from quant_assets.cli.bench import bench
 from quant_assets.cli.collect import collect
+from quant_assets.cli.decision_report import decision_report
 from quant_assets.cli.demo import demo
 from quant_assets.cli.enrich import enrich
 from quant_assets.cli.estimate import estimate
@@ -38,6 +39,7 @@ def root() -> None:
 
 app.add_typer(bench, name="bench")
 app.command()(collect)
+app.command(name="decision-report")(decision_report)
 app.command()(demo)
 app.command()(enrich)
 app.command()(estimate)

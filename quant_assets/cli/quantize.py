@@ -8,6 +8,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from quant_assets.bench.settings import Device
+from quant_assets.cli.quantize_groupwise import (
+    GroupwiseOptions,
+    make_checkpoint,
+    print_checkpoint,
+)
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.models.source import resolve_source
@@ -19,6 +25,11 @@ from quant_assets.quantize.gguf import (
     plan_gguf,
     quantize_gguf,
 )
+from quant_assets.quantize.groupwise import (
+    DEFAULT_SAMPLES,
+    DEFAULT_SEQUENCE_LENGTH,
+    Engine,
+)
 from quant_assets.settings import get_settings
 
 
@@ -26,6 +37,8 @@ class TargetFormat(StrEnum):
     """What a model can be quantized to."""
 
     GGUF = "gguf"
+    GPTQ = "gptq"
+    AWQ = "awq"
 
 
 class OutputFormat(StrEnum):
@@ -53,6 +66,33 @@ def quantize(
     threads: Annotated[
         int | None, typer.Option(help="Quantizing threads; all cores by default.", min=1)
     ] = None,
+    bits: Annotated[int, typer.Option(help="GPTQ: 2, 3, 4 or 8; AWQ: 4.")] = 4,
+    group_size: Annotated[
+        int, typer.Option(help="Weights that share a scale: 32, 64, 128; GPTQ also -1, a row.")
+    ] = 128,
+    desc_act: Annotated[
+        bool, typer.Option("--desc-act/--no-desc-act", help="GPTQ: order by activations.")
+    ] = False,
+    sym: Annotated[
+        bool, typer.Option("--sym/--no-sym", help="GPTQ: zero point in the middle.")
+    ] = True,
+    engine: Annotated[
+        Engine | None, typer.Option(help="AWQ: autoawq (default) or gptqmodel.")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help="GPTQ, AWQ: text, JSONL or Parquet file, or hub:owner/name."),
+    ] = None,
+    calibration_samples: Annotated[
+        int, typer.Option(help="GPTQ, AWQ: windows of calibration text.", min=1)
+    ] = DEFAULT_SAMPLES,
+    sequence_length: Annotated[
+        int, typer.Option(help="GPTQ, AWQ: tokens of a window.", min=8)
+    ] = DEFAULT_SEQUENCE_LENGTH,
+    device: Annotated[Device, typer.Option(help="GPTQ, AWQ: where to compute.")] = "auto",
+    gate: Annotated[
+        bool, typer.Option("--gate/--no-gate", help="GPTQ, AWQ: judge by perplexity.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
     output_format: Annotated[
         OutputFormat, typer.Option("--format", help="Form of the result on standard output.")
@@ -61,7 +101,10 @@ def quantize(
         Verbosity, typer.Option(help="What is shown on standard error.")
     ] = Verbosity.NORMAL,
 ) -> None:
-    """Quantize a model to a GGUF file, in one pass and resumable.
+    """Quantize a model to a GGUF file, or to a GPTQ or AWQ folder; both resumable.
+
+    GPTQ and AWQ folders get the name of their job inside the output folder; as JSON the result is
+    their manifest.
 
     Progress goes to standard error, the result to standard output; as JSON it has the fields of
     `QuantizeGgufResult`, with --dry-run those of `GgufPlan` (quant_assets.quantize.gguf).
@@ -70,9 +113,36 @@ def quantize(
     cannot be written; 5 the worker died; 7 the finished file failed its validation; 8 something is
     not installed; 1 anything else.
     """
-    del to  # one format so far; the option states it
+    settings = get_settings()
+    if to is not TargetFormat.GGUF:
+        if dry_run:
+            raise typer.BadParameter(
+                "a plan is printed for --to gguf alone", param_hint="--dry-run"
+            )
+        made = make_checkpoint(
+            resolve_source(model, settings),
+            "gptq" if to is TargetFormat.GPTQ else "awq",
+            GroupwiseOptions(
+                bits=bits,
+                group_size=group_size,
+                desc_act=desc_act,
+                sym=sym,
+                engine=engine,
+                calibration=calibration,
+                samples=calibration_samples,
+                sequence_length=sequence_length,
+                device=device,
+                gate=gate,
+                threads=threads,
+                resume=resume,
+            ),
+            output_dir,
+            verbosity,
+        )
+        print_checkpoint(made, as_json=output_format is OutputFormat.JSON)
+        return
     chosen = parse_level(level)
-    source = resolve_source(model, get_settings())
+    source = resolve_source(model, settings)
     output = output_dir.resolve() / f"{source.name}-{chosen.name}.gguf"
     with WorkerProgress(verbosity) as progress:
         answer: GgufPlan | QuantizeGgufResult

@@ -28,18 +28,25 @@ def record_prices(enriched: EnrichedListings, folder: Path, at: datetime.datetim
     workspace = enriched.workspace
     offers = _OFFERS.format(rows=enriched.rows)
     (digest,) = workspace.query(
-        "SELECT md5(coalesce(string_agg(concat_ws('=', offer_id, price_usd), ';' ORDER BY offer_id)"
-        f", '')) FROM ({offers})"  # noqa: S608, own names
+        f"""
+        SELECT md5(coalesce(
+            string_agg(concat_ws('=', offer_id, price_usd), ';' ORDER BY offer_id), ''
+        ))
+        FROM ({offers})
+        """  # noqa: S608, own names
     )[0]
     newest = max(folder.glob("*.parquet"), default=None)
     if newest is not None and newest.stem.endswith(f"_{digest}"):
         return None
     stamp = at.astimezone(datetime.UTC)
-    path = folder / f"{stamp:%Y%m%dT%H%M%S}Z_{digest}.parquet"
+    path = folder / f"{stamp:%Y%m%dT%H%M%S.%f}Z_{digest}.parquet"
     with atomic_path(path) as temporary:
         workspace.query(
-            "COPY (SELECT CAST(? AS TIMESTAMPTZ) AS recorded_at, * "
-            f"FROM ({offers}) ORDER BY offer_id) TO ? (FORMAT parquet)",  # noqa: S608, own names
+            f"""
+            COPY (
+                SELECT CAST(? AS TIMESTAMPTZ) AS recorded_at, * FROM ({offers}) ORDER BY offer_id
+            ) TO ? (FORMAT parquet)
+            """,  # noqa: S608, own names
             [stamp.isoformat(), str(temporary)],
         )
     return path

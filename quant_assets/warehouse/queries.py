@@ -29,7 +29,8 @@ def cheapest_deployment_options(
         from marts.deployment_options
         where fits and usd_per_slot is not null
         qualify row_number() over (
-            partition by price_kind, model, variant order by usd_per_slot, row_id
+            partition by price_kind, model, variant
+            order by usd_per_slot, row_id, context_tokens, batch_size
         ) = 1
         order by price_kind, usd_per_slot, model, variant
         limit ?

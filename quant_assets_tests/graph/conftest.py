@@ -35,7 +35,7 @@ quantum flux capacitor,1,USD,shop,https://shop.example/3
 """
 
 
-QUALITY = {"ops": {"tiny__variant_quality_results": {"config": {"windows": 1}}}}
+QUALITY = {"ops": {"tiny__variant_quality_results": {"config": {"windows": 1, "obedience": False}}}}
 
 
 class Installation(NamedTuple):

@@ -108,8 +108,15 @@ def copy_companions(
             shutil.copyfile(path, output / path.name)
             names.append(path.name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    key = "dtype" if "dtype" in config else "torch_dtype"
-    config[key] = dtype
+    # Both the names of transformers 5 and the older ones, which other software still looks for.
+    config["dtype"] = config["torch_dtype"] = dtype
+    rope = config.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        config.setdefault("rope_theta", rope["rope_theta"])
+        if rope.get("rope_type", "default") != "default":
+            config.setdefault(
+                "rope_scaling", {key: rope[key] for key in rope if key != "rope_theta"}
+            )
     config["quantization_config"] = dict(quantization_config)
     write_text_atomically(output / "config.json", json.dumps(config, indent=2))
     return [*names, "config.json"]

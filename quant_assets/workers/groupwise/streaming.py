@@ -16,6 +16,7 @@ from safetensors import safe_open
 from quant_assets.errors import InputError
 
 _TUPLE_OUTPUT = int(transformers.__version__.split(".", 1)[0]) < 5
+_BEFORE_ROPE_PARAMETERS = _TUPLE_OUTPUT
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,26 @@ class LayerCall:
 
 class _LastLayerReached(Exception):
     """Everything has been seen; the rest of the model is not loaded."""
+
+
+def _restore_rope(config: Any, folder: Path) -> None:
+    """Give a config that transformers 5 wrote its rotary settings, which version 4 looks for
+    elsewhere and, not finding them, silently replaces by defaults.
+    """
+    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rope = raw.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return
+    if "rope_theta" not in rope:
+        raise InputError(
+            f"transformers {transformers.__version__} cannot express the rotary embeddings of "
+            f"{config.model_type}.",
+            "They differ between kinds of layers.",
+            "Use --engine gptqmodel.",
+        )
+    config.rope_theta = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        config.rope_scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
 
 
 class TensorFiles:
@@ -75,6 +96,8 @@ class StreamedModel:
         self.dtype = dtype
         try:
             self.config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            if _BEFORE_ROPE_PARAMETERS:
+                _restore_rope(self.config, folder)
             with init_empty_weights(include_buffers=False):
                 self.model = transformers.AutoModelForCausalLM.from_config(
                     self.config, trust_remote_code=False

@@ -1,0 +1,23 @@
+"""`quant-assets decision-report`: the whole project on one page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quant_assets.settings import get_settings
+
+
+def decision_report(
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where to write, as .html and .md; default: the data root's reports."),
+    ] = None,
+) -> None:
+    """Write what was measured, what to rent or buy for it, and what is stale, from the marts."""
+    from quant_assets.report.decision import build_decision_report, write_decision_report
+
+    settings = get_settings()
+    report = build_decision_report(settings)
+    for path in write_decision_report(report, output or settings.home / "reports" / "decision"):
+        typer.echo(f"report: {path}", err=True)

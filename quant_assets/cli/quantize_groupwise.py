@@ -1,0 +1,114 @@
+"""GPTQ and AWQ behind `quant-assets quantize` and `quant-assets convert`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quant_assets.bench.evaluation_text import evaluation_text
+from quant_assets.bench.settings import Device
+from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.formats.group_quantization import parse_group_quantization
+from quant_assets.models.source import SourceModel
+from quant_assets.quantize.calibration import calibration_text
+from quant_assets.quantize.groupwise import Engine, GroupwiseFormat, groupwise_settings
+from quant_assets.quantize.groupwise_artifact import MadeCheckpoint, make_groupwise_artifact
+from quant_assets.quantize.store import ArtifactStore
+from quant_assets.settings import get_settings
+
+
+class GroupwiseOptions(NamedTuple):
+    """What the command line says about a GPTQ or AWQ job."""
+
+    bits: int
+    group_size: int
+    desc_act: bool
+    sym: bool
+    engine: Engine | None
+    calibration: str | None
+    samples: int
+    sequence_length: int
+    device: Device
+    gate: bool
+    threads: int | None
+    resume: bool
+
+
+def make_checkpoint(
+    source: SourceModel,
+    method: GroupwiseFormat,
+    options: GroupwiseOptions,
+    output_dir: Path,
+    verbosity: Verbosity,
+    lineage: Mapping[str, str] | None = None,
+) -> MadeCheckpoint:
+    """Make the artifact `source` to `method` in `output_dir`, showing the worker's progress."""
+    group = "channel" if options.group_size == -1 else f"g{options.group_size}"
+    quantization = parse_group_quantization(f"{method}-{options.bits}bit-{group}")
+    assert quantization is not None
+    chosen = groupwise_settings(
+        quantization,
+        engine=options.engine,
+        desc_act=options.desc_act,
+        sym=options.sym,
+        samples=options.samples,
+        sequence_length=options.sequence_length,
+    )
+    settings = get_settings()
+    calibration = calibration_text(options.calibration, settings.cache)
+    if calibration.warning and verbosity is not Verbosity.QUIET:
+        console = Console(stderr=True, highlight=False)
+        console.print(f"warning: {calibration.warning}", markup=False)
+    with WorkerProgress(verbosity) as progress:
+        return make_groupwise_artifact(
+            source.name,
+            source,
+            chosen,
+            calibration,
+            ArtifactStore(output_dir.resolve()),
+            text=evaluation_text("auto", settings.cache),
+            cache=settings.cache,
+            threads=options.threads,
+            device=options.device,
+            resume=options.resume,
+            gate=options.gate,
+            lineage=lineage,
+            on_event=progress.show,
+        )
+
+
+def print_checkpoint(made: MadeCheckpoint, *, as_json: bool) -> None:
+    """The manifest on standard output, as JSON or as a table."""
+    manifest = made.manifest
+    if as_json:
+        typer.echo(manifest.model_dump_json(indent=2))
+        return
+    facts = {
+        "folder": str(made.folder) + (" (found, nothing was done)" if made.reused else ""),
+        "size": f"{manifest.size_bytes:,} bytes ({manifest.size_bytes / 1e9:.3f} GB)",
+        "parameters": f"{manifest.n_parameters:,}",
+        "bits per weight": f"{manifest.bits_per_weight:.4f}",
+        "calibrated on": f"{manifest.engine['calibration']}, "
+        f"{manifest.engine['calibration tokens']} tokens",
+        "time": f"{manifest.seconds:.1f} s",
+        "peak memory": f"{(manifest.peak_rss_bytes or 0) / 1e9:.2f} GB",
+    }
+    checked = manifest.validation
+    if manifest.perplexity is not None:
+        facts |= {
+            "perplexity": f"{manifest.perplexity:.3f} on {checked['text']}",
+            "source's": f"{checked['source_perplexity']:.3f} "
+            f"(ratio {checked['ratio_to_source']:.4f})",
+            "rounding's": f"{checked['rounding_perplexity']:.3f} "
+            f"(ratio {checked['ratio_to_rounding']:.4f})",
+            "it generated": repr(checked["generated_text"]),
+        }
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    Console(highlight=False, markup=False, soft_wrap=True).print(table)

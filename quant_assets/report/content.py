@@ -1,0 +1,235 @@
+"""What the whole-project report says, read from the warehouse."""
+
+import datetime
+from typing import Any, TypeVar
+
+import duckdb
+from pydantic import BaseModel
+
+LISTINGS_STALE_AFTER = datetime.timedelta(hours=36)
+BENCHMARKS_STALE_AFTER = datetime.timedelta(days=14)
+_CONTEXT = 8192
+_PLACES = 3
+_EXAMPLES = 2
+
+RowT = TypeVar("RowT", bound=BaseModel)
+
+
+class VariantFigures(BaseModel):
+    """A variant's size, speed at batch 1 and quality; null where not measured."""
+
+    model: str
+    variant: str
+    size_gb: float
+    bits_per_weight: float
+    decode_tokens_per_s: float | None
+    quality_loss: float | None
+    quality_basis: str
+    obedience_pass_rate: float | None
+    is_pareto: bool | None
+    dominated_by: str | None
+
+
+class Cell(BaseModel):
+    """The newest record of a cell under its conditions."""
+
+    model: str
+    variant: str
+    batch_size: int
+    processor: str
+    threads: int | None
+    prompt_tokens: int
+    generated_tokens: int
+    runs: int
+    p50_ms: float
+    p95_ms: float
+    decode_tokens_per_s: float | None
+    prefill_tokens_per_s: float | None
+    peak_rss_bytes: int | None
+    contended: bool | None
+    measured_at: datetime.datetime
+
+
+class CardOffer(BaseModel):
+    """The cheapest offer of a card, to buy or to rent."""
+
+    gpu: str
+    price_kind: str
+    price_per_gpu_usd: float
+    vram_gb: float
+    capacity_7b: int
+
+
+class RecommendedOption(BaseModel):
+    """A row of the mart `recommendations`."""
+
+    model: str
+    context_tokens: int
+    batch_size: int
+    price_kind: str
+    place: int
+    variant: str
+    gpu: str
+    gpu_count: int
+    seller: str | None
+    price_usd: float
+    decode_tokens_per_s: float
+    decode_tokens_per_s_low: float
+    decode_tokens_per_s_high: float
+    speed_basis: str
+    usd_per_million_tokens: float
+    quality_loss: float | None
+    reason: str
+
+
+class QuarantineReason(BaseModel):
+    """How many rows one reason set aside, with some of their titles."""
+
+    reason: str
+    rows: int
+    examples: list[str]
+
+
+class DecisionReport(BaseModel):
+    """Everything that the report says."""
+
+    written_at: datetime.datetime
+    listings_read_at: datetime.datetime | None
+    models: list[str]
+    offers: int
+    cards: int
+    variants: list[VariantFigures]
+    cells: list[Cell]
+    card_offers: list[CardOffer]
+    recommendations: list[RecommendedOption]
+    quarantine: list[QuarantineReason]
+    stale: list[str]
+
+
+def gather(
+    connection: duckdb.DuckDBPyConnection,
+    *,
+    now: datetime.datetime,
+    listings_read_at: datetime.datetime | None,
+) -> DecisionReport:
+    """Read the marts; `listings_read_at` is when the listing files were last read."""
+    variants = _rows(
+        connection,
+        VariantFigures,
+        """
+        select pareto.*, quality.obedience_pass_rate
+        from marts.pareto_variants as pareto
+        inner join marts.variant_quality as quality using (model, variant)
+        order by model, size_gb desc, variant
+        """,
+    )
+    cells = _rows(
+        connection,
+        Cell,
+        "select * from marts.variant_benchmarks "
+        "order by model, variant, batch_size, measured_at desc",
+    )
+    recommendations = _rows(
+        connection,
+        RecommendedOption,
+        """
+        select * from marts.recommendations
+        where place <= $places
+        qualify context_tokens = max(
+            case when context_tokens <= $context then context_tokens end
+        ) over (partition by model)
+        order by model, batch_size, price_kind, place
+        """,
+        {"places": _PLACES, "context": _CONTEXT},
+    )
+    ((offers, cards),) = connection.execute(
+        "select count(*), count(distinct gpu) from marts.listing_capacity"
+    ).fetchall()
+    return DecisionReport(
+        written_at=now,
+        listings_read_at=listings_read_at,
+        models=sorted({row.model for row in variants}),
+        offers=offers,
+        cards=cards,
+        variants=variants,
+        cells=cells,
+        card_offers=_rows(
+            connection,
+            CardOffer,
+            """
+            select * from marts.listing_capacity
+            where price_per_gpu_usd is not null and capacity_7b is not null
+            qualify row_number() over (
+                partition by gpu, price_kind order by price_per_gpu_usd, row_id
+            ) = 1
+            order by price_kind, price_per_gpu_usd
+            """,
+        ),
+        recommendations=recommendations,
+        quarantine=_rows(
+            connection,
+            QuarantineReason,
+            f"""
+            select reason, count(*) as rows,
+                coalesce(list(distinct title order by title)[1:{_EXAMPLES}], []) as examples
+            from staging.stg_quarantined_listings group by reason order by 2 desc, 1
+            """,  # noqa: S608, a constant
+        ),
+        stale=_stale(connection, now, listings_read_at),
+    )
+
+
+def _stale(
+    connection: duckdb.DuckDBPyConnection,
+    now: datetime.datetime,
+    listings_read_at: datetime.datetime | None,
+) -> list[str]:
+    """One sentence for everything that is older than it should be, or was never measured."""
+    found = []
+    if listings_read_at is None:
+        found.append("The listings have never been read.")
+    elif now - listings_read_at > LISTINGS_STALE_AFTER:
+        found.append(f"The listings were read {_age(now - listings_read_at)} ago.")
+    for model, variant, current, newest in connection.execute(
+        """
+        select model, variant, bool_or(artifact_is_current), max(measured_at)
+        from marts.variant_benchmarks group by all order by all
+        """
+    ).fetchall():
+        if not current:
+            found.append(f"{model} {variant}: its artifact was made anew after it was measured.")
+        elif now - newest > BENCHMARKS_STALE_AFTER:
+            found.append(f"{model} {variant}: it was measured {_age(now - newest)} ago.")
+    for model, variant, unmeasured_speed, unmeasured_quality, contended in connection.execute(
+        """
+        select model, variant, decode_tokens_per_s is null, quality_basis = 'unmeasured',
+            coalesce(any_contended, false)
+        from marts.pareto_variants order by model, variant
+        """
+    ).fetchall():
+        for holds, what in (
+            (unmeasured_speed, "its speed at batch 1 was never measured"),
+            (unmeasured_quality, "its quality was never measured"),
+            (contended, "its speed was measured while other processes were busy"),
+        ):
+            if holds:
+                found.append(f"{model} {variant}: {what}.")
+    return found
+
+
+def _age(age: datetime.timedelta) -> str:
+    hours = age.total_seconds() / 3600
+    return f"{hours:.0f} hours" if hours < 48 else f"{age.days} days"
+
+
+def _rows(
+    connection: duckdb.DuckDBPyConnection,
+    row_type: type[RowT],
+    query: str,
+    parameters: dict[str, Any] | None = None,
+) -> list[RowT]:
+    cursor = connection.execute(query, parameters)
+    columns = [str(column[0]) for column in cursor.description or []]
+    return [
+        row_type.model_validate(dict(zip(columns, row, strict=True))) for row in cursor.fetchall()
+    ]

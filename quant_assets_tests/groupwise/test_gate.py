@@ -1,0 +1,83 @@
+"""The gate's rule, and settings that do not exist."""
+
+import math
+
+import pytest
+
+from quant_assets.errors import InputError
+from quant_assets.formats.group_quantization import GroupQuantization
+from quant_assets.models.inspection import ModelShape
+from quant_assets.quantize.groupwise import check_shape, groupwise_settings
+from quant_assets.quantize.perplexity_gate import rejection
+
+LARGE, SMALL = 1_200_000_000, 135_000_000
+
+
+@pytest.mark.parametrize(
+    ("perplexity", "source", "rounding", "bits", "n_parameters", "passes"),
+    [
+        (27.8, 25.0, 31.6, 4, SMALL, True),
+        (35.1, 25.0, 31.6, 4, SMALL, False),
+        (581_390.0, 25.0, 31.6, 4, SMALL, False),
+        (math.nan, 25.0, 31.6, 4, SMALL, False),
+        (math.inf, 25.0, 31.6, 4, SMALL, False),
+        (10.4, 10.0, 10.8, 4, LARGE, True),
+        (10.6, 10.0, 10.8, 4, LARGE, False),
+        (10.6, 10.0, 10.8, 3, LARGE, True),
+        (10.05, 10.0, 10.04, 8, LARGE, True),
+        (10.3, 10.0, 10.04, 8, LARGE, False),
+    ],
+)
+def test_rule(
+    perplexity: float, source: float, rounding: float, bits: int, n_parameters: int, passes: bool
+) -> None:
+    reason = rejection(
+        perplexity=perplexity, source=source, rounding=rounding, bits=bits,
+        n_parameters=n_parameters,
+    )  # fmt: skip
+    assert (reason is None) == passes
+
+
+def quantization(method: str, bits: int = 4, group_size: int = 64) -> GroupQuantization:
+    return GroupQuantization.model_validate(
+        {"method": method, "bits": bits, "group_size": group_size}
+    )
+
+
+def test_combinations_that_do_not_exist() -> None:
+    with pytest.raises(InputError, match="no act-order"):
+        groupwise_settings(quantization("awq"), desc_act=True)
+    with pytest.raises(InputError, match="writes no GPTQ"):
+        groupwise_settings(quantization("gptq"), engine="autoawq")
+    with pytest.raises(InputError, match="one group a row"):
+        groupwise_settings(quantization("awq", group_size=-1))
+    assert not groupwise_settings(quantization("awq")).sym
+
+
+def shape(hidden: int = 256, intermediate: int = 256, **changes: object) -> ModelShape:
+    values: dict[str, object] = {
+        "architecture": "llama", "n_layers": 2, "hidden_size": hidden,
+        "intermediate_size": intermediate, "n_heads": 4, "kv_heads_by_layer": (2, 2),
+        "head_dim_k": hidden // 4, "head_dim_v": hidden // 4, "vocab_size": 512,
+        "n_parameters": 1000, "n_linear_parameters": 900,
+    }  # fmt: skip
+    return ModelShape.model_validate({**values, **changes})
+
+
+def test_groups_must_divide_every_row() -> None:
+    check_shape(shape(), groupwise_settings(quantization("gptq", group_size=128)))
+    with pytest.raises(InputError, match="do not divide") as caught:
+        check_shape(shape(576, 1536), groupwise_settings(quantization("gptq", group_size=128)))
+    assert "--group-size 64 or 32" in caught.value.next_step
+    check_shape(shape(576, 1536), groupwise_settings(quantization("gptq", group_size=64)))
+
+
+def test_sizes_that_kernels_cannot_pack() -> None:
+    settings = groupwise_settings(quantization("gptq", bits=3, group_size=-1))
+    with pytest.raises(InputError, match="cannot pack"):
+        check_shape(shape(200, 200), settings)
+
+
+def test_experts_are_refused() -> None:
+    with pytest.raises(InputError, match="Mixture-of-experts"):
+        check_shape(shape(n_experts=8), groupwise_settings(quantization("gptq")))

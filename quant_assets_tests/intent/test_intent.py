@@ -1,0 +1,170 @@
+"""One intent, four backends: the parameters, the refusals, and what `auto` finds."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from quant_assets.cli.app import app
+from quant_assets.errors import InputError
+from quant_assets.formats.intent import (
+    Backend,
+    Method,
+    UnifiedQuantizationConfig,
+    detect_quantization,
+)
+from quant_assets.listings.registry import Gpu, load_registry
+
+
+def gpu(name: str) -> Gpu:
+    return load_registry().variants(name)[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "backend", "card", "expected"),
+    [
+        ("int4", "vllm", "L4", {"quantization": "awq_marlin"}),
+        ("int4", "vllm", "T4", {"quantization": "awq", "dtype": "float16"}),
+        ("int4", "vllm", "V100", {"quantization": "gptq"}),
+        ("int4", "vllm", None, {"quantization": "awq"}),
+        ("int8", "vllm", "A100", {"quantization": "gptq_marlin"}),
+        ("fp8", "vllm", "H100", {"quantization": "fp8"}),
+        ("int4", "vllm", "MI300X", {"quantization": "gptq"}),
+        ("int8", "pytorch", "T4", {"load_in_8bit": True, "torch_dtype": "float16"}),
+        (
+            "int4",
+            "pytorch",
+            "L4",
+            {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "torch_dtype": "bfloat16"},
+        ),
+        ("none", "pytorch", None, {"torch_dtype": "bfloat16"}),
+        ("int8", "tensorrt", "L4", {"qformat": "int8_wo"}),
+        ("fp8", "tensorrt", "H100", {"qformat": "fp8", "calib_size": 512}),
+        ("int4", "tensorrt", "A100", {"qformat": "int4_awq"}),
+        ("int8", "llamacpp", None, {"level": "Q8_0"}),
+        ("int4", "llamacpp", "RTX 4090", {"level": "Q4_K_M"}),
+    ],
+)
+def test_parameters(
+    method: Method, backend: Backend, card: str | None, expected: dict[str, object]
+) -> None:
+    config = UnifiedQuantizationConfig(method=method)
+    answer = config.to_backend_params(backend, gpu(card) if card else None)
+    assert expected.items() <= answer.params.items()
+    assert answer.launch
+
+
+@pytest.mark.parametrize(
+    ("method", "backend", "card", "nearest"),
+    [
+        ("fp8", "pytorch", None, "int8 on pytorch"),
+        ("fp8", "vllm", "A100", "int8 on vllm"),
+        ("fp8", "vllm", "MI210", "through GPTQ"),
+        ("fp8", "tensorrt", "A100", "int8 on tensorrt"),
+        ("fp8", "llamacpp", None, "Q8_0"),
+        ("int4", "vllm", "Tesla P100 PCIe 16GB", "llamacpp"),
+        ("int8", "pytorch", "GTX 1080 Ti", "int4 on pytorch"),
+        ("int4", "vllm", "M2 Max", "llamacpp"),
+    ],
+)
+def test_impossible_pairs_name_the_nearest_possible(
+    method: Method, backend: Backend, card: str | None, nearest: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        UnifiedQuantizationConfig(method=method).to_backend_params(
+            backend, gpu(card) if card else None
+        )
+    assert nearest in caught.value.next_step
+
+
+def test_activations_and_calibration_reach_tensorrt() -> None:
+    config = UnifiedQuantizationConfig(method="int8", weight_only=False, calibration="mine")
+    params = config.to_backend_params("tensorrt").params
+    assert (params["qformat"], params["calib_dataset"]) == ("int8_sq", "mine")
+
+
+def test_backend_method_is_an_escape_hatch_within_reason() -> None:
+    config = UnifiedQuantizationConfig(method="int4", backend_method="gptq_marlin")
+    assert config.to_backend_params("vllm", gpu("L4")).params["quantization"] == "gptq_marlin"
+    with pytest.raises(InputError, match="gptq_marlin kernel"):
+        config.to_backend_params("vllm", gpu("T4"))
+    with pytest.raises(InputError, match="llamacpp has no method"):
+        config.to_backend_params("llamacpp")
+    with pytest.raises(ValueError, match="does int4, not fp8"):
+        UnifiedQuantizationConfig(method="fp8", backend_method="awq")
+
+
+def test_enabled_and_bits() -> None:
+    assert not UnifiedQuantizationConfig().enabled
+    bits = [UnifiedQuantizationConfig(method=m).bits for m in ("none", "int8", "int4", "fp8")]
+    assert bits == [16, 8, 4, 8]
+
+
+def checkpoint(folder: Path, quantization: dict[str, object] | None) -> Path:
+    config: dict[str, object] = {"model_type": "llama"}
+    if quantization is not None:
+        config["quantization_config"] = quantization
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("quantization", "method", "name"),
+    [
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, "int4", "awq_marlin"),
+        ({"quant_method": "gptq", "bits": 8}, "int8", "gptq_marlin"),
+        ({"quant_method": "gptq", "bits": 3}, "int4", "gptq"),
+        ({"quant_method": "fp8"}, "fp8", "fp8"),
+        (None, "none", None),
+    ],
+)
+def test_auto_reads_the_models_own_config(
+    tmp_path: Path, quantization: dict[str, object] | None, method: Method, name: str | None
+) -> None:
+    model = checkpoint(tmp_path, quantization)
+    answer = UnifiedQuantizationConfig(method="auto").to_backend_params("vllm", gpu("L4"), model)
+    assert answer.method == method
+    assert answer.params.get("quantization") == name
+
+
+def test_auto_refuses_what_the_backend_cannot_load(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path, {"quant_method": "awq", "bits": 4})
+    config = UnifiedQuantizationConfig(method="auto")
+    with pytest.raises(InputError) as caught:
+        config.to_backend_params("llamacpp", model=model)
+    assert "convert" in caught.value.next_step
+    with pytest.raises(InputError, match="engine"):
+        config.to_backend_params("tensorrt", model=model)
+    with pytest.raises(InputError, match="not known here"):
+        detect_quantization(checkpoint(tmp_path, {"quant_method": "marvel"}))
+
+
+def test_auto_reads_a_gguf_header(tmp_path: Path) -> None:
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    for kind, block_bytes, method in (
+        (GGMLQuantizationType.Q4_0, 18, "int4"),
+        (GGMLQuantizationType.Q8_0, 34, "int8"),
+    ):
+        path = tmp_path / f"{kind.name}.gguf"
+        writer = GGUFWriter(path, "llama")
+        writer.add_tensor(
+            "blk.0.ffn_up.weight", np.zeros((4, 2 * block_bytes), dtype=np.uint8), raw_dtype=kind
+        )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        assert detect_quantization(path).method == method
+
+
+def test_command_prints_parameters_and_launch_line() -> None:
+    run = CliRunner().invoke(
+        app, ["intent", "int4", "--backend", "vllm", "--gpu", "L4", "--format", "json"]
+    )
+    assert run.exit_code == 0
+    answer = json.loads(run.stdout)
+    assert answer["params"]["quantization"] == "awq_marlin"
+    assert answer["launch"].startswith("vllm serve MODEL --quantization awq_marlin")

@@ -1,0 +1,99 @@
+"""The whole-project report: what it says, that it needs nothing but itself, that it escapes."""
+
+import datetime
+import re
+import shutil
+from pathlib import Path
+
+import duckdb
+import pytest
+from conftest import NOW
+
+from quant_assets.errors import InputError
+from quant_assets.report.content import DecisionReport
+from quant_assets.report.decision import (
+    build_decision_report,
+    render_html,
+    render_markdown,
+    write_decision_report,
+)
+from quant_assets.settings import Settings
+from quant_assets.warehouse.connection import Warehouse
+
+
+@pytest.fixture(scope="module")
+def report(home: Path) -> DecisionReport:
+    return build_decision_report(Settings(home=home), now=NOW + datetime.timedelta(days=1))
+
+
+def test_it_holds_what_the_marts_hold(report: DecisionReport):
+    assert report.models == ["m"]
+    assert (report.offers, report.cards) == (5, 3)
+    assert {(row.variant, row.is_pareto) for row in report.variants} == {
+        ("f16", True),
+        ("q8", True),
+        ("q4", None),
+    }
+    assert {(offer.gpu, offer.price_kind) for offer in report.card_offers} == {
+        ("A", "purchase"),
+        ("B", "hourly"),
+        ("C", "purchase"),
+    }
+    assert {row.batch_size for row in report.recommendations} == {1, 4}
+
+
+def test_it_says_what_is_stale(home: Path, report: DecisionReport):
+    assert "The listings have never been read." in report.stale
+    assert "m q4: its quality was never measured." in report.stale
+    assert "m q8: its speed was measured while other processes were busy." in report.stale
+    assert not any("ago" in line for line in report.stale)
+    later = build_decision_report(Settings(home=home), now=NOW + datetime.timedelta(days=20))
+    assert "m f16: it was measured 19 days ago." in later.stale
+
+
+def test_the_page_needs_nothing_but_itself(report: DecisionReport):
+    html = render_html(report)
+    outside_script = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
+    assert not re.search(r"""(?:src|href)=["']?https?:""", outside_script)
+    assert "<link" not in outside_script
+    assert 'name="viewport"' in html and "prefers-color-scheme: dark" in html
+    assert html.count('class="plotly-graph-div"') == 5  # size, speed, latency, buy, rent
+
+
+def test_both_forms_carry_every_recommendation(report: DecisionReport, tmp_path: Path):
+    html, markdown = write_decision_report(report, tmp_path / "decision.html")
+    assert (html.suffix, markdown.suffix) == (".html", ".md")
+    for text in (html.read_text(), markdown.read_text()):
+        for row in report.recommendations:
+            assert row.variant in text and f"{row.decode_tokens_per_s:,.0f}" in text
+        assert "estimated" in text and "measured" in text
+
+
+def test_sellers_texts_are_escaped(report: DecisionReport):
+    option = report.recommendations[0].model_copy(update={"seller": "<b>|x|</b>"})
+    hostile = report.model_copy(update={"recommendations": [option]})
+    assert "<b>" not in render_html(hostile).split("</script>", 1)[1]
+    assert r"\<b\>\|x\|" in render_markdown(hostile)
+
+
+def test_without_marts_it_says_what_to_do(tmp_path: Path):
+    settings = Settings(home=tmp_path)
+    with Warehouse(settings.warehouse).write():
+        pass
+    with pytest.raises(InputError, match="marts have not been built"):
+        build_decision_report(settings)
+
+
+def test_an_empty_installation_has_a_report(home: Path, tmp_path: Path):
+    settings = Settings(home=tmp_path)
+    settings.warehouse.parent.mkdir(parents=True)
+    shutil.copyfile(home / "warehouse" / "quant_assets.duckdb", settings.warehouse)
+    with duckdb.connect(str(settings.warehouse)) as connection:
+        tables = connection.execute(
+            "select table_name from information_schema.tables where table_schema = 'marts'"
+        ).fetchall()
+        for (table,) in tables:
+            connection.execute(f"delete from marts.{table}").fetchall()
+    report = build_decision_report(settings)
+    assert "There is no offer that holds" in render_html(report)
+    assert "There is no offer that holds" in render_markdown(report)
