@@ -197,7 +197,9 @@ def test_a_lost_row_fails_the_conservation_check(full_run: Installation):
     parquet = full_run.settings.listings / "normalized" / "quarantined.parquet"
     content = parquet.read_bytes()
     try:
-        duckdb.execute(f"copy (from '{parquet}' limit 1) to '{parquet}.less'").fetchall()
+        duckdb.execute(
+            f"copy (from '{parquet}' limit 1) to '{parquet}.less' (format parquet)"
+        ).fetchall()
         Path(f"{parquet}.less").replace(parquet)
         check = next(item for item in build_checks([]) if item.node_def.name.endswith("conserved"))
         settings = full_run.settings

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from conftest import NOW
+from marts_world import NOW
 
 from quant_assets.errors import InputError
 from quant_assets.report.content import DecisionReport

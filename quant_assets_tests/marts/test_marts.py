@@ -7,7 +7,7 @@ from typing import Any
 
 import duckdb
 import pytest
-from conftest import CPU_EFFICIENCIES, dbt
+from marts_world import CPU_EFFICIENCIES, dbt
 
 from quant_assets.warehouse.connection import Warehouse
 

@@ -86,7 +86,7 @@ def test_a_question_beyond_the_grid(warehouse: Warehouse, question: dict[str, in
 
 
 def test_an_unknown_model_is_told_the_known_ones(warehouse: Warehouse):
-    with warehouse.read() as connection, pytest.raises(InputError, match="They know m."):
+    with warehouse.read() as connection, pytest.raises(InputError, match="They know m"):
         recommend(connection, Question(model="x"))
 
 
@@ -111,7 +111,6 @@ def test_the_command_answers_in_words_and_in_json(home: Path, monkeypatch: pytes
     data = CliRunner().invoke(app, [*arguments, "--format", "json"])
     get_settings.cache_clear()
     assert words.exit_code == 0
-    assert "left out: 5 quality never measured" not in data.stdout
     assert "Number 1 of 6 suitable options" in words.stdout
     answer = Answer.model_validate(json.loads(data.stdout))
     assert answer.recommendations[0].variant == "q8"

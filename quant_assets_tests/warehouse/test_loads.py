@@ -1,0 +1,95 @@
+"""Loading the raw tables from files."""
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from quant_assets.bench.jobs import QualityMeasurement
+from quant_assets.bench.obedience import ObedienceResult, Transcript
+from quant_assets.bench.quality import QualityResult, QualityStore
+from quant_assets.bench.variants import Variant
+from quant_assets.listings.pipeline import EnrichedListings
+from quant_assets.listings.stages import Workspace
+from quant_assets.warehouse.connection import Warehouse
+from quant_assets.warehouse.loads import load_listing_history, load_variant_quality
+from quant_assets.warehouse.price_history import record_prices
+
+START = datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC)
+DAY = datetime.timedelta(days=1)
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Warehouse:
+    return Warehouse(tmp_path / "w.duckdb")
+
+
+def offers(*prices: float | None) -> EnrichedListings:
+    """Offers of one card by different sellers."""
+    workspace = Workspace.create()
+    workspace.query(
+        "create table offers as select md5(i::varchar) as row_id, 'shop ' || i as seller, "
+        "'L4' as title, null::varchar as url, 'L4' as canonical_name, 1 as gpu_count, "
+        "'purchase' as price_kind, price as price_usd, price as price_per_gpu_usd "
+        "from (select unnest($prices::double[]) as price, generate_subscripts($prices, 1) as i)",
+        {"prices": list(prices)},
+    )
+    return EnrichedListings(workspace, "offers")
+
+
+def test_a_snapshot_is_written_only_when_a_price_changed(tmp_path: Path, warehouse: Warehouse):
+    first = record_prices(offers(2500, 2600, None), tmp_path / "history", START)
+    same = record_prices(offers(2500, 2600), tmp_path / "history", START + DAY)
+    cheaper = record_prices(offers(2400, 2600), tmp_path / "history", START + 2 * DAY)
+    back = record_prices(offers(2500, 2600), tmp_path / "history", START + 3 * DAY)
+    assert first and cheaper and back and same is None
+    assert len({first, cheaper, back}) == 3
+    for _ in range(2):  # loading again replaces
+        with warehouse.write() as connection:
+            assert load_listing_history(connection, tmp_path / "history") == 6
+    with warehouse.read() as connection:
+        changes = connection.execute(
+            "select recorded_at, price_usd from raw.listing_history where seller = 'shop 1' order by 1"
+        ).fetchall()
+    assert [(at.astimezone(datetime.UTC), price) for at, price in changes] == [
+        (START, 2500.0),
+        (START + 2 * DAY, 2400.0),
+        (START + 3 * DAY, 2500.0),
+    ]
+
+
+def test_without_snapshots_the_history_is_empty(tmp_path: Path, warehouse: Warehouse):
+    with warehouse.write() as connection:
+        assert load_listing_history(connection, tmp_path / "nothing") == 0
+
+
+def test_quality_and_obedience_come_from_their_files(tmp_path: Path, warehouse: Warehouse):
+    results = tmp_path / "results"
+    store = QualityStore(results, tmp_path / "cache")
+    variant = Variant(name="q8", format="gguf", level="Q8_0")
+    measurement = QualityMeasurement(
+        perplexity=20.2, perplexity_standard_error=0.3, scored_tokens=7650, windows=30, context=512,
+        baseline_perplexity=20.0, perplexity_ratio=1.01, kl_divergence=0.002, top1_agreement=0.97,
+        seconds=9,
+    )  # fmt: skip
+    quality = QualityResult(
+        variant="q8", model="m", artifact_id="a", baseline_artifact_id="b", text="topics",
+        text_sha256="0", timestamp=START, measurement=measurement,
+    )  # fmt: skip
+    store.save(variant, "key", quality)
+    passed = Transcript(id="1", category="c", prompt="p", answer="x", failure=None)
+    obedience = ObedienceResult(
+        variant="q8", model="m", artifact_id="a", timestamp=START, pass_rate=0.5,
+        pass_rate_by_category={"c": 0.5},
+        transcripts=[passed, passed.model_copy(update={"failure": "it is not x"})],
+    )  # fmt: skip
+    (results / "obedience").mkdir()
+    (results / "obedience" / "q8_key.json").write_text(obedience.model_dump_json())
+    with warehouse.write() as connection:
+        assert load_variant_quality(connection, store, results) == 2
+    with warehouse.read() as connection:
+        rows = connection.execute(
+            "select kind, perplexity_ratio, top1_agreement, obedience_prompts, obedience_pass_rate "
+            "from raw.variant_quality order by kind"
+        ).fetchall()
+    assert rows == [("obedience", None, None, 2, 0.5), ("perplexity", 1.01, 0.97, None, None)]
