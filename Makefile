@@ -3,7 +3,7 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) environments/bootstrap.py
 BIN = .venv/bin
 
-.PHONY: demo test ui check setup clean
+.PHONY: demo test ui check setup bench-gguf bench-listings bench-peers
 
 demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
 	@$(BOOTSTRAP) main --with demo
@@ -27,3 +27,15 @@ ui:  ## set up and open the Dagster UI on localhost
 
 setup:  ## set up only
 	@$(BOOTSTRAP) main --with demo --with test --with live
+
+bench-gguf:  ## one pass beside convert + llama_model_quantize, on a synthetic 1.2B Llama and SmolLM2
+	@$(BOOTSTRAP) main --with demo --with test --with live
+	@$(BIN)/python benchmarks/gguf_one_pass.py $(BENCH_ARGS)
+
+bench-listings:  ## a million listings end to end, ten million, and a per-row loop
+	@$(BOOTSTRAP) main
+	@$(BIN)/python benchmarks/listings_scale.py $(BENCH_ARGS)
+
+bench-peers:  ## speed and quality beside llama.cpp's own tools
+	@$(BOOTSTRAP) main --with demo --with test --with live
+	@$(BIN)/python benchmarks/peers.py $(BENCH_ARGS)
