@@ -11,6 +11,7 @@ from quant_assets.assets.benchmarks import build_benchmark_results
 from quant_assets.assets.listings import build_listings
 from quant_assets.assets.marts import build_marts, dbt_project, dbt_resource
 from quant_assets.assets.quality import build_variant_quality
+from quant_assets.assets.report import build_report
 from quant_assets.assets.tables import build_host_peaks, build_tables
 from quant_assets.automation.checks import build_checks
 from quant_assets.automation.jobs import build_jobs
@@ -41,6 +42,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             build_host_peaks(),
             *build_tables(models, variants),
             build_marts(dbt),
+            build_report(),
         ],
         asset_checks=build_checks(models),
         jobs=jobs,

@@ -76,6 +76,11 @@ class Settings(BaseSettings):
         return self.home / "warehouse" / "quant_assets.duckdb"
 
     @property
+    def decision_report(self) -> Path:
+        """The report of the whole project, without its endings (.html, .md)."""
+        return self.home / "reports" / "decision"
+
+    @property
     def dagster_home(self) -> Path:
         """Dagster's own storage."""
         return self.home / "dagster"

@@ -18,6 +18,7 @@ from quant_assets.listings.registry import load_registry
 from quant_assets.models.config import ModelConfig
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
+from quant_assets.speed.validation import check_speed_model
 
 LISTINGS_STALE_AFTER = datetime.timedelta(hours=36)
 BENCHMARKS_STALE_AFTER = datetime.timedelta(days=14)
@@ -28,7 +29,12 @@ REPORTED_RESOLUTION_BYTES = 2**20 / 100
 
 def build_checks(models: Iterable[ModelConfig]) -> list[dg.AssetChecksDefinition]:
     """All checks: of the listings, and of the artifacts and benchmarks of every model."""
-    checks = [_rows_are_conserved(), _cards_are_registered(), _match_rate_holds()]
+    checks = [
+        _rows_are_conserved(),
+        _cards_are_registered(),
+        _match_rate_holds(),
+        _speeds_are_true(),
+    ]
     for model in models:
         checks += [
             _artifacts_are_whole(model),
@@ -106,6 +112,22 @@ def _match_rate_holds() -> dg.AssetChecksDefinition:
         )
 
     return match_rate_holds
+
+
+def _speeds_are_true() -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset="expected_speed",
+        description="The speed model meets the measured points, each predicted from the others.",
+    )
+    def speeds_are_true(data_root: DataRoot) -> dg.AssetCheckResult:
+        with clear_failures(), data_root.warehouse.read() as connection:
+            check = check_speed_model(connection)
+        measured = check.model_dump(exclude={"problems"}, exclude_none=True)
+        return dg.AssetCheckResult(
+            passed=check.passed, metadata={**measured, "problems": " ".join(check.problems)}
+        )
+
+    return speeds_are_true
 
 
 def _artifacts_are_whole(model: ModelConfig) -> dg.AssetChecksDefinition:

@@ -22,8 +22,9 @@ AssetJob: TypeAlias = "UnresolvedAssetJobDefinition"
 REFRESH_LISTINGS = "refresh_listings"
 REFRESH_MARTS = "refresh_marts"
 MEASURE_HOST = "measure_host"
+FETCH_LIVE_PRICES = "fetch_live_prices"
 FULL_REBUILD = "full_rebuild"
-MARTS = dg.AssetSelection.groups("warehouse", "staging", "intermediate", "marts")
+MARTS = dg.AssetSelection.groups("warehouse", "staging", "intermediate", "marts", "report")
 
 
 def source_job_name(model: ModelConfig) -> str:
@@ -49,55 +50,52 @@ def benchmarks_job_name(model: ModelConfig) -> str:
 def build_jobs(models: Iterable[ModelConfig]) -> list[AssetJob]:
     """All jobs: listings with everything after them, marts alone, and those of every model."""
     jobs = [
-        dg.define_asset_job(
+        _job(
             REFRESH_LISTINGS,
-            selection=dg.AssetSelection.groups("listings") | MARTS,
-            description="Read the listing files again and refresh everything that follows.",
-            executor_def=dg.in_process_executor,
+            dg.AssetSelection.groups("listings") | MARTS,
+            "Read the listing files again and refresh everything that follows.",
         ),
-        dg.define_asset_job(
+        _job(
             REFRESH_MARTS,
-            selection=MARTS,
-            description="Load the raw tables from the files and rebuild staging and marts.",
-            executor_def=dg.in_process_executor,
+            MARTS,
+            "Load the raw tables from the files, rebuild staging and marts, write the report.",
+        ),
+        _job(
+            MEASURE_HOST,
+            dg.AssetSelection.groups("host"),
+            "Measure what this machine's memory and processor can do at most.",
+        ),
+        _job(
+            FETCH_LIVE_PRICES,
+            dg.AssetSelection.groups("live"),
+            "Fetch the offers of cloud providers; needs the extra `live` and a network.",
         ),
     ]
-    jobs.append(
-        dg.define_asset_job(
-            MEASURE_HOST,
-            selection=dg.AssetSelection.groups("host"),
-            description="Measure what this machine's memory and processor can do at most.",
-            executor_def=dg.in_process_executor,
-        )
-    )
     for model in models:
+        steps = {
+            source_job_name(model): (source_model_key(model), "Fetch or dequantize the model."),
+            artifacts_job_name(model): (gguf_artifacts_key(model), "Quantize it, level by level."),
+            quality_job_name(model): (
+                variant_quality_key(model),
+                "Perplexity and obedience, a partition a variant.",
+            ),
+            benchmarks_job_name(model): (
+                benchmark_results_key(model),
+                "Speed and memory, a partition a variant and batch size.",
+            ),
+        }
         jobs += [
-            dg.define_asset_job(
-                source_job_name(model),
-                selection=[source_model_key(model)],
-                description=f"Fetch or dequantize {model.name}.",
-                executor_def=dg.in_process_executor,
-            ),
-            dg.define_asset_job(
-                artifacts_job_name(model),
-                selection=[gguf_artifacts_key(model)],
-                description=f"Quantize {model.name} to GGUF, a partition a level.",
-                executor_def=dg.in_process_executor,
-            ),
-            dg.define_asset_job(
-                quality_job_name(model),
-                selection=[variant_quality_key(model)],
-                description=f"Perplexity and obedience of {model.name}, a partition a variant.",
-                executor_def=dg.in_process_executor,
-            ),
-            dg.define_asset_job(
-                benchmarks_job_name(model),
-                selection=[benchmark_results_key(model)],
-                description=f"Measure {model.name}, a partition a variant and batch size.",
-                executor_def=dg.in_process_executor,
-            ),
+            _job(name, dg.AssetSelection.assets(key), f"{model.name}: {description}")
+            for name, (key, description) in steps.items()
         ]
     return jobs
+
+
+def _job(name: str, selection: dg.AssetSelection, description: str) -> AssetJob:
+    """A job whose steps run in one process: they are light, or start workers of their own."""
+    return dg.define_asset_job(
+        name, selection=selection, description=description, executor_def=dg.in_process_executor
+    )
 
 
 def build_full_rebuild() -> dg.JobDefinition:

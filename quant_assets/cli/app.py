@@ -7,11 +7,13 @@ from rich.console import Console
 
 from quant_assets.cli.bench import bench
 from quant_assets.cli.collect import collect
+from quant_assets.cli.convert import convert
 from quant_assets.cli.decision_report import decision_report
 from quant_assets.cli.demo import demo
 from quant_assets.cli.enrich import enrich
 from quant_assets.cli.estimate import estimate
 from quant_assets.cli.imatrix import imatrix
+from quant_assets.cli.info import info
 from quant_assets.cli.intent import intent
 from quant_assets.cli.pipeline import pipeline
 from quant_assets.cli.quantize import quantize
@@ -20,6 +22,7 @@ from quant_assets.cli.report import report
 from quant_assets.cli.sql import sql
 from quant_assets.cli.types import types
 from quant_assets.cli.ui import ui
+from quant_assets.cli.validate import validate
 from quant_assets.errors import QuantAssetsError
 from quant_assets.redaction import redact
 
@@ -40,9 +43,11 @@ def root() -> None:
 app.add_typer(bench, name="bench")
 app.command()(collect)
 app.command(name="decision-report")(decision_report)
+app.command()(convert)
 app.command()(demo)
 app.command()(enrich)
 app.command()(estimate)
+app.command()(info)
 app.command()(intent)
 app.command()(pipeline)
 app.command()(recommend)
@@ -52,6 +57,7 @@ app.command()(quantize)
 app.command()(sql)
 app.command()(types)
 app.command()(ui)
+app.command()(validate)
 
 
 def main() -> None:

@@ -19,5 +19,5 @@ def decision_report(
 
     settings = get_settings()
     report = build_decision_report(settings)
-    for path in write_decision_report(report, output or settings.home / "reports" / "decision"):
+    for path in write_decision_report(report, output or settings.decision_report):
         typer.echo(f"report: {path}", err=True)

@@ -41,12 +41,18 @@ class Rounding(BaseModel):
     sym: bool
 
 
-class CheckpointQualityJob(BaseModel):
-    """Measure the checkpoint at `path`, rounded first where `rounding` says how."""
+class Checkpoint(BaseModel):
+    """A checkpoint to measure, rounded first where `rounding` says how."""
 
     path: Path
     format: RunnableFormat
     rounding: Rounding | None = None
+
+
+class CheckpointQualityJob(BaseModel):
+    """Measure checkpoints on one text, one after the other."""
+
+    checkpoints: list[Checkpoint]
     text: Path
     context: int
     windows: int
@@ -61,6 +67,12 @@ class CheckpointQuality(BaseModel):
     standard_error: float
     scored_tokens: int
     generated_text: str
+
+
+class CheckpointQualities(BaseModel):
+    """The answers, in the order of the checkpoints."""
+
+    measured: list[CheckpointQuality]
 
 
 class Verdict(BaseModel):
@@ -108,6 +120,34 @@ def rejection(
     return None
 
 
+def measure_checkpoints(
+    checkpoints: list[Checkpoint],
+    text: EvaluationText,
+    *,
+    threads: int,
+    device: Device,
+    windows: int,
+    context: int,
+    on_event: EventHandler | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> list[CheckpointQuality]:
+    """Load each checkpoint in a worker, let it generate, and measure its perplexity.
+
+    Raises `InputError` for a text that is too short, `WorkerError` when one does not load.
+    """
+    return run_worker(
+        "checkpoint_quality",
+        CheckpointQualityJob(
+            checkpoints=checkpoints, text=text.path, context=context, windows=windows,
+            threads=threads, device=device,
+        ),
+        CheckpointQualities,
+        environment="gptq",
+        on_event=on_event,
+        extra_env={**_WORKER_ENV, **(extra_env or {})},
+    ).measured  # fmt: skip
+
+
 def judge(
     artifact: Path,
     artifact_format: RunnableFormat,
@@ -129,35 +169,35 @@ def judge(
     Raises `InputError` for a text that is too short, `WorkerError` when the artifact does not load.
     """
 
-    def job_of(path: Path, kind: RunnableFormat, how: Rounding | None) -> CheckpointQualityJob:
-        return CheckpointQualityJob(
-            path=path, format=kind, rounding=how, text=text.path, context=context,
-            windows=windows, threads=threads, device=device,
-        )  # fmt: skip
-
-    def measure(job: CheckpointQualityJob) -> CheckpointQuality:
-        return run_worker(
-            "checkpoint_quality",
-            job,
-            CheckpointQuality,
-            environment="gptq",
-            on_event=on_event,
-            extra_env={**_WORKER_ENV, **(extra_env or {})},
-        )
-
-    def reference(how: Rounding | None) -> CheckpointQuality:
-        parts = (source.identity, how, text.sha256, context, windows, device)
-        key = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
-        kept = cache / "reference_perplexity" / f"{key}.json"
-        try:
-            return CheckpointQuality.model_validate_json(kept.read_bytes())
-        except (OSError, ValidationError):
-            measured = measure(job_of(source.path, "hf", how))
-            write_text_atomically(kept, measured.model_dump_json(indent=2))
-            return measured
-
-    own = measure(job_of(artifact, artifact_format, None))
-    plain, rounded = reference(None), reference(rounding)
+    references = [
+        Checkpoint(path=source.path, format="hf", rounding=how) for how in (None, rounding)
+    ]
+    kept = [
+        cache
+        / "reference_perplexity"
+        / f"{_key(source, reference, text, windows, context, device)}.json"
+        for reference in references
+    ]
+    known = [_read(path) for path in kept]
+    missing = [number for number, found in enumerate(known) if found is None]
+    own, *fresh = measure_checkpoints(
+        [
+            Checkpoint(path=artifact, format=artifact_format),
+            *(references[number] for number in missing),
+        ],
+        text,
+        threads=threads,
+        device=device,
+        windows=windows,
+        context=context,
+        on_event=on_event,
+        extra_env=extra_env,
+    )
+    for number, measured in zip(missing, fresh, strict=True):
+        write_text_atomically(kept[number], measured.model_dump_json(indent=2))
+        known[number] = measured
+    plain, rounded = known
+    assert plain is not None and rounded is not None
     return Verdict(
         text=text.name,
         scored_tokens=own.scored_tokens,
@@ -173,3 +213,22 @@ def judge(
             n_parameters=n_parameters,
         ),
     )
+
+
+def _key(
+    source: SourceModel,
+    reference: Checkpoint,
+    text: EvaluationText,
+    windows: int,
+    context: int,
+    device: Device,
+) -> str:
+    parts = (source.identity, reference.rounding, text.sha256, windows, context, device)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _read(path: Path) -> CheckpointQuality | None:
+    try:
+        return CheckpointQuality.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None

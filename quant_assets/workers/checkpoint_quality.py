@@ -8,14 +8,29 @@ from typing import Any
 import torch
 
 from quant_assets.bench.jobs import QualityJob
-from quant_assets.quantize.perplexity_gate import CheckpointQuality, CheckpointQualityJob, Rounding
+from quant_assets.quantize.perplexity_gate import (
+    Checkpoint,
+    CheckpointQualities,
+    CheckpointQuality,
+    CheckpointQualityJob,
+    Rounding,
+)
 from quant_assets.workers.protocol import EventChannel, serve
 
 _PROMPT = "The"
 _GENERATED_TOKENS = 12
 
 
-def measure(job: CheckpointQualityJob, channel: EventChannel) -> CheckpointQuality:
+def measure(job: CheckpointQualityJob, channel: EventChannel) -> CheckpointQualities:
+    """Measure every checkpoint; one is in memory at a time."""
+    return CheckpointQualities(
+        measured=[_measured(job, checkpoint, channel) for checkpoint in job.checkpoints]
+    )
+
+
+def _measured(
+    job: CheckpointQualityJob, checkpoint: Checkpoint, channel: EventChannel
+) -> CheckpointQuality:
     """Load, round where asked, generate, and score."""
     # These libraries print while they are imported; only now does standard output carry no events.
     from quant_assets.workers.torch_models import (
@@ -26,23 +41,26 @@ def measure(job: CheckpointQualityJob, channel: EventChannel) -> CheckpointQuali
     )
     from quant_assets.workers.torch_quality import score_model
 
-    channel.progress("load", 0, 1, "models")
+    what = {"hf": "source"}.get(checkpoint.format, "artifact")
+    if checkpoint.rounding is not None:
+        what = "rounded source"
+    channel.log(f"Measuring the {what}.")
     prepare_torch(job.threads)
     device = resolve_device(job.device)
-    if job.format == "hf":
-        model = _load_source(str(job.path), device)
+    path = str(checkpoint.path)
+    if checkpoint.format == "hf":
+        model = _load_source(path, device)
     else:
-        model = load_model(str(job.path), job.format, device)
-    if job.rounding is not None:
-        _round(model, job.rounding)
-    tokenizer = load_tokenizer(str(job.path))
-    channel.progress("load", 1, 1, "models")
+        model = load_model(path, checkpoint.format, device)
+    if checkpoint.rounding is not None:
+        _round(model, checkpoint.rounding)
+    tokenizer = load_tokenizer(path)
     inputs = tokenizer(_PROMPT, return_tensors="pt", return_token_type_ids=False).to(device)
     output = model.generate(**inputs, do_sample=False, max_new_tokens=_GENERATED_TOKENS)
     measured = score_model(
         QualityJob(
-            model_path=str(job.path),
-            format=job.format,
+            model_path=path,
+            format=checkpoint.format,
             text_path=str(job.text),
             context=job.context,
             windows=job.windows,

@@ -32,7 +32,12 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> EvaluationText:
 
 
 @pytest.mark.parametrize(
-    ("method", "engine"), [("gptq", "gptqmodel"), ("awq", "autoawq"), ("awq", "gptqmodel")]
+    ("method", "engine"),
+    [
+        ("gptq", "gptqmodel"),
+        ("awq", "autoawq"),
+        pytest.param("awq", "gptqmodel", marks=pytest.mark.slow),
+    ],
 )
 def test_better_than_rounding_and_found_again(
     method: str,
@@ -74,6 +79,7 @@ def test_better_than_rounding_and_found_again(
     assert again.reused and again.manifest == manifest and not events
 
 
+@pytest.mark.slow
 def test_a_failed_gate_rejects_and_keeps_apart(
     source: SourceModel,
     calibration: CalibrationText,

@@ -55,3 +55,30 @@ def pack_awq(quantized: torch.Tensor, zeros: torch.Tensor) -> tuple[torch.Tensor
 def _awq_order(values: torch.Tensor) -> torch.Tensor:
     rows, columns = values.shape
     return values.reshape(rows, -1, 8)[:, :, list(_AWQ_ORDER)].reshape(rows, columns)
+
+
+def unpack_rows(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The inverse of `pack_rows`."""
+    parts = [_unpack(part, bits) for part in words.split(_COLUMNS_AT_ONCE, dim=1)]
+    return torch.cat(parts, dim=1)
+
+
+def _unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
+    positions = torch.arange(_WORD, device=words.device, dtype=torch.int64)
+    stream = (words.to(torch.int64)[:, None, :] >> positions[None, :, None]) & 1
+    stream = stream.reshape(-1, bits, words.shape[1])
+    shifts = torch.arange(bits, device=words.device, dtype=torch.int64)
+    return (stream << shifts[None, :, None]).sum(dim=1)
+
+
+def unpack_columns(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The inverse of `pack_columns`."""
+    return unpack_rows(words.t(), bits).t()
+
+
+def unpack_awq(words: torch.Tensor) -> torch.Tensor:
+    """Rows x outputs integers of an AWQ tensor, `qweight` or `qzeros`."""
+    values = unpack_columns(words, 4)
+    rows, columns = values.shape
+    inverse = sorted(range(8), key=_AWQ_ORDER.__getitem__)
+    return values.reshape(rows, -1, 8)[:, :, inverse].reshape(rows, columns)

@@ -1,0 +1,85 @@
+"""`quant-assets info`: what a model on disk is."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from quant_assets.formats.intent import detect_quantization
+from quant_assets.models.inspection import inspect_model
+from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest
+
+
+def info(
+    path: Annotated[
+        Path, typer.Argument(help="Model folder, GGUF file or artifact folder.", exists=True)
+    ],
+    output_format: Annotated[
+        Literal["human", "json"], typer.Option("--format", help="How to print.")
+    ] = "human",
+) -> None:
+    """Format, bits per weight, architecture, parameters, sizes and, for an artifact, its manifest.
+
+    Only headers are read. Exit code 3: it is no model, or damaged.
+    """
+    facts = _facts(path)
+    if output_format == "json":
+        typer.echo(json.dumps(facts, indent=2, default=str))
+        return
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        shown = (
+            ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        )
+        table.add_row(
+            name.replace("_", " "), f"{shown:,}" if isinstance(shown, int) else str(shown)
+        )
+    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    manifest = _manifest(path)
+    model = path
+    if path.is_dir() and manifest is not None and manifest.job.target_format == "gguf":
+        model = path / manifest.files[0].name
+    stored = detect_quantization(model)
+    shape = inspect_model(model)
+    weights_bytes = shape.weights_bytes or 0
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "format": stored.format,
+        "intent": stored.method,
+        "architecture": shape.architecture,
+        "parameters": shape.n_parameters,
+        "layers": shape.n_layers,
+        "context_length": shape.context_length,
+        "bits_per_weight": round(8 * weights_bytes / shape.n_parameters, 4),
+        "weights_bytes": weights_bytes,
+        "tensors_by_type": shape.weight_types,
+    }
+    if manifest is not None:
+        facts |= {
+            "job": manifest.job_id,
+            "status": manifest.status,
+            "level": manifest.job.level,
+            "settings": manifest.job.parameters,
+            "source": manifest.source_provenance,
+            "perplexity": manifest.perplexity,
+            "made_at": manifest.created_at.isoformat(),
+            "made_with": manifest.engine,
+        }
+    return facts
+
+
+def _manifest(path: Path) -> ArtifactManifest | None:
+    file = (path if path.is_dir() else path.parent) / MANIFEST_NAME
+    if not file.is_file():
+        return None
+    manifest = ArtifactManifest.model_validate_json(file.read_text(encoding="utf-8"))
+    named = {entry.name for entry in manifest.files}
+    return manifest if path.is_dir() or path.name in named else None

@@ -1,0 +1,27 @@
+"""`quant-assets validate`: is an artifact whole, and does it load and generate?"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quant_assets.bench.settings import Device
+from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.quantize.validation import validate_artifact
+
+
+def validate(
+    path: Annotated[Path, typer.Argument(help="GGUF file or artifact folder.", exists=True)],
+    device: Annotated[Device, typer.Option(help="GPTQ, AWQ: where to compute.")] = "auto",
+    verbosity: Annotated[
+        Verbosity, typer.Option(help="What is shown on standard error.")
+    ] = Verbosity.NORMAL,
+) -> None:
+    """Check files against the manifest and the tensors' layout, load the model, let it generate.
+
+    Exit codes: 0 sound; 3 no artifact, or files missing or damaged; 7 it fails a check.
+    """
+    with WorkerProgress(verbosity) as progress:
+        report = validate_artifact(path, device=device, on_event=progress.show)
+    for check, answer in report.items():
+        typer.echo(f"{check}: {answer}")

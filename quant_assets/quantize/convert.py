@@ -1,0 +1,176 @@
+"""From one format to another: what is lost, and the folder of plain weights in between.
+
+Every conversion goes through plain float16 weights; what a quantizer took away stays away. A loss
+counts as significant, and is confirmed first, when weights that are quantized already are quantized
+again (double quantization), or when the target has fewer than `FEWEST_BITS` bits.
+"""
+
+import datetime
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel
+
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.errors import InputError
+from quant_assets.formats.intent import StoredQuantization, detect_quantization
+from quant_assets.models.dequantize import DequantizeJob, DequantizeResult, SourceManifest
+from quant_assets.models.identity import SOURCE_MANIFEST
+from quant_assets.models.inspection import inspect_model
+from quant_assets.models.source import SourceModel, resolve_source
+from quant_assets.settings import Settings
+from quant_assets.workers.protocol import Event
+from quant_assets.workers.supervisor import run_worker
+
+ConversionTarget = Literal["gguf", "awq", "gptq", "hf"]
+EventHandler = Callable[[Event], None]
+
+FEWEST_BITS: Final = 4.0
+_FLOAT_BITS: Final = 16.0
+_UNQUANTIZED: Final = 16
+
+
+class UnpackJob(BaseModel):
+    """Restore the GPTQ or AWQ folder `source` into the new folder `output`."""
+
+    source: Path
+    output: Path
+
+
+class UnpackResult(BaseModel):
+    """The bits that the matrices had, and how many there were."""
+
+    bits: int
+    n_matrices: int
+
+
+class ConversionLoss(BaseModel):
+    """What a conversion takes away; bits are bits per weight."""
+
+    source_format: str
+    source_bits: float
+    target: str
+    target_bits: float
+    double_quantization: bool
+    significant: bool
+
+    @property
+    def text(self) -> str:
+        """For a person who is to agree."""
+        lines = [
+            f"The source is {self.source_format} with {self.source_bits:.2f} bits a weight, the "
+            f"target {self.target} with about {self.target_bits:.2f}."
+        ]
+        if self.double_quantization:
+            lines.append(
+                "Weights that are quantized already are quantized again; both losses add up. "
+                "The original model is the better source."
+            )
+        elif self.target == "hf" and self.source_bits < _FLOAT_BITS:
+            lines.append("What the source's quantization took away does not come back.")
+        return " ".join(lines)
+
+
+def conversion_loss(source: Path, target: str, target_bits: float) -> ConversionLoss:
+    """What converting `source` to `target` loses; raises `InputError` when it is no model."""
+    stored = detect_quantization(source)
+    shape = inspect_model(source)
+    source_bits = 8 * (shape.weights_bytes or 0) / shape.n_parameters
+    quantized = stored.bits < _UNQUANTIZED
+    double = quantized and target_bits < _FLOAT_BITS
+    return ConversionLoss(
+        source_format=stored.format,
+        source_bits=source_bits,
+        target=target,
+        target_bits=target_bits,
+        double_quantization=double,
+        significant=double or target_bits < FEWEST_BITS,
+    )
+
+
+def plain_folder(
+    source: SourceModel,
+    output: Path,
+    settings: Settings,
+    *,
+    on_event: EventHandler | None = None,
+) -> SourceModel:
+    """The model as a Hugging Face folder of plain weights, made at `output` unless it is one.
+
+    The folder's `source_manifest.json` says where its weights come from. Raises `InputError` when
+    the source cannot be restored or `output` exists.
+    """
+    stored = detect_quantization(source.path)
+    if source.kind == "hf" and stored.format == "float":
+        return source
+    if output.exists():
+        raise InputError(
+            f"The folder {output} exists.",
+            "A conversion writes a new folder.",
+            "Remove it, or choose another --output-dir.",
+        )
+    if source.kind == "hf" and stored.format not in ("gptq", "awq"):
+        raise InputError(
+            f"A {stored.format} checkpoint is not converted.",
+            "GGUF, GPTQ and AWQ are.",
+            "Use the model's original 16 bit checkpoint.",
+        )
+    staging = output.with_name(f".{output.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.parent.mkdir(parents=True, exist_ok=True)
+    if source.kind == "gguf":
+        made = run_worker(
+            "dequantize",
+            DequantizeJob(source=source.path, output=staging),
+            DequantizeResult,
+            on_event=on_event,
+        )
+        weights, libraries = made.weights_file_type, made.library_versions
+    else:
+        restored = run_worker(
+            "unpack_checkpoint",
+            UnpackJob(source=source.path, output=staging),
+            UnpackResult,
+            on_event=on_event,
+        )
+        weights, libraries = f"{stored.format.upper()}-{restored.bits}", {}
+    _write_manifest(staging, source, weights, libraries)
+    staging.replace(output)
+    plain = resolve_source(str(output), settings)
+    return plain.model_copy(
+        update={"name": source.name, "provenance": _provenance(source, weights)}
+    )
+
+
+def _provenance(source: SourceModel, weights: str) -> str:
+    return f"dequantized from {source.path.name}, whose weights are {weights} ({source.provenance})"
+
+
+def _write_manifest(
+    folder: Path, source: SourceModel, weights: str, libraries: dict[str, str]
+) -> None:
+    manifest = SourceManifest(
+        name=source.name,
+        provenance=_provenance(source, weights),
+        weights_file_type=weights,
+        origin_identity=source.identity,
+        n_parameters=inspect_model(folder).n_parameters,
+        dtype="float16",
+        library_versions=libraries,
+        created_at=datetime.datetime.now(datetime.UTC),
+    )
+    write_text_atomically(folder / SOURCE_MANIFEST, manifest.model_dump_json(indent=2))
+
+
+def lineage(
+    source: SourceModel, stored: StoredQuantization, loss: ConversionLoss
+) -> dict[str, str]:
+    """What the manifest of a converted artifact says about its origin."""
+    return {
+        "converted_from": stored.format,
+        "converted_from_identity": source.identity,
+        "converted_from_bits_per_weight": f"{loss.source_bits:.4f}",
+        "double_quantization": str(loss.double_quantization).lower(),
+    }

@@ -1,0 +1,70 @@
+"""Check an artifact on disk, whatever its format."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from quant_assets.bench.evaluation_text import evaluation_text
+from quant_assets.bench.settings import Device, available_physical_cores
+from quant_assets.errors import CheckFailed
+from quant_assets.models.identity import sha256_of
+from quant_assets.quantize.gguf import ValidateGgufJob, validate_gguf
+from quant_assets.quantize.groupwise_layout import check_layout, quantization_of
+from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest
+from quant_assets.quantize.perplexity_gate import (
+    DEFAULT_CONTEXT,
+    DEFAULT_WINDOWS,
+    Checkpoint,
+    measure_checkpoints,
+)
+from quant_assets.settings import get_settings
+from quant_assets.workers.protocol import Event
+
+
+def validate_artifact(
+    path: Path, *, device: Device = "auto", on_event: Callable[[Event], None] | None = None
+) -> dict[str, str]:
+    """What each check found, by its name.
+
+    Raises `CheckFailed` for the first that fails, `InputError` for a path that is no artifact.
+    """
+    report: dict[str, str] = {}
+    folder = path if path.is_dir() else path.parent
+    model = path
+    if (folder / MANIFEST_NAME).is_file():
+        manifest = ArtifactManifest.model_validate_json(
+            (folder / MANIFEST_NAME).read_text(encoding="utf-8")
+        )
+        report["files"] = _check_files(folder, manifest)
+        if path.is_dir() and manifest.job.target_format == "gguf":
+            model = folder / manifest.files[0].name
+    if model.is_file():
+        seen = validate_gguf(ValidateGgufJob(path=model), on_event=on_event)
+        report["loads and generates"] = repr(seen.generated_text)
+        return report
+    method = quantization_of(model)["quant_method"]
+    report["layout"] = f"{check_layout(model)} packed matrices are as config.json says"
+    text = evaluation_text("auto", get_settings().cache)
+    (measured,) = measure_checkpoints(
+        [Checkpoint(path=model, format=method)],
+        text,
+        threads=available_physical_cores(),
+        device=device,
+        windows=DEFAULT_WINDOWS,
+        context=DEFAULT_CONTEXT,
+        on_event=on_event,
+    )
+    report["loads and generates"] = repr(measured.generated_text)
+    report["perplexity"] = f"{measured.perplexity:.3f} on {text.name}"
+    return report
+
+
+def _check_files(folder: Path, manifest: ArtifactManifest) -> str:
+    for file in manifest.files:
+        path = folder / file.name
+        if not path.is_file() or sha256_of(path) != file.sha256:
+            raise CheckFailed(
+                f"The artifact in {folder} is not as it was made.",
+                f"{file.name} is {'changed' if path.is_file() else 'missing'}.",
+                "Make the artifact again.",
+            )
+    return f"{len(manifest.files)} files have the manifest's checksums"
