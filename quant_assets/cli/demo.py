@@ -25,6 +25,9 @@ def demo(
     quality_windows: Annotated[
         int, typer.Option(help="Windows of 512 tokens over which perplexity is measured.", min=1)
     ] = 10,
+    obedience: Annotated[
+        bool, typer.Option("--obedience", help="Also let every variant follow instructions.")
+    ] = False,
 ) -> None:
     """Listings, artifacts, benchmarks and marts; then the best offers for what was measured.
 
@@ -41,7 +44,7 @@ def demo(
     run_everything(
         settings,
         overrides={"generated_tokens": generated_tokens, "prompt_tokens": prompt_tokens},
-        quality={"windows": quality_windows},
+        quality={"windows": quality_windows, "obedience": obedience},
         say=lambda line: progress.print(line, soft_wrap=True),
     )
     with Warehouse(settings.warehouse).read() as connection:
