@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import job_of
+from groupwise_jobs import job_of
 
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.source import SourceModel
