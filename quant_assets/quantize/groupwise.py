@@ -189,11 +189,13 @@ def quantize_groupwise(
     Raises `InputError` for a source or calibration text that cannot be used, `ResourceError` for
     too little disk or memory, `EnvironmentNotReady` when the engine's environment is missing.
     """
+    # AutoAWQ takes a GPU wherever it sees one.
+    hidden_gpu = {"CUDA_VISIBLE_DEVICES": ""} if job.device == "cpu" else {}
     return run_worker(
         job.settings.format,
         job,
         GroupwiseResult,
         environment=ENVIRONMENT[job.settings.engine],
         on_event=on_event,
-        extra_env={**_WORKER_ENV, **(extra_env or {})},
+        extra_env={**_WORKER_ENV, **hidden_gpu, **(extra_env or {})},
     )

@@ -1,65 +1,14 @@
 """An installation with a tiny model, a few listings and a Dagster instance of its own."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
-import dagster as dg
 import pytest
+from tiny_installation import LISTINGS, MODELS, QUALITY, VARIANTS, Installation, cell
 from tiny_models import make_model, tokenizer_model
 
 from quant_assets.definitions import build_definitions
 from quant_assets.resources.instance import dagster_instance
 from quant_assets.settings import Settings
-
-MODELS = """
-models:
-  - {name: tiny, source: models/tiny-source, gguf_levels: [F16, Q8_0, Q4_0]}
-  - {name: tiny-2, source: models/tiny-source-2, gguf_levels: [F16]}
-"""
-
-VARIANTS = """
-settings: {batch_sizes: [1, 4], warmups: 1, runs: 3, prompt_tokens: 8, generated_tokens: 4}
-variants:
-  f16: {format: gguf, level: F16}
-  q8_0-kv-hybrid: {format: gguf, level: Q8_0, cache_type_k: q8_0, cache_type_v: q4_0}
-  q4_K_M: {format: gguf, level: Q4_K_M}
-"""
-
-LISTINGS = """title,price,currency,seller,url
-NVIDIA L4 24GB,"2,500",USD,shop,https://shop.example/1
-H100 80GB PCIe,2.49/h,USD,cloud,https://cloud.example/1
-Tesla P40 24G,199,EUR,auction,https://auction.example/1
-Tesla P40 24G,199,EUR,auction,https://auction.example/1
-heat sink for A100,35,USD,shop,https://shop.example/2
-quantum flux capacitor,1,USD,shop,https://shop.example/3
-"""
-
-
-QUALITY = {"ops": {"tiny__variant_quality_results": {"config": {"windows": 1, "obedience": False}}}}
-
-
-class Installation(NamedTuple):
-    """Settings, definitions and instance that belong together."""
-
-    settings: Settings
-    definitions: dg.Definitions
-    instance: dg.DagsterInstance
-
-    def run(self, job: str, *keys: str, **options: object) -> dg.ExecuteInProcessResult:
-        """Execute a job in this process, for a range of partitions where keys are given."""
-        tags = {}
-        if keys:
-            tags = {
-                "dagster/asset_partition_range_start": keys[0],
-                "dagster/asset_partition_range_end": keys[-1],
-            }
-        return self.definitions.resolve_job_def(job).execute_in_process(
-            instance=self.instance, tags=tags, raise_on_error=False, **options
-        )
-
-
-def cell(variant: str, batch_size: int) -> dg.MultiPartitionKey:
-    return dg.MultiPartitionKey({"variant": variant, "batch_size": str(batch_size)})
 
 
 @pytest.fixture(scope="session")

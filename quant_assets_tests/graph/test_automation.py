@@ -5,7 +5,7 @@ import json
 import time
 
 import dagster as dg
-from conftest import LISTINGS, Installation, cell
+from tiny_installation import LISTINGS, Installation, cell
 
 
 def evaluate(

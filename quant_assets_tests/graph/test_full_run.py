@@ -9,7 +9,7 @@ from pathlib import Path
 import dagster as dg
 import duckdb
 import psutil
-from conftest import Installation, cell
+from tiny_installation import Installation, cell
 
 from quant_assets.automation.checks import build_checks
 from quant_assets.bench.results import ResultStore

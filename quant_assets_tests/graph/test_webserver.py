@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import Installation, cell
+from tiny_installation import Installation, cell
 
 from quant_assets.settings import PROJECT_ROOT
 from quant_assets.warehouse.connection import Warehouse
