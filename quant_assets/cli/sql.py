@@ -11,6 +11,8 @@ from quant_assets.errors import InputError
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
 
+PIPED_WIDTH = 10_000  # columns; a pipe has no width of its own, and no row should be cut
+
 
 def sql(query: Annotated[str, typer.Argument(help="A DuckDB query.")]) -> None:
     """Run QUERY on the published DuckDB file and print the rows; nothing can be changed."""
@@ -28,4 +30,7 @@ def sql(query: Annotated[str, typer.Argument(help="A DuckDB query.")]) -> None:
     table = Table(*columns)
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
-    Console(highlight=False, markup=False).print(table)
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
+    console.print(table)
