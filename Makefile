@@ -3,7 +3,7 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) environments/bootstrap.py
 BIN = .venv/bin
 
-.PHONY: demo test ui check setup bench-gguf bench-listings bench-peers
+.PHONY: demo test test-groupwise ui check setup bench-gguf bench-listings bench-peers
 
 demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
 	@$(BOOTSTRAP) main --with demo
@@ -11,9 +11,13 @@ demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
 
 test:  ## set up and run the tests
 	@$(BOOTSTRAP) main --with demo --with test --with live
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-groupwise:  ## set up the worker environments of GPTQ and AWQ, and run their tests
+	@$(BOOTSTRAP) main --with demo --with test --with live
 	@$(BOOTSTRAP) gptq
 	@$(BOOTSTRAP) awq
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest quant_assets_tests/groupwise $(PYTEST_ARGS)
 
 check:  ## set up and run the linter, the formatter's check and the type checker
 	@$(BOOTSTRAP) main --with demo --with test --with live

@@ -6,6 +6,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -101,22 +102,24 @@ def _print(answer: Answer) -> None:
     question = answer.question
     table = Table(
         title=f"{question.model}, context {answer.context}, batch {answer.batch}",
-        caption="tokens/s of one copy, all sequences; ~ is an estimate",
+        caption="tokens/s of one copy, all sequences, with the interval; ~ is an estimate",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
     )
-    for column in ("", "variant", "GPU", "seller"):
-        table.add_column(column)
+    for column in ("", "variant", "GPU and seller"):
+        table.add_column(column, no_wrap=True)
     for column in ("price $", "tokens/s", "$ / M tokens", "loss"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for option in answer.recommendations:
         about = "" if option.speed_basis == "measured" else "~"
         table.add_row(
             str(option.place),
             option.variant,
-            f"{option.gpu_count} x {option.gpu}" if option.gpu_count > 1 else option.gpu,
-            option.seller or "",
+            (f"{option.gpu_count} x {option.gpu}" if option.gpu_count > 1 else option.gpu)
+            + f"\n{option.seller or ''}",
             f"{option.price_usd:,.2f}" + ("/h" if option.price_kind == "hourly" else ""),
-            f"{about}{option.decode_tokens_per_s:,.0f} "
-            f"({option.decode_tokens_per_s_low:,.0f} to {option.decode_tokens_per_s_high:,.0f})",
+            f"{about}{option.decode_tokens_per_s:,.0f}\n"
+            f"{option.decode_tokens_per_s_low:,.0f} to {option.decode_tokens_per_s_high:,.0f}",
             f"{option.usd_per_million_tokens:,.4f}",
             "?" if option.quality_loss is None else f"{option.quality_loss:+.1%}",
         )

@@ -48,6 +48,7 @@ def test_plain_weights_need_no_folder(plain: Path, settings: Settings, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("packed", ["gptq-3"], indirect=True)
 def test_what_counts_as_significant(plain: Path, packed: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = packed
     assert conversion_loss(folder, "gguf", 4.8).double_quantization
@@ -56,6 +57,7 @@ def test_what_counts_as_significant(plain: Path, packed: tuple[Path, dict[str, A
     assert conversion_loss(plain, "gptq", 3.2).significant
 
 
+@pytest.mark.parametrize("packed", ["awq-4"], indirect=True)
 def test_without_agreement_nothing_is_written(
     packed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -68,6 +70,7 @@ def test_without_agreement_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("packed", ["gptq-4", "awq-4"], indirect=True)
 def test_to_gguf_with_agreement(packed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = packed
     out = tmp_path / "out"

@@ -1,6 +1,5 @@
 """A tiny model that has learnt something, so that rounding it badly shows in its perplexity."""
 
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -75,8 +74,3 @@ def calibration(settings: Settings, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("calibration") / "text.txt"
     path.write_text(text, encoding="utf-8")
     return calibration_text(str(path), settings.cache)
-
-
-@pytest.fixture
-def chance() -> random.Random:
-    return random.Random(5)

@@ -1,11 +1,22 @@
 """Jobs on the tiny trained model."""
 
+import json
+import os
+import subprocess
 from pathlib import Path
 
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import CalibrationText
-from quant_assets.quantize.groupwise import Engine, GroupwiseJob, groupwise_settings
+from quant_assets.quantize.groupwise import (
+    ENVIRONMENT,
+    Engine,
+    GroupwiseJob,
+    GroupwiseResult,
+    groupwise_settings,
+)
+from quant_assets.settings import PROJECT_ROOT
+from quant_assets.workers.environments import interpreter
 
 
 def job_of(
@@ -36,3 +47,27 @@ def job_of(
         threads=1,
         device="cpu",
     )
+
+
+def drive(jobs: list[GroupwiseJob], *, kills: int = 0, seed: int = 1) -> list[GroupwiseResult]:
+    """Do the jobs, all of one environment, each after `kills` kills at random moments."""
+    engine = jobs[0].settings.engine
+    done = subprocess.run(
+        [interpreter(ENVIRONMENT[engine]), Path(__file__).with_name("job_driver.py")],
+        input=json.dumps(
+            {"jobs": [job.model_dump(mode="json") for job in jobs], "kills": kills, "seed": seed}
+        ),
+        env={
+            **os.environ,
+            "PYTHONPATH": str(PROJECT_ROOT),
+            "GPTQMODEL_CPU_WORKERS": "2",
+            # Children are forked: the parent must own no threads of OpenMP.
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
+    assert len(answers) == len(jobs), done.stderr[-3000:]
+    return [GroupwiseResult.model_validate_json(line.removeprefix("ANSWER ")) for line in answers]

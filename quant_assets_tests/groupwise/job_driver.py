@@ -1,0 +1,72 @@
+"""Does jobs in forked children of one process, so that the libraries are imported once.
+
+`python job_driver.py` reads {"jobs": [...], "kills": n, "seed": n} from standard input. Each job is
+first killed `kills` times, at random moments, and then run to its end; one JSON line a job says
+from which layer on the last run went.
+"""
+
+import io
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from quant_assets.quantize.groupwise import GroupwiseJob, GroupwiseResult
+from quant_assets.workers.protocol import EventChannel
+
+LATEST_KILL_S = 4.0
+
+
+def in_child(work: Callable[[], dict[str, Any]], kill_after_s: float | None) -> dict[str, Any]:
+    """The answer of `work`, run in a child; empty when the child was killed before it ended."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        with os.fdopen(writer, "w") as stream:
+            json.dump(work(), stream)
+        os._exit(0)
+    os.close(writer)
+    if kill_after_s is not None:
+        time.sleep(kill_after_s)
+        os.kill(child, signal.SIGKILL)
+    with os.fdopen(reader) as stream:
+        answer = stream.read()
+    os.waitpid(child, 0)
+    return json.loads(answer) if answer.endswith("}") else {}
+
+
+def main() -> None:
+    """Import what the first job needs, then do all jobs."""
+    task = json.load(sys.stdin)
+    jobs = [GroupwiseJob.model_validate(job) for job in task["jobs"]]
+    if jobs[0].settings.engine == "autoawq":
+        from quant_assets.workers.awq import autoawq_engine  # noqa: F401
+        from quant_assets.workers.awq.__main__ import handle as awq
+    else:
+        from quant_assets.workers.awq import gptqmodel_engine  # noqa: F401
+        from quant_assets.workers.awq.__main__ import handle as awq
+        from quant_assets.workers.gptq import solver  # noqa: F401
+    from quant_assets.workers.gptq.__main__ import handle as gptq
+
+    chance = random.Random(task["seed"])
+    for job in jobs:
+        handle = gptq if job.settings.format == "gptq" else awq
+
+        def work(
+            job: GroupwiseJob = job,
+            handle: Callable[[GroupwiseJob, EventChannel], GroupwiseResult] = handle,
+        ) -> dict[str, Any]:
+            return handle(job, EventChannel(io.StringIO())).model_dump(mode="json")
+
+        for _ in range(task["kills"]):
+            in_child(work, chance.random() * LATEST_KILL_S)
+        print("ANSWER " + json.dumps(in_child(work, None)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
