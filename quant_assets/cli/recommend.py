@@ -105,10 +105,11 @@ def _print(answer: Answer) -> None:
         caption="tokens/s of one copy, all sequences, with the interval; ~ is an estimate",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        collapse_padding=True,
     )
     for column in ("", "variant", "GPU and seller"):
         table.add_column(column, no_wrap=True)
-    for column in ("price $", "tokens/s", "$ / M tokens", "loss"):
+    for column in ("price $", "tokens/s", "$/M tokens", "loss"):
         table.add_column(column, justify="right", no_wrap=True)
     for option in answer.recommendations:
         about = "" if option.speed_basis == "measured" else "~"
@@ -119,7 +120,7 @@ def _print(answer: Answer) -> None:
             + f"\n{option.seller or ''}",
             f"{option.price_usd:,.2f}" + ("/h" if option.price_kind == "hourly" else ""),
             f"{about}{option.decode_tokens_per_s:,.0f}\n"
-            f"{option.decode_tokens_per_s_low:,.0f} to {option.decode_tokens_per_s_high:,.0f}",
+            f"{option.decode_tokens_per_s_low:,.0f}-{option.decode_tokens_per_s_high:,.0f}",
             f"{option.usd_per_million_tokens:,.4f}",
             "?" if option.quality_loss is None else f"{option.quality_loss:+.1%}",
         )
