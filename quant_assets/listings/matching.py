@@ -80,10 +80,13 @@ class TitleMatcher:
         self._refused: dict[Key, set[str]] = defaultdict(set)
         self._memory: dict[str, frozenset[float]] = {}
         self._editions: dict[str, list[frozenset[str]]] = {}
+        self._explained_of: dict[str, frozenset[str]] = {}
+        self._plain_names: dict[tuple[str, str, str], Gpu | None] = {}
         self._index_names()
-        self._starts: dict[str, list[Key]] = defaultdict(list)
-        for key in sorted([*self._family_of, *self._refused], key=len, reverse=True):
-            self._starts[key[0]].append(key)
+        lengths: dict[str, set[int]] = defaultdict(set)
+        for key in (*self._family_of, *self._refused):
+            lengths[key[0]].add(len(key))
+        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
         self._by_token_set = {frozenset(key): family for key, family in self._family_of.items()}
         self._numbers: dict[str, set[Key]] = defaultdict(set)
         for key in self._family_of:
@@ -167,10 +170,11 @@ class TitleMatcher:
         used: set[int] = set()
         index = 0
         while index < len(tokens):
-            for key in self._starts.get(tokens[index], ()):
-                if tokens[index : index + len(key)] != key:
-                    continue
+            for length in self._lengths.get(tokens[index], ()):
+                key = tokens[index : index + length]
                 family = self._family_of.get(key)
+                if family is None and key not in self._refused:
+                    continue
                 if family is not None and _is_weak(key) and not self._supported(family, title):
                     continue
                 mentions.append((index, key, family))
@@ -226,7 +230,7 @@ class TitleMatcher:
         left = self._with_stated_edition(by_form, title, tokens)
         if len({gpu.vram_gb for gpu in left}) == 1 or not sizes:
             named = self._plainly_named(family, title, sizes)
-            left = [gpu for gpu in left if gpu == named] or left
+            left = [gpu for gpu in left if gpu is named] or left
         if len(left) > 1:
             names = [gpu.canonical_name for gpu in left]
             return self._refuse(text, title, QuarantineReason.AMBIGUOUS_VARIANT, names)
@@ -245,12 +249,6 @@ class TitleMatcher:
         consumer = variants[0].segment == "consumer"
         words = _VARIANT_WORDS - {"sff"} if consumer else _VARIANT_WORDS
         suffixes = _APPLE_SUFFIXES if variants[0].vendor == "Apple" else _SUFFIXES
-        explained = set(self._key(family)).union(
-            *(edition for gpu in variants for edition in self._editions[gpu.canonical_name]),
-            *(self._key(gpu.architecture) for gpu in variants),
-        )
-        if any(gpu.form_factor in _CONTRADICTED_FORMS for gpu in variants):
-            explained |= {"module", "modul"}
         loose = {
             token for index, token in enumerate(tokens) if index not in used and token in words
         }
@@ -258,7 +256,21 @@ class TitleMatcher:
             after = start + len(key)
             if after < len(tokens) and after not in used and tokens[after] in suffixes:
                 loose.add(tokens[after])
-        return frozenset(loose - explained)
+        return frozenset(loose - self._explained(family)) if loose else frozenset()
+
+    def _explained(self, family: str) -> frozenset[str]:
+        """Words that the names of a family's variants have themselves, collected once."""
+        explained = self._explained_of.get(family)
+        if explained is None:
+            variants = self._registry.families[family]
+            explained = frozenset(self._key(family)).union(
+                *(edition for gpu in variants for edition in self._editions[gpu.canonical_name]),
+                *(self._key(gpu.architecture) for gpu in variants),
+            )
+            if any(gpu.form_factor in _CONTRADICTED_FORMS for gpu in variants):
+                explained |= {"module", "modul"}
+            self._explained_of[family] = explained
+        return explained
 
     def _stated_sizes(self, candidates: Sequence[Gpu], title: Title) -> frozenset[float]:
         """The memory sizes in the title; "40 / 80" counts where the card has both."""
@@ -305,10 +317,12 @@ class TitleMatcher:
         """The card that the family's name means with exactly the stated facts."""
         form = next(iter(title.form_factors), "")
         size = f"{min(sizes):g}GB" if sizes else ""
-        for name in (f"{family} {form} {size}", f"{family} {size} {form}", family):
-            if (gpu := self._registry.find(name)) is not None:
-                return gpu
-        return None
+        facts = (family, form, size)
+        if facts not in self._plain_names:
+            names = (f"{family} {form} {size}", f"{family} {size} {form}", family)
+            found = filter(None, map(self._registry.find, names))
+            self._plain_names[facts] = next(found, None)
+        return self._plain_names[facts]
 
     def _match_fuzzily(
         self, text: str, title: Title, tokens: Key, partial: Sequence[Key], unknown: bool

@@ -199,14 +199,32 @@ def _set_aside(workspace: Workspace, judged: str, rejected: str) -> str:
 
 def _collapse_duplicates(workspace: Workspace, judged: str) -> str:
     """The rows to enrich, one for each offer."""
-    repeated = workspace.new_name("repeated")
+    # Offers are compared once; the wide rows are then joined by their position alone.
+    offers, first, repeats = (
+        workspace.new_name(stem) for stem in ("offers", "first_offers", "repeated_offers")
+    )
     workspace.query(
         f"""
-        CREATE TABLE {repeated} AS
-        SELECT offer_key, min(position) AS first, count(*) - 1 AS others
-        FROM {judged} WHERE reason IS NULL GROUP BY offer_key HAVING count(*) > 1
+        CREATE TABLE {offers} AS
+        SELECT position, offer_key FROM {judged} WHERE reason IS NULL
         """  # noqa: S608, own names
     )
+    workspace.query(
+        f"""
+        CREATE TABLE {first} AS
+        SELECT offer_key, min(position) AS position, count(*) - 1 AS others
+        FROM {offers} GROUP BY offer_key HAVING count(*) > 1
+        """  # noqa: S608, own names
+    )
+    workspace.query(
+        f"""
+        CREATE TABLE {repeats} AS
+        SELECT offers.position
+        FROM {offers} AS offers JOIN {first} AS kept USING (offer_key)
+        WHERE offers.position != kept.position
+        """  # noqa: S608, own names
+    )
+    workspace.query(f"DROP TABLE {offers}")
     return workspace.keep(
         "normalized",
         f"""
@@ -218,7 +236,9 @@ def _collapse_duplicates(workspace: Workspace, judged: str) -> str:
                amount_usd * CASE WHEN per_gpu THEN gpu_count ELSE 1 END AS price_usd,
                amount_usd / priced_gpus AS price_per_gpu_usd,
                coalesce(others, 0) AS collapsed_duplicates, extra
-        FROM {judged} LEFT JOIN {repeated} USING (offer_key)
-        WHERE reason IS NULL AND (first IS NULL OR first = position)
+        FROM {judged} AS judged
+        LEFT JOIN (SELECT position, others FROM {first}) USING (position)
+        ANTI JOIN {repeats} USING (position)
+        WHERE reason IS NULL
         """,  # noqa: S608, own names
     )

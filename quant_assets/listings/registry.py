@@ -47,6 +47,8 @@ class Gpu(BaseModel):
     form_factor: FormFactor
     release_year: int = Field(ge=2012, le=2027)
     aliases: tuple[str, ...] = ()
+    driver_names: tuple[str, ...] = ()
+    """What the driver calls it, where a seller's use of the same words would leave it open."""
     vram_gb: float = Field(gt=0, le=1024)
     memory_type: str
     memory_bandwidth_gb_s: float | None = Field(default=None, ge=10, le=30_000)
@@ -105,6 +107,9 @@ class GpuRegistry(BaseModel):
                         f"{key!r} names both {owner[key]!r} and {gpu.canonical_name!r}"
                     )
                 owner[key] = gpu.canonical_name
+        reported = [name for gpu in self.all for name in gpu.driver_names]
+        if twice := {name for name in reported if reported.count(name) > 1}:
+            raise ValueError(f"{sorted(twice)[0]!r} is the driver's name of two GPUs")
         return self
 
     @cached_property
@@ -137,6 +142,15 @@ class GpuRegistry(BaseModel):
             return gpu
         variants = self.families_by_key.get(key, ())
         return variants[0] if len(variants) == 1 else None
+
+    @cached_property
+    def by_driver_name(self) -> Mapping[str, Gpu]:
+        """The GPUs by those names of the driver that need an entry of their own."""
+        return {name: gpu for gpu in self.all for name in gpu.driver_names}
+
+    def reported(self, driver_name: str) -> Gpu | None:
+        """The one GPU that a driver reports as `driver_name`, or None when it may be several."""
+        return self.by_driver_name.get(driver_name) or self.find(driver_name)
 
     def variants(self, name: str) -> tuple[Gpu, ...]:
         """All GPUs that `name` can mean: one, or the variants of a family.

@@ -143,7 +143,7 @@ def load_benchmarks(
     known = registry or load_registry()
     rows = []
     for record in results.records():
-        gpu = known.find(record.metadata.gpu_name) if record.metadata.gpu_name else None
+        gpu = known.reported(record.metadata.gpu_name) if record.metadata.gpu_name else None
         rows.append({**record.flat(), "gpu": gpu.canonical_name if gpu else None})
     return _replace_rows(connection, "benchmark_runs", rows)
 

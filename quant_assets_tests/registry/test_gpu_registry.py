@@ -191,3 +191,17 @@ def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 def test_the_file_is_plain_yaml_without_nulls() -> None:
     content = yaml.safe_load((get_settings().data / "gpus.yaml").read_text(encoding="utf-8"))
     assert all(value is not None for fields in content for value in fields.values())
+
+
+def test_a_drivers_name_means_one_card() -> None:
+    gpus = [
+        Gpu.model_validate(entry(canonical_name=name, family="Test", driver_names=["NVIDIA Test"]))
+        for name in ("Test PCIe", "Test SXM")
+    ]
+    with pytest.raises(ValueError, match="'NVIDIA Test' is the driver's name of two GPUs"):
+        GpuRegistry(all=tuple(gpus))
+    plain = gpus[1].model_copy(update={"driver_names": ()})
+    registry = GpuRegistry(all=(gpus[0], plain))
+    assert registry.reported("NVIDIA Test") == gpus[0]
+    assert registry.reported("Test SXM") == plain
+    assert registry.reported("Test") is None

@@ -1,0 +1,116 @@
+"""Records and artifacts on their way into the warehouse."""
+
+import datetime
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quant_assets.bench.results import ResultStore
+from quant_assets.bench.variants import Variant
+from quant_assets.models.identity import sha256_of
+from quant_assets.quantize.job import JobSpec
+from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest
+from quant_assets.quantize.store import ArtifactStore
+from quant_assets.speed.needs import ServingGrid
+from quant_assets.warehouse.connection import Warehouse
+from quant_assets.warehouse.loads import load_benchmarks, load_serving_needs
+
+WEIGHTS = 134_515_008
+"""Parameters of SmolLM2-135M, its embeddings shared."""
+BITS = 5.0
+VARIANTS = {
+    "q4": Variant(name="q4", format="gguf", level="Q4_1"),
+    "q4-q8-cache": Variant(
+        name="q4-q8-cache", format="gguf", level="Q4_1", cache_type_k="q8_0", cache_type_v="q8_0"
+    ),
+    "not-made": Variant(name="not-made", format="gguf", level="Q8_0"),
+}
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Warehouse:
+    return Warehouse(tmp_path / "w.duckdb")
+
+
+@pytest.mark.parametrize(
+    ("driver_name", "card"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100 SXM5 80GB"),
+        ("NVIDIA H200", "H200 SXM 141GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100 SXM4 80GB"),
+        ("NVIDIA GeForce RTX 4090", "GeForce RTX 4090"),
+        ("NVIDIA GeForce RTX 3060", None),  # sold with 8 and with 12 GB
+        ("something new", None),
+        (None, None),
+    ],
+)
+def test_the_drivers_name_becomes_the_registrys_card(
+    tmp_path: Path,
+    warehouse: Warehouse,
+    new_record: Callable[..., Any],
+    driver_name: str | None,
+    card: str | None,
+):
+    record, samples = new_record()
+    metadata = record.metadata.model_copy(update={"gpu_name": driver_name})
+    results = ResultStore(tmp_path / "results")
+    results.append(record.model_copy(update={"metadata": metadata}), samples)
+    with warehouse.write() as connection:
+        for _ in range(2):  # loading again replaces
+            assert load_benchmarks(connection, results) == 1
+    with warehouse.read() as connection:
+        assert connection.execute("select gpu_name, gpu from raw.benchmark_runs").fetchall() == [
+            (driver_name, card)
+        ]
+
+
+def test_needs_are_reckoned_for_the_grid_and_for_every_measured_length(
+    tmp_path: Path, warehouse: Warehouse, new_record: Callable[..., Any], smollm2: Path
+):
+    store = ArtifactStore(tmp_path / "artifacts")
+    _store_artifact(store, smollm2)
+    results = ResultStore(tmp_path / "results")
+    results.append(*new_record(model="tiny", variant="q4", batch_size=3))  # 8 + 4 tokens
+    grid = ServingGrid(contexts=(1024, 1_000_000), batches=(1, 2))
+    with warehouse.write() as connection:
+        # Two contexts (the second capped at the model's own) x two batches, and one run.
+        assert load_serving_needs(connection, store, VARIANTS, results, grid) == 2 * 4 + 1
+    with warehouse.read() as connection:
+        rows = connection.execute(
+            "select variant, source, context_tokens, batch_size, weights_bytes, kv_cache_bytes "
+            "from raw.serving_needs order by all"
+        ).fetchall()
+    layers, kv_heads, head = 30, 3, 64
+    token = 2 * layers * kv_heads * head  # elements of K and V
+    f16, q8_0 = 2.0, 34 / 32
+    weights = round(BITS * WEIGHTS / 8)
+    expected: list[tuple[Any, ...]] = [
+        (name, "grid", context, batch, weights, int(context * batch * token * size))
+        for name, size in (("q4", f16), ("q4-q8-cache", q8_0))
+        for context in (1024, 8192)
+        for batch in (1, 2)
+    ]
+    in_grid = [row for row in rows if row[1] == "grid"]
+    assert in_grid == expected
+    (run,) = [row for row in rows if row[1] == "run"]
+    assert run[0] == "q4" and run[3] == 3 and run[2] >= 12
+
+
+def _store_artifact(store: ArtifactStore, gguf: Path) -> None:
+    job = JobSpec(
+        model_name="tiny", source_identity="s", target_format="gguf", level="Q4_1",
+        library_versions={},
+    )  # fmt: skip
+    with store.staging(job.job_id) as folder:
+        os.link(gguf, folder / "m.gguf")
+        file = ArtifactFile(name="m.gguf", size_bytes=gguf.stat().st_size, sha256=sha256_of(gguf))
+        manifest = ArtifactManifest(
+            job=job, job_id=job.job_id, status="valid", source_provenance="a package",
+            files=[file], n_parameters=WEIGHTS, bits_per_weight=BITS, tensor_types={}, engine={},
+            validation={}, seconds=1.0,
+            created_at=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+        )  # fmt: skip
+        store.commit(folder, manifest)
