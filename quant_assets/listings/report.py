@@ -240,6 +240,12 @@ def _scatter(
 
     figure = go.Figure()
     frontier = _frontier(offers, capacities)
+    # Neighbours' names stand above and below in turn, and towards the middle of the plot.
+    positions = {
+        index: f"{('bottom', 'top')[place % 2]} "
+        + ("left" if capacities[index] > max(capacities) / 3 else "right")
+        for place, index in enumerate(frontier)
+    }
     figure.add_scatter(
         x=[capacities[index] for index in frontier],
         y=[offers[index].price_per_gpu_usd for index in frontier],
@@ -262,10 +268,7 @@ def _scatter(
                 escape(_short(offers[index].canonical_name)) if index in frontier else ""
                 for index in indexes
             ],
-            textposition=[
-                "bottom left" if capacities[index] > max(capacities) / 3 else "bottom right"
-                for index in indexes
-            ],
+            textposition=[positions.get(index, "bottom right") for index in indexes],
             textfont={"size": 11},
             customdata=[escape(offers[index].canonical_name) for index in indexes],
             hovertemplate="%{customdata}<br>%{x:g}, $%{y:,.2f}<extra></extra>",
