@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from quant_assets.bench.assessment import assessed
@@ -41,14 +40,13 @@ from quant_assets.bench.settings import (
 from quant_assets.bench.statistics import Ratio
 from quant_assets.bench.thresholds import check_records, load_thresholds
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant, load_settings, load_variants
+from quant_assets.cli.output import output_console
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.errors import InputError
 from quant_assets.models.config import load_models
 from quant_assets.quantize.store import ArtifactStore
 from quant_assets.settings import get_settings
 from quant_assets.workers.protocol import ProgressEvent
-
-_PIPED_WIDTH = 200  # columns; a pipe has no width of its own
 
 bench = typer.Typer(help="Benchmark the variants of a model.", invoke_without_command=True)
 
@@ -392,7 +390,4 @@ def _table(*columns: str) -> Table:
 
 
 def _print(table: Table) -> None:
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = _PIPED_WIDTH
-    console.print(table)
+    output_console().print(table)

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from quant_assets.cli.sql import PIPED_WIDTH
+from quant_assets.cli.output import output_console
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import row_counts
@@ -65,9 +65,7 @@ def demo(
             str(option.copies),
             f"{option.usd_per_slot:,.4f}",
         )
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
+    console = output_console()
     console.print(table)
     console.print(", ".join(f"{name} {rows}" for name, rows in counts.items()), soft_wrap=True)
     console.print(f"DuckDB file: {settings.warehouse}", soft_wrap=True)

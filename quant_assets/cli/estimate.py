@@ -4,9 +4,9 @@ import json
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from quant_assets.cli.output import output_console
 from quant_assets.formats.estimates import (
     estimate_of_model,
     estimate_of_size,
@@ -82,7 +82,7 @@ def estimate(
         }
         typer.echo(json.dumps(report, indent=2))
         return
-    console = Console(highlight=False, markup=False)
+    console = output_console()
     console.print(_memory_table(result))
     console.print(f"Weights: {result.basis}.", soft_wrap=True)
     console.print(

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
+from quant_assets.cli.output import output_console
 from quant_assets.errors import InputError
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
@@ -98,7 +98,7 @@ def parse_share(text: str) -> float:
 
 
 def _print(answer: Answer) -> None:
-    console = Console(highlight=False, markup=False)
+    console = output_console()
     question = answer.question
     table = Table(
         title=f"{question.model}, context {answer.context}, batch {answer.batch}",

@@ -4,14 +4,12 @@ from typing import Annotated
 
 import duckdb
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from quant_assets.cli.output import output_console
 from quant_assets.errors import InputError
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
-
-PIPED_WIDTH = 10_000  # columns; a pipe has no width of its own, and no row should be cut
 
 
 def sql(query: Annotated[str, typer.Argument(help="A DuckDB query.")]) -> None:
@@ -30,7 +28,4 @@ def sql(query: Annotated[str, typer.Argument(help="A DuckDB query.")]) -> None:
     table = Table(*columns)
     for row in rows:
         table.add_row(*("" if value is None else str(value) for value in row))
-    console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
-        console.width = PIPED_WIDTH
-    console.print(table)
+    output_console().print(table)

@@ -6,9 +6,11 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import duckdb
 import pytest
 import requests
 from tiny_installation import Installation, cell
@@ -84,37 +86,38 @@ def server(full_run: Installation) -> Iterator[Server]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def count_of(installation: Installation, variants: tuple[str, ...]) -> int:
-    with Warehouse(installation.settings.warehouse).read() as connection:
-        return int(
-            connection.execute(
-                "select count(*) from raw.benchmark_runs "
-                "where model = 'tiny' and list_contains(?, variant)",
-                [list(variants)],
-            ).fetchall()[0][0]
-        )
+def cells_measured(connection: duckdb.DuckDBPyConnection) -> Counter[tuple[str, int]]:
+    """How many records of the model there are, by variant and batch size."""
+    rows = connection.execute(
+        "select variant, batch_size from raw.benchmark_runs where model = 'tiny'"
+    ).fetchall()
+    return Counter(rows)
 
 
 @pytest.mark.slow
 def test_a_backfill_over_graphql_is_one_run_a_variant(server: Server, full_run: Installation):
     variants = ("f16", "q8_0-kv-hybrid")
-    before = count_of(full_run, variants)
-    keys = [cell(variant, size) for variant in variants for size in (1, 4)]
-    launched = server.query(
-        LAUNCH,
-        params={
-            "assetSelection": [{"path": ["tiny", "benchmark_results"]}],
-            "partitionNames": [str(key) for key in keys],
-        },
-    )["launchPartitionBackfill"]
-    assert launched["__typename"] == "LaunchBackfillSuccess", launched
-    deadline = time.monotonic() + 300
-    while True:
-        backfill = server.query(STATUS, id=launched["backfillId"])["partitionBackfillOrError"]
-        if backfill["status"] not in ("REQUESTED", "COMPLETING"):
-            break
-        assert time.monotonic() < deadline, backfill
-        time.sleep(1)
+    asked = [(variant, size) for variant in variants for size in (1, 4, 8)]
+    warehouse = Warehouse(full_run.settings.warehouse)
+    with warehouse.read() as reader:  # held open all the time
+        before = cells_measured(reader)
+        launched = server.query(
+            LAUNCH,
+            params={
+                "assetSelection": [{"path": ["tiny", "benchmark_results"]}],
+                "partitionNames": [str(cell(variant, size)) for variant, size in asked],
+            },
+        )["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        deadline = time.monotonic() + 300
+        while True:
+            backfill = server.query(STATUS, id=launched["backfillId"])["partitionBackfillOrError"]
+            if backfill["status"] not in ("REQUESTED", "COMPLETING"):
+                break
+            assert time.monotonic() < deadline, backfill
+            time.sleep(1)
+            assert cells_measured(reader) == before, "a reader sees one state of the file"
     assert backfill["status"] == "COMPLETED_SUCCESS", backfill
     assert len(backfill["runs"]) == len(variants)
-    assert count_of(full_run, variants) == before + 4
+    with warehouse.read() as reader:
+        assert cells_measured(reader) - before == Counter(asked), "six new rows, one a cell"

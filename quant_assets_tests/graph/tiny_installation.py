@@ -13,7 +13,7 @@ models:
 """
 
 VARIANTS = """
-settings: {batch_sizes: [1, 4], warmups: 1, runs: 3, prompt_tokens: 8, generated_tokens: 4}
+settings: {batch_sizes: [1, 4, 8], warmups: 1, runs: 3, prompt_tokens: 8, generated_tokens: 4}
 variants:
   f16: {format: gguf, level: F16}
   q8_0-kv-hybrid: {format: gguf, level: Q8_0, cache_type_k: q8_0, cache_type_v: q4_0}
