@@ -108,6 +108,8 @@ _PURCHASE_WORDS = frozenset(
     ]
 )
 
+_BARE_NUMBER = re.compile(r"\$? ?\d[\d.,]*")
+"""The usual price, in which there are no words to look for."""
 _SPACES = re.compile(r"[\s\u00a0\u202f]+")
 _NUMBER = r"\d[\d.,' ’]*"
 _AMOUNT = re.compile(rf"(?<![\d.,])(-\s?|\((?=[\d.,]+\)))?({_NUMBER})(?:,-|\.-|,–)?")
@@ -205,6 +207,10 @@ def _take_currency(
     """The ISO code, the text without currency words, and what is wrong with the currency."""
     codes: set[str] = set()
     shared: set[str] = set()
+    if _BARE_NUMBER.fullmatch(plain):
+        shared = {"$"} if plain[0] == "$" else set()
+        plain = plain.lstrip("$ ")
+        return _agreed(codes, shared, plain, column, default)
     for found in _SIGN.findall(plain):
         sign = found.replace(" ", "")
         if sign in _SIGNS:
@@ -216,6 +222,13 @@ def _take_currency(
         if code.upper() in _ISO_CODES:
             codes.add(code.upper())
             plain = re.sub(rf"(?<![a-z]){code}(?![a-z])", " ", plain)
+    return _agreed(codes, shared, plain, column, default)
+
+
+def _agreed(
+    codes: set[str], shared: set[str], plain: str, column: str | None, default: str
+) -> tuple[str, str, QuarantineReason | None]:
+    """The currency that the text's codes and signs and the column agree on."""
     stated = _code_of_column(column)
     if stated == "":
         return "", plain, QuarantineReason.UNKNOWN_CURRENCY

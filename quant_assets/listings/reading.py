@@ -31,7 +31,7 @@ MAX_LINE_CHARACTERS = 131_072
 MAX_RECORD_LINES = 20
 """Lines that one quoted record may span before its quote counts as never closed."""
 
-_PARSER_VERSION = 1
+_PARSER_VERSION = 2
 """Part of a snapshot's name; raise it whenever parsing changes."""
 _DELIMITERS = (",", ";", "\t", "|")
 _CHUNK_ROWS = 50_000
@@ -255,7 +255,9 @@ def _copy_clean_csv(
     connection.execute("SET VARIABLE csv_path = ?", [str(path)]).fetchall()
     connection.execute("SET VARIABLE csv_delimiter = ?", [delimiter]).fetchall()
     connection.execute(
-        "CREATE TEMP VIEW parsed AS SELECT row_number() OVER () + 1 AS line_number, * FROM "  # noqa: S608, generated names
+        # Every line is a row: its number follows from the place in the snapshot, see `_assemble`.
+        # Counting here would keep DuckDB to one thread.
+        "CREATE TEMP VIEW parsed AS SELECT NULL::BIGINT AS line_number, * FROM "  # noqa: S608, generated names
         "read_csv(getvariable('csv_path'), delim=getvariable('csv_delimiter'), quote='\"',"
         " escape='\"', header=false, skip=1, all_varchar=true, auto_detect=false,"
         f" strict_mode=true, null_padding=false, columns={columns},"
@@ -512,14 +514,16 @@ def _write_snapshot(
     )
     connection.register("reject_rows", reject_table)
     empty = ", ".join(f"NULL AS {name}" for name in TEXT_COLUMNS if name != "title")
-    query = f"""
-        COPY (SELECT line_number, {", ".join(texts)}, {extra} AS extra,
-               CAST(NULL AS VARCHAR) AS reason, CAST(NULL AS VARCHAR) AS detail
-        FROM parsed
+    rejects = f"""
         UNION ALL BY NAME
         SELECT CAST(line_number AS BIGINT) AS line_number, CAST(title AS VARCHAR) AS title, {empty},
                NULL AS extra, CAST(reason AS VARCHAR) AS reason, CAST(detail AS VARCHAR) AS detail
-        FROM reject_rows) TO ? (FORMAT parquet)
+        FROM reject_rows
+    """  # noqa: S608, names of the project
+    query = f"""
+        COPY (SELECT line_number, {", ".join(texts)}, {extra} AS extra,
+               CAST(NULL AS VARCHAR) AS reason, CAST(NULL AS VARCHAR) AS detail
+        FROM parsed {rejects if rejected else ""}) TO ? (FORMAT parquet)
     """  # noqa: S608, column names of the project; labels and values are bound
     return int(connection.execute(query, [*parameters, str(snapshot)]).fetchall()[0][0])
 
@@ -542,7 +546,10 @@ def _assemble(
         SELECT md5(concat_ws(chr(31), source_file, line_number, title, price_text, url)) AS row_id,
                number * 1099511627776 + line_number AS position,
                source_file, line_number, {", ".join(TEXT_COLUMNS)}, extra, reason, detail
-        FROM read_parquet(getvariable('{paths}'), filename=true) AS snapshots
+        FROM (
+            SELECT * REPLACE (coalesce(line_number, file_row_number + 2) AS line_number)
+            FROM read_parquet(getvariable('{paths}'), filename=true, file_row_number=true)
+        ) AS snapshots
         JOIN {files} ON snapshots.filename = {files}.snapshot
     """  # noqa: S608, names of the project
     rows = workspace.new_name("raw_rows")

@@ -38,7 +38,7 @@ _COMPARISON = re.compile(
     r"|(?:pulled|removed|taken) from)\b.*"
 )
 _NEGATION = re.compile(r"\b(?:not|no|non)[\s-]+(?:an? )?(?=sxm|pcie?\b|nvl\b|ti\b|super\b)\w+")
-_GLUED_PREFIX = re.compile(r"(?<=[a-z])(?=(?:rtx|gtx)[\s-]?\d{3})")
+_GLUED_PREFIX = re.compile(r"([a-z])(?=[rg]tx[\s-]?\d{3})")
 _GLUED_MEMORY = re.compile(r"\b((?:rtx|gtx|rx)[\s-]?\d{4})(?=\d{1,2}\s?gb?\b)")
 _MEMORY_TYPE = r"gddr\d{1,2}x?|hbm\d?e?"
 _MEMORY = re.compile(
@@ -138,20 +138,25 @@ def read_title(text: str) -> Title:
     refusal = _refusal(title)
     title = _COMPARISON.sub(" ", title)
     title = _NEGATION.sub(" ", title)
-    title = _MAX_Q.sub("maxq", title)
-    title = _GLUED_PREFIX.sub(" ", title)
+    if "max" in title:
+        title = _MAX_Q.sub("maxq", title)
+    title = _GLUED_PREFIX.sub(r"\1 ", title)
     title = _GLUED_MEMORY.sub(r"\1 ", title)
     memory_types = _memory_types(title)
     memory = frozenset(float(match[1]) for match in _MEMORY.finditer(title))
-    pair = frozenset(
-        float(size) for match in _MEMORY_PAIR.finditer(title) for size in match.groups()
-    )
+    pair = frozenset[float]()
+    if "/" in title:
+        pair = frozenset(
+            float(size) for match in _MEMORY_PAIR.finditer(title) for size in match.groups()
+        )
     title = _MEMORY_TYPE_WORD.sub(" ", _MEMORY.sub(" ", title))
     count, title = _take_count(title)
     form_factors, title = _take_form_factors(title)
     title = _GLUED_SUFFIX.sub(r"\g<0> ", _GLUED_SERIES.sub(r"\g<0> ", title))
-    title = _GLUED_SUPER.sub("ti ", title)
-    title = _SPELLING.sub(lambda match: _SPELLINGS[match[0]], title)
+    if "tisuper" in title:
+        title = _GLUED_SUPER.sub("ti ", title)
+    if "4080 s" in title or "4070 " in title:
+        title = _SPELLING.sub(lambda match: _SPELLINGS[match[0]], title)
     tokens = tuple(_TOKEN.findall(title))
     return Title(
         tokens=tokens,

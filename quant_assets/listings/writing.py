@@ -21,6 +21,11 @@ _TEXT_FORMATS = frozenset({".csv", ".tsv"})
 _FORMULA_SIGNS = "=+-@|\t\r"
 """First characters after which a spreadsheet reads on as a formula."""
 _INTERNAL_COLUMNS = ("position", "extra")
+_OWN_WORDS = frozenset(
+    {"row_id", "canonical_name", "match_type", "currency", "price_kind", "reason", "gpu_vendor"}
+    | {"gpu_family", "form_factor"}
+)
+"""Text columns whose cells are this project's own names; no seller can put a formula there."""
 
 
 def require_known_format(path: Path) -> None:
@@ -54,7 +59,7 @@ def write_table(workspace: Workspace, table: str, path: Path) -> None:
         parameters.append("/" + key.replace("~", "~0").replace("/", "~1"))
         selected.append((label, f"json_extract_string(extra, ${len(parameters)})", True))
     expressions = ", ".join(
-        _cell(name, expression, is_text and suffix in _TEXT_FORMATS)
+        _cell(name, expression, is_text and suffix in _TEXT_FORMATS and name not in _OWN_WORDS)
         for name, expression, is_text in selected
     )
     with atomic_path(path) as temporary:
