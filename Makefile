@@ -3,7 +3,7 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) environments/bootstrap.py
 BIN = .venv/bin
 
-.PHONY: demo test test-groupwise ui check setup bench-gguf bench-listings bench-peers
+.PHONY: demo test test-groupwise ui check setup setup-groupwise bench-gguf bench-listings bench-peers
 
 demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
 	@$(BOOTSTRAP) main --with demo
@@ -31,6 +31,11 @@ ui:  ## set up and open the Dagster UI on localhost
 
 setup:  ## set up only
 	@$(BOOTSTRAP) main --with demo --with test --with live
+
+setup-groupwise:  ## set up the worker environments of GPTQ and AWQ
+	@$(BOOTSTRAP) main --with demo
+	@$(BOOTSTRAP) gptq
+	@$(BOOTSTRAP) awq
 
 bench-gguf:  ## one pass beside convert + llama_model_quantize, on a synthetic 1.2B Llama and SmolLM2
 	@$(BOOTSTRAP) main --with demo --with test --with live

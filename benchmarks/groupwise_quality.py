@@ -1,95 +1,120 @@
 """Quality, time and memory of GPTQ and AWQ artifacts of one model, as a table.
 
-`.venv/bin/python benchmarks/groupwise_quality.py MODEL [--text FILE] [--group-size 64]`. Perplexity
-is measured on the first windows of the text; ratios are to the source and to plain rounding at the
-same bits and group size.
+`.venv/bin/python benchmarks/groupwise_quality.py MODEL [--text FILE ...] [--group-size 64]`.
+Perplexity is measured on the first windows of each text; ratios are to the source and to plain
+rounding at the same bits and group size. An artifact that the store has is not made again; its time
+is that of its making.
 """
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
 from quant_assets.bench.evaluation_text import evaluation_text
+from quant_assets.bench.settings import available_physical_cores
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
-from quant_assets.errors import CheckFailed
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.source import resolve_source
 from quant_assets.quantize.calibration import calibration_text
 from quant_assets.quantize.groupwise import Engine, GroupwiseFormat, groupwise_settings
-from quant_assets.quantize.groupwise_artifact import groupwise_job, make_groupwise_artifact
-from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest
+from quant_assets.quantize.groupwise_artifact import make_groupwise_artifact
+from quant_assets.quantize.perplexity_gate import Rounding, judge
 from quant_assets.quantize.store import ArtifactStore
 from quant_assets.settings import get_settings
 
-RUNS: tuple[tuple[GroupwiseFormat, int, Engine, bool], ...] = (
-    ("gptq", 4, "gptqmodel", False),
-    ("gptq", 4, "gptqmodel", True),
-    ("gptq", 3, "gptqmodel", False),
-    ("gptq", 8, "gptqmodel", False),
-    ("awq", 4, "autoawq", False),
-    ("awq", 4, "gptqmodel", False),
+
+class Case(NamedTuple):
+    """One artifact of the table."""
+
+    method: GroupwiseFormat
+    bits: int
+    engine: Engine
+    act_order: bool = False
+    sym: bool = True
+
+    @property
+    def name(self) -> str:
+        """Such as `awq (autoawq)`."""
+        traits = [
+            *([self.engine] if self.method == "awq" else []),
+            *(["act-order"] if self.act_order else []),
+            *(["zero point"] if self.method == "gptq" and not self.sym else []),
+        ]
+        return f"{self.method} ({', '.join(traits)})" if traits else self.method
+
+
+CASES = (
+    Case("gptq", 4, "gptqmodel"),
+    Case("awq", 4, "autoawq"),
+    Case("awq", 4, "gptqmodel"),
+    Case("gptq", 4, "gptqmodel", act_order=True),
+    Case("gptq", 4, "gptqmodel", sym=False),
+    Case("gptq", 3, "gptqmodel"),
+    Case("gptq", 8, "gptqmodel"),
+    Case("gptq", 2, "gptqmodel", sym=False),
 )
 COLUMNS = (
-    "method", "bits", "group", "bits per weight", "perplexity", "to source", "to rounding",
-    "seconds", "peak GB", "status",
+    "method", "bits", "group", "bits per weight", "text", "perplexity", "to source",
+    "to rounding", "quantize (s)", "peak (GB)", "gate",
 )  # fmt: skip
 
 
 def main() -> None:
-    """Make every artifact, rejected ones too, and print the table."""
+    """Make every artifact, measure it on every text, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--text", type=Path, help="evaluation text; the default text otherwise")
-    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--text", type=Path, action="append", help="further evaluation texts")
+    parser.add_argument("--group-size", type=int, action="append", help="64 by default")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--case", type=int, action="append", help="a row's number; all by default")
     arguments = parser.parse_args()
     settings = get_settings()
     source = resolve_source(arguments.model, settings)
     store = ArtifactStore(settings.artifacts)
-    text = evaluation_text(arguments.text or "auto", settings.cache)
+    texts = [evaluation_text(text, settings.cache) for text in ("auto", *(arguments.text or []))]
     calibration = calibration_text(None, settings.cache)
-    table = Table(*COLUMNS, title=f"{source.name} on {text.name}, calibrated on {calibration.name}")
-    for method, bits, engine, act_order in RUNS:
-        chosen = groupwise_settings(
-            GroupQuantization(method=method, bits=bits, group_size=arguments.group_size),
-            engine=engine,
-            desc_act=act_order,
-            samples=arguments.samples,
-            sequence_length=arguments.sequence_length,
-        )
-        job_id = groupwise_job(source.name, source, chosen, calibration).job_id
-        with WorkerProgress(Verbosity.NORMAL) as progress:
-            try:
-                make_groupwise_artifact(
+    table = Table(
+        *COLUMNS,
+        title=f"{source.name}, calibrated on {arguments.samples} x {arguments.sequence_length} "
+        f"tokens of {calibration.name}",
+    )
+    for group_size in arguments.group_size or [64]:
+        for case in (CASES[number] for number in arguments.case or range(len(CASES))):
+            chosen = groupwise_settings(
+                GroupQuantization(method=case.method, bits=case.bits, group_size=group_size),
+                engine=case.engine,
+                desc_act=case.act_order,
+                sym=case.sym,
+                samples=arguments.samples,
+                sequence_length=arguments.sequence_length,
+            )
+            with WorkerProgress(Verbosity.NORMAL) as progress:
+                manifest, folder, _ = make_groupwise_artifact(
                     source.name, source, chosen, calibration, store,
-                    text=text, cache=settings.cache, on_event=progress.show,
+                    text=texts[0], cache=settings.cache, gate=False, on_event=progress.show,
                 )  # fmt: skip
-                folder = store.folder(job_id)
-            except CheckFailed:
-                folder = store.root / ".rejected" / job_id
-        manifest = ArtifactManifest.model_validate_json((folder / MANIFEST_NAME).read_text("utf-8"))
-        table.add_row(*_row(manifest, f"{method} {engine}{' act-order' if act_order else ''}"))
-    Console(width=160).print(table)
-
-
-def _row(manifest: ArtifactManifest, method: str) -> list[str]:
-    checks = manifest.validation
-    parameters = manifest.job.parameters
-    return [
-        method,
-        str(parameters["bits"]),
-        str(parameters["group_size"]),
-        f"{manifest.bits_per_weight:.3f}",
-        f"{manifest.perplexity:.3f}" if manifest.perplexity else "not measured",
-        f"{checks.get('ratio_to_source', float('nan')):.4f}",
-        f"{checks.get('ratio_to_rounding', float('nan')):.4f}",
-        f"{manifest.seconds:.0f}",
-        f"{(manifest.peak_rss_bytes or 0) / 1e9:.2f}",
-        manifest.status,
-    ]
+                for text in texts:
+                    verdict = judge(
+                        folder, case.method,
+                        Rounding(bits=case.bits, group_size=group_size, sym=chosen.sym),
+                        source, manifest.n_parameters, text, settings.cache,
+                        threads=available_physical_cores(), windows=arguments.windows,
+                        context=arguments.context, on_event=progress.show,
+                    )  # fmt: skip
+                    table.add_row(
+                        case.name, str(case.bits), str(group_size),
+                        f"{manifest.bits_per_weight:.3f}", text.name, f"{verdict.perplexity:.3f}",
+                        f"{verdict.ratio_to_source:.4f}", f"{verdict.ratio_to_rounding:.4f}",
+                        f"{manifest.seconds:.0f}", f"{(manifest.peak_rss_bytes or 0) / 1e9:.2f}",
+                        "rejected" if verdict.rejection else "passed",
+                    )  # fmt: skip
+            Console(width=150).print(table)
 
 
 if __name__ == "__main__":

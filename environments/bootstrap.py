@@ -21,6 +21,7 @@ ENVIRONMENTS = Path(__file__).resolve().parent
 PROJECT = ENVIRONMENTS.parent
 UV_VERSION = "0.13.8"
 LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
+KERNELS = PROJECT / "quant_assets" / "workers" / "gguf" / "kernels"
 MINIMUM_PYTHON = (3, 11)
 # Measured: the main environment takes 1.6 GB with CPU wheels, its downloads and the build 2 GB more.
 NEEDED_GB = {"main": 5.0, "gptq": 3.0, "awq": 3.0}
@@ -67,6 +68,7 @@ def make_environment(name: str, extras: list[str], rebuild: bool) -> None:
         "python": platform.python_version(),
         "extras": " ".join(extras),
         "build": _build_key() if name == "main" else "",
+        "kernels": _kernels_key() if name == "main" else "",
         "project": str(PROJECT),
     }
     python = folder / "bin" / "python"
@@ -109,6 +111,7 @@ def make_environment(name: str, extras: list[str], rebuild: bool) -> None:
             [*uv_install, "--no-deps", *reinstall, wheel, "--editable", PROJECT],
             "The project could not be installed",
         )
+        _build_kernels(python)
     stamp.write_text("".join(f"{key}={value}\n" for key, value in wanted.items()))
 
 
@@ -205,6 +208,27 @@ def _llama_wheel(python: Path, rebuild: bool) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     staging.rename(folder)
     return next(folder.glob("llama_cpp_python-*.whl"))
+
+
+def _kernels_key() -> str:
+    """What the project's own kernels depend on, the processor apart: their source and flags."""
+    files = (KERNELS / "k_quants.cpp", KERNELS / "build.py")
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
+
+
+def _build_kernels(python: Path) -> None:
+    """Compile the project's own kernels for the processors that llama.cpp is built for.
+
+    Without them ggml's are used, so a failure is said and no more.
+    """
+    portable = ["--portable"] if "GGML_NATIVE=OFF" in os.environ.get("CMAKE_ARGS", "") else []
+    try:
+        _run(
+            [python, "-m", "quant_assets.workers.gguf.kernels.build", _compiler(), *portable],
+            "The quantization kernels could not be compiled",
+        )
+    except SetupError as error:
+        print(f"set-up: {error} Quantizing to K-quants will be slower.", file=sys.stderr)
 
 
 _NETWORK_SIGNS = (

@@ -6,8 +6,10 @@ from quant_assets.assets.artifacts import (
     build_gguf_artifacts,
     build_importance_matrix,
     build_source_model,
+    groupwise_formats,
 )
 from quant_assets.assets.benchmarks import build_benchmark_results
+from quant_assets.assets.groupwise import build_groupwise_artifacts
 from quant_assets.assets.listings import build_listings
 from quant_assets.assets.marts import build_marts, dbt_project, dbt_resource
 from quant_assets.assets.quality import build_variant_quality
@@ -21,6 +23,7 @@ from quant_assets.bench.variants import load_settings, load_variants
 from quant_assets.models.config import load_models
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
+from quant_assets.resources.torch import Torch
 from quant_assets.settings import Settings, get_settings
 
 
@@ -30,13 +33,18 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     variants = load_variants(settings.variants_yaml)
     bench_settings = load_settings(settings.variants_yaml)
     dbt = dbt_project(settings)
-    jobs = build_jobs(models)
+    jobs = build_jobs(models, variants)
     return dg.Definitions(
         assets=[
             *build_listings(),
             *(build_source_model(model) for model in models),
             *(build_importance_matrix(model) for model in models),
             *(build_gguf_artifacts(model) for model in models),
+            *(
+                build_groupwise_artifacts(model, method, variants)
+                for model in models
+                for method in groupwise_formats(variants)
+            ),
             *(build_variant_quality(model, variants, bench_settings) for model in models),
             *(build_benchmark_results(model, variants, bench_settings) for model in models),
             build_host_peaks(),
@@ -51,6 +59,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         resources={
             "data_root": DataRoot(home=str(settings.home), data=str(settings.data)),
             "llama_cpp": LlamaCpp(),
+            "torch": Torch(),
             "dbt": dbt_resource(dbt),
         },
     )

@@ -1,19 +1,23 @@
 """Source models and their GGUF artifacts: one asset group a model."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import get_args
 
 import dagster as dg
 
+from quant_assets.bench.variants import Variant
 from quant_assets.models.config import ModelConfig
 from quant_assets.models.dequantize import source_manifest
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import default_calibration_text
 from quant_assets.quantize.gguf_artifact import MadeArtifact
+from quant_assets.quantize.groupwise import GroupwiseFormat
 from quant_assets.quantize.importance_matrix import ImportanceMatrix
 from quant_assets.quantize.job import library_versions
+from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
-from quant_assets.resources.llama_cpp import DEVICE_POOL, LlamaCpp
+from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
 
 OWNERS = ["team:inference"]
@@ -32,6 +36,29 @@ def importance_matrix_key(model: ModelConfig) -> dg.AssetKey:
 def gguf_artifacts_key(model: ModelConfig) -> dg.AssetKey:
     """Key of the asset that is a model's GGUF files, partitioned by level."""
     return dg.AssetKey([model.slug, "gguf_artifacts"])
+
+
+def groupwise_artifacts_key(model: ModelConfig, method: GroupwiseFormat) -> dg.AssetKey:
+    """Key of the asset that is a model's GPTQ or AWQ folders."""
+    return dg.AssetKey([model.slug, f"{method}_artifacts"])
+
+
+def groupwise_variants(
+    variants: Mapping[str, Variant], method: GroupwiseFormat
+) -> dict[str, Variant]:
+    """The variants of one format."""
+    return {name: variant for name, variant in variants.items() if variant.format == method}
+
+
+def groupwise_formats(variants: Mapping[str, Variant]) -> list[GroupwiseFormat]:
+    """GPTQ and AWQ, as far as there are variants of them."""
+    return [method for method in get_args(GroupwiseFormat) if groupwise_variants(variants, method)]
+
+
+def artifact_keys(model: ModelConfig, variants: Mapping[str, Variant]) -> list[dg.AssetKey]:
+    """Keys of all assets that hold artifacts which the variants name."""
+    groupwise = [groupwise_artifacts_key(model, method) for method in groupwise_formats(variants)]
+    return [gguf_artifacts_key(model), *groupwise]
 
 
 def gguf_levels(model: ModelConfig) -> dg.StaticPartitionsDefinition:

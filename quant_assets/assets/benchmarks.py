@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
-from quant_assets.assets.artifacts import OWNERS, gguf_artifacts_key
+from quant_assets.assets.artifacts import OWNERS, artifact_keys
 from quant_assets.assets.quality import (
     materialized_partitions,
     variant_partitions,
@@ -18,9 +18,11 @@ from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import ModelConfig
+from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
-from quant_assets.resources.llama_cpp import DEVICE_POOL, LlamaCpp
+from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
+from quant_assets.resources.torch import Torch, backend_of
 from quant_assets.settings import Settings
 from quant_assets.warehouse.loads import load_benchmarks
 
@@ -70,7 +72,10 @@ def build_benchmark_results(
         # A variant needs one level, and Dagster has no mapping from one dimension of a grid to
         # other keys; a missing level is found at run time and its cell skipped.
         deps=[
-            dg.AssetDep(gguf_artifacts_key(model), partition_mapping=dg.AllPartitionMapping()),
+            *(
+                dg.AssetDep(key, partition_mapping=dg.AllPartitionMapping())
+                for key in artifact_keys(model, variants)
+            ),
             dg.AssetDep(
                 variant_quality_key(model),
                 partition_mapping=dg.MultiToSingleDimensionPartitionMapping(VARIANT),
@@ -94,6 +99,7 @@ def build_benchmark_results(
         config: BenchmarkConfig,
         data_root: DataRoot,
         llama_cpp: LlamaCpp,
+        torch: Torch,
     ) -> Iterator[dg.MaterializeResult[None]]:
         measured: dict[str, Mapping[str, dg.MetadataValue]] = {}
         skipped: dict[str, str] = {}
@@ -112,7 +118,7 @@ def build_benchmark_results(
                     )
                     context.log.warning(f"skipped {key}: {skipped[key]}")
                     continue
-                cell = llama_cpp.measure(
+                cell = backend_of(variant, llama_cpp, torch).measure(
                     context,
                     variant,
                     int(key.keys_by_dimension[BATCH_SIZE]),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
-from quant_assets.assets.artifacts import OWNERS, gguf_artifacts_key
+from quant_assets.assets.artifacts import OWNERS, artifact_keys
 from quant_assets.bench.evaluation_text import evaluation_text
 from quant_assets.bench.matrix import artifact_finder
 from quant_assets.bench.obedience import ObedienceResult, load_prompts
@@ -12,9 +12,11 @@ from quant_assets.bench.quality import DEFAULT_WINDOWS, QualityResult, QualitySt
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant
 from quant_assets.models.config import ModelConfig
+from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
-from quant_assets.resources.llama_cpp import DEVICE_POOL, LlamaCpp
+from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
+from quant_assets.resources.torch import Torch, backend_of
 
 
 class QualityConfig(dg.Config):
@@ -41,7 +43,10 @@ def build_variant_quality(
 
     @dg.asset(
         key=variant_quality_key(model),
-        deps=[dg.AssetDep(gguf_artifacts_key(model), partition_mapping=dg.AllPartitionMapping())],
+        deps=[
+            dg.AssetDep(key, partition_mapping=dg.AllPartitionMapping())
+            for key in artifact_keys(model, variants)
+        ],
         group_name=model.slug,
         owners=OWNERS,
         kinds={"llamacpp", "json"},
@@ -59,6 +64,7 @@ def build_variant_quality(
         config: QualityConfig,
         data_root: DataRoot,
         llama_cpp: LlamaCpp,
+        torch: Torch,
     ) -> Iterator[dg.MaterializeResult[None]]:
         root = data_root.settings
         find = artifact_finder(data_root.artifacts, model.name)
@@ -75,12 +81,13 @@ def build_variant_quality(
                     skipped[name] = "it has no artifact" if baseline else "there is no F16 baseline"
                     context.log.warning(f"skipped {name}: {skipped[name]}")
                     continue
-                quality = llama_cpp.quality(
+                backend = backend_of(variants[name], llama_cpp, torch)
+                quality = backend.quality(
                     context, variants[name], artifact, baseline, model.name, text, store, settings,
                     config.windows,
                 )  # fmt: skip
                 obeyed = (
-                    llama_cpp.obedience(
+                    backend.obedience(
                         context, variants[name], artifact, model.name, prompts, root.results,
                         settings,
                     )

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import dagster as dg
 import duckdb
 
-from quant_assets.assets.artifacts import OWNERS, gguf_artifacts_key
+from quant_assets.assets.artifacts import OWNERS, artifact_keys
 from quant_assets.assets.benchmarks import benchmark_results_key
 from quant_assets.assets.previews import table_metadata
 from quant_assets.assets.quality import variant_quality_key
@@ -14,8 +14,8 @@ from quant_assets.bench.settings import available_physical_cores
 from quant_assets.bench.variants import Variant
 from quant_assets.listings.registry import load_registry
 from quant_assets.models.config import ModelConfig
+from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
-from quant_assets.resources.llama_cpp import DEVICE_POOL
 from quant_assets.resources.stores import DataRoot
 from quant_assets.speed.host_peaks import measure_host_peaks
 from quant_assets.speed.needs import load_grid
@@ -81,7 +81,7 @@ def build_tables(
 ) -> list[dg.AssetsDefinition]:
     """The reference tables, and the tables that join what all models produced."""
     models = list(models)
-    artifacts = [gguf_artifacts_key(model) for model in models]
+    artifacts = [key for model in models for key in artifact_keys(model, variants)]
     benchmarks = [benchmark_results_key(model) for model in models]
     return [
         build_table(

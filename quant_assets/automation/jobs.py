@@ -1,14 +1,21 @@
 """The jobs that schedules, sensors, the CLI and people launch."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
 import dagster as dg
 
-from quant_assets.assets.artifacts import gguf_artifacts_key, source_model_key
+from quant_assets.assets.artifacts import (
+    gguf_artifacts_key,
+    groupwise_artifacts_key,
+    groupwise_formats,
+    source_model_key,
+)
 from quant_assets.assets.benchmarks import benchmark_results_key
 from quant_assets.assets.quality import variant_quality_key
+from quant_assets.bench.variants import Variant
 from quant_assets.models.config import ModelConfig
+from quant_assets.quantize.groupwise import GroupwiseFormat
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 
@@ -37,6 +44,11 @@ def artifacts_job_name(model: ModelConfig) -> str:
     return f"{model.slug}_artifacts"
 
 
+def groupwise_job_name(model: ModelConfig, method: GroupwiseFormat) -> str:
+    """Name of the job that makes a model's GPTQ or AWQ artifacts."""
+    return f"{model.slug}_{method}"
+
+
 def quality_job_name(model: ModelConfig) -> str:
     """Name of the job that measures the quality of a model's variants."""
     return f"{model.slug}_quality"
@@ -47,7 +59,7 @@ def benchmarks_job_name(model: ModelConfig) -> str:
     return f"{model.slug}_benchmarks"
 
 
-def build_jobs(models: Iterable[ModelConfig]) -> list[AssetJob]:
+def build_jobs(models: Iterable[ModelConfig], variants: Mapping[str, Variant]) -> list[AssetJob]:
     """All jobs: listings with everything after them, marts alone, and those of every model."""
     jobs = [
         _job(
@@ -73,6 +85,13 @@ def build_jobs(models: Iterable[ModelConfig]) -> list[AssetJob]:
     ]
     for model in models:
         steps = {
+            **{
+                groupwise_job_name(model, method): (
+                    groupwise_artifacts_key(model, method),
+                    f"Quantize it to {method.upper()}; needs `make setup-groupwise`.",
+                )
+                for method in groupwise_formats(variants)
+            },
             source_job_name(model): (source_model_key(model), "Fetch or dequantize the model."),
             artifacts_job_name(model): (gguf_artifacts_key(model), "Quantize it, level by level."),
             quality_job_name(model): (

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.errors import InputError
+from quant_assets.formats.group_quantization import GroupQuantization, parse_group_quantization
 
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,80}$")]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
@@ -19,7 +20,8 @@ BASELINE_VARIANT = "f16"
 class Variant(BaseModel):
     """One way to run a model: the weights' format and level, and the types of the KV cache.
 
-    `bits` and `group_size` belong to GPTQ and AWQ. `cache_type_k` and `cache_type_v` are ggml
+    The level of GPTQ and AWQ is bits and group size, such as `4bit-g64`; `bits` and `group_size` may
+    say the same in numbers. `cache_type_k` and `cache_type_v` are ggml
     types and belong to GGUF; transformers keeps its cache in the type of the activations.
     """
 
@@ -39,6 +41,13 @@ class Variant(BaseModel):
         """What runs it."""
         return "llamacpp" if self.format == "gguf" else "torch"
 
+    @property
+    def quantization(self) -> GroupQuantization | None:
+        """What a level of GPTQ or AWQ means; None for GGUF. Raises `InputError` for no level."""
+        if self.format == "gguf":
+            return None
+        return parse_group_quantization(f"{self.format}-{self.level}")
+
     @model_validator(mode="after")
     def _fields_fit_the_format(self) -> "Variant":
         if self.format == "gguf":
@@ -46,7 +55,24 @@ class Variant(BaseModel):
                 raise ValueError("`bits` and `group_size` belong to GPTQ and AWQ variants")
         elif (self.cache_type_k, self.cache_type_v) != ("f16", "f16"):
             raise ValueError("`cache_type_k` and `cache_type_v` belong to GGUF variants")
+        else:
+            self._check_level()
         return self
+
+    def _check_level(self) -> None:
+        try:
+            meant = self.quantization
+        except InputError as error:
+            raise ValueError(f"{error.what} {error.why}") from error
+        if meant is None or meant.name != f"{self.format}-{self.level}":
+            raise ValueError(
+                f"the level of a {self.format} variant is like 4bit-g128, not {self.level}"
+            )
+        if (self.bits or meant.bits, self.group_size or meant.group_size) != (
+            meant.bits,
+            meant.group_size,
+        ):
+            raise ValueError("`bits` and `group_size` are not those of the level")
 
 
 class _VariantsFile(BaseModel):

@@ -48,6 +48,9 @@ def convert(
     ] = DEFAULT_SEQUENCE_LENGTH,
     device: Annotated[Device, typer.Option(help="GPTQ, AWQ: where to compute.")] = "auto",
     gate: Annotated[bool, typer.Option("--gate/--no-gate", help="Judge by perplexity.")] = True,
+    text: Annotated[
+        Path | None, typer.Option(help="GPTQ, AWQ: file to measure perplexity on.")
+    ] = None,
     output_dir: Annotated[Path, typer.Option(help="Where the result goes.")] = Path(),
     threads: Annotated[int | None, typer.Option(help="Threads.", min=1)] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Agree to a significant loss.")] = False,
@@ -76,7 +79,7 @@ def convert(
         options = GroupwiseOptions(
             bits=bits, group_size=group_size, desc_act=False, sym=True, engine=engine,
             calibration=calibration, samples=calibration_samples, sequence_length=sequence_length,
-            device=device, gate=gate, threads=threads, resume=True,
+            device=device, gate=gate, text=text, threads=threads, resume=True,
         )  # fmt: skip
         made = make_checkpoint(plain, to, options, output, verbosity, origin)
         print_checkpoint(made, as_json=False)

@@ -93,6 +93,10 @@ def quantize(
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", help="GPTQ, AWQ: judge by perplexity.")
     ] = True,
+    text: Annotated[
+        Path | None,
+        typer.Option(help="GPTQ, AWQ: file to measure perplexity on; WikiText-2 by default."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and write nothing.")] = False,
     output_format: Annotated[
         OutputFormat, typer.Option("--format", help="Form of the result on standard output.")
@@ -133,6 +137,7 @@ def quantize(
                 sequence_length=sequence_length,
                 device=device,
                 gate=gate,
+                text=text,
                 threads=threads,
                 resume=resume,
             ),

@@ -15,7 +15,7 @@ from quant_assets.formats.group_quantization import parse_group_quantization
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import calibration_text
 from quant_assets.quantize.groupwise import Engine, GroupwiseFormat, groupwise_settings
-from quant_assets.quantize.groupwise_artifact import MadeCheckpoint, make_groupwise_artifact
+from quant_assets.quantize.groupwise_artifact import JudgedArtifact, make_groupwise_artifact
 from quant_assets.quantize.store import ArtifactStore
 from quant_assets.settings import get_settings
 
@@ -33,6 +33,7 @@ class GroupwiseOptions(NamedTuple):
     sequence_length: int
     device: Device
     gate: bool
+    text: Path | None
     threads: int | None
     resume: bool
 
@@ -44,8 +45,11 @@ def make_checkpoint(
     output_dir: Path,
     verbosity: Verbosity,
     lineage: Mapping[str, str] | None = None,
-) -> MadeCheckpoint:
-    """Make the artifact `source` to `method` in `output_dir`, showing the worker's progress."""
+) -> JudgedArtifact:
+    """Make the artifact `source` to `method` in `output_dir`, showing the worker's progress.
+
+    Raises `CheckFailed` for one that the gate rejects.
+    """
     group = "channel" if options.group_size == -1 else f"g{options.group_size}"
     quantization = parse_group_quantization(f"{method}-{options.bits}bit-{group}")
     assert quantization is not None
@@ -69,7 +73,7 @@ def make_checkpoint(
             chosen,
             calibration,
             ArtifactStore(output_dir.resolve()),
-            text=evaluation_text("auto", settings.cache),
+            text=evaluation_text(options.text or "auto", settings.cache),
             cache=settings.cache,
             threads=options.threads,
             device=options.device,
@@ -77,10 +81,10 @@ def make_checkpoint(
             gate=options.gate,
             lineage=lineage,
             on_event=progress.show,
-        )
+        ).valid()
 
 
-def print_checkpoint(made: MadeCheckpoint, *, as_json: bool) -> None:
+def print_checkpoint(made: JudgedArtifact, *, as_json: bool) -> None:
     """The manifest on standard output, as JSON or as a table."""
     manifest = made.manifest
     if as_json:

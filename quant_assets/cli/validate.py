@@ -13,6 +13,9 @@ from quant_assets.quantize.validation import validate_artifact
 def validate(
     path: Annotated[Path, typer.Argument(help="GGUF file or artifact folder.", exists=True)],
     device: Annotated[Device, typer.Option(help="GPTQ, AWQ: where to compute.")] = "auto",
+    text: Annotated[
+        Path | None, typer.Option(help="GPTQ, AWQ: file to measure perplexity on.")
+    ] = None,
     verbosity: Annotated[
         Verbosity, typer.Option(help="What is shown on standard error.")
     ] = Verbosity.NORMAL,
@@ -22,6 +25,6 @@ def validate(
     Exit codes: 0 sound; 3 no artifact, or files missing or damaged; 7 it fails a check.
     """
     with WorkerProgress(verbosity) as progress:
-        report = validate_artifact(path, device=device, on_event=progress.show)
+        report = validate_artifact(path, text=text, device=device, on_event=progress.show)
     for check, answer in report.items():
         typer.echo(f"{check}: {answer}")

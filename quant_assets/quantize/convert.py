@@ -16,7 +16,12 @@ from pydantic import BaseModel
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.errors import InputError
 from quant_assets.formats.intent import StoredQuantization, detect_quantization
-from quant_assets.models.dequantize import DequantizeJob, DequantizeResult, SourceManifest
+from quant_assets.models.dequantize import (
+    DequantizeJob,
+    DequantizeResult,
+    SourceManifest,
+    source_manifest,
+)
 from quant_assets.models.identity import SOURCE_MANIFEST
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel, resolve_source
@@ -99,18 +104,22 @@ def plain_folder(
 ) -> SourceModel:
     """The model as a Hugging Face folder of plain weights, made at `output` unless it is one.
 
-    The folder's `source_manifest.json` says where its weights come from. Raises `InputError` when
-    the source cannot be restored or `output` exists.
+    The folder's `source_manifest.json` says where its weights come from; one that was made of the
+    same source is used again. Raises `InputError` when the source cannot be restored or `output`
+    holds something else.
     """
     stored = detect_quantization(source.path)
     if source.kind == "hf" and stored.format == "float":
         return source
     if output.exists():
-        raise InputError(
-            f"The folder {output} exists.",
-            "A conversion writes a new folder.",
-            "Remove it, or choose another --output-dir.",
-        )
+        made = source_manifest(output)
+        if made is None or made.origin_identity != source.identity:
+            raise InputError(
+                f"The folder {output} exists.",
+                "It does not hold the weights of this source.",
+                "Remove it, or choose another --output-dir.",
+            )
+        return _plain_source(source, output, made.weights_file_type, settings)
     if source.kind == "hf" and stored.format not in ("gptq", "awq"):
         raise InputError(
             f"A {stored.format} checkpoint is not converted.",
@@ -138,8 +147,13 @@ def plain_folder(
         weights, libraries = f"{stored.format.upper()}-{restored.bits}", {}
     _write_manifest(staging, source, weights, libraries)
     staging.replace(output)
-    plain = resolve_source(str(output), settings)
-    return plain.model_copy(
+    return _plain_source(source, output, weights, settings)
+
+
+def _plain_source(
+    source: SourceModel, folder: Path, weights: str, settings: Settings
+) -> SourceModel:
+    return resolve_source(str(folder), settings).model_copy(
         update={"name": source.name, "provenance": _provenance(source, weights)}
     )
 

@@ -14,6 +14,7 @@ from quant_assets.workers.protocol import Event
 from quant_assets.workers.supervisor import run_worker
 
 SourceKind = Literal["hf", "gguf"]
+Kernel = Literal["own", "ggml"]
 TypePolicy = Literal["library", "dry_run"]
 EventHandler = Callable[[Event], None]
 
@@ -92,7 +93,8 @@ class QuantizeGgufResult(BaseModel):
     """A finished GGUF file.
 
     Sizes and memory are bytes. `bits_per_weight` counts all tensor data over all parameters;
-    `tensor_types` counts tensors by type; `resumed_from_layer` is the index of the first layer that
+    `tensor_types` counts tensors by type; `kernels` says by quantized type whose code made it, in the
+    same bytes either way; `resumed_from_layer` is the index of the first layer that
     this run made itself, null for a run from the beginning; `bytes_written` counts this run alone.
     `peak_rss_bytes` is the quantizing process's own; the validation runs in another.
     """
@@ -108,6 +110,7 @@ class QuantizeGgufResult(BaseModel):
     bits_per_weight: float
     tensor_types: dict[str, int]
     type_policy: TypePolicy
+    kernels: dict[str, Kernel]
     library_versions: dict[str, str]
     seconds: float
     cpu_seconds: float

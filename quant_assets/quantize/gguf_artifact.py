@@ -90,6 +90,7 @@ def make_gguf_artifact(
                 "pass": "one pass",
                 "intermediate": result.intermediate,
                 "type_policy": result.type_policy,
+                "kernels": ", ".join(f"{name}: {of}" for name, of in result.kernels.items()),
                 **result.library_versions,
             },
             validation={"loaded": result.validated, "generated_text": result.generated_text},

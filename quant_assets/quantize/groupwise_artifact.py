@@ -3,11 +3,12 @@
 import datetime
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from quant_assets.bench.evaluation_text import EvaluationText
 from quant_assets.bench.settings import Device, available_physical_cores
 from quant_assets.errors import CheckFailed, InputError
+from quant_assets.formats.intent import detect_quantization
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
@@ -25,22 +26,34 @@ from quant_assets.quantize.groupwise_layout import check_layout
 from quant_assets.quantize.job import JobSpec, library_versions
 from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest
 from quant_assets.quantize.perplexity_gate import Rounding, Verdict, judge
+from quant_assets.quantize.preflight import check_hf_folder
 from quant_assets.quantize.store import ArtifactStore
 
 _SIZE_TOLERANCE = 0.02
 
 
-class MadeCheckpoint(NamedTuple):
-    """A GPTQ or AWQ artifact: its manifest, its folder, and whether it was there already."""
+class JudgedArtifact(NamedTuple):
+    """A GPTQ or AWQ artifact, valid or rejected, and whether it was there already."""
 
     manifest: ArtifactManifest
     folder: Path
     reused: bool
 
     @property
-    def path(self) -> Path:
-        """What a loader is given: the folder."""
-        return self.folder
+    def rejection(self) -> str | None:
+        """Why it is rejected, or None."""
+        return self.manifest.rejection
+
+    def valid(self) -> "JudgedArtifact":
+        """Itself; raises `CheckFailed` when it is rejected."""
+        if self.rejection is None:
+            return self
+        raise CheckFailed(
+            f"The artifact {self.manifest.job_id} is rejected.",
+            self.rejection,
+            f"It is kept in {self.folder}. Use more calibration samples, smaller groups or more "
+            "bits.",
+        )
 
 
 def groupwise_job(
@@ -63,12 +76,12 @@ def groupwise_job(
     )
 
 
-def find_groupwise_artifact(job: JobSpec, store: ArtifactStore) -> MadeCheckpoint | None:
+def find_groupwise_artifact(job: JobSpec, store: ArtifactStore) -> JudgedArtifact | None:
     """The finished artifact of a job, if the store has it whole."""
     manifest = store.find(job.job_id)
     if manifest is None:
         return None
-    return MadeCheckpoint(manifest, store.folder(job.job_id), reused=True)
+    return JudgedArtifact(manifest, store.folder(job.job_id), reused=True)
 
 
 def make_groupwise_artifact(
@@ -87,25 +100,39 @@ def make_groupwise_artifact(
     lineage: Mapping[str, str] | None = None,
     on_event: EventHandler | None = None,
     extra_env: Mapping[str, str] | None = None,
-) -> MadeCheckpoint:
+) -> JudgedArtifact:
     """Return the artifact of a job, quantizing and judging it unless the store has it.
 
     An interrupted job goes on after its last whole layer. `text` is what perplexity is measured on;
-    `gate=False` leaves that out. An artifact that fails goes to the store's rejected ones, and
-    `CheckFailed` is raised. Raises also what `quantize_groupwise` does.
+    `gate=False` leaves that out, and a later call makes up for it. An artifact that fails goes to
+    the store's rejected ones and says why; `valid` raises it. Raises what `quantize_groupwise` does.
     """
-    if source.kind != "hf":
-        raise InputError(
-            f"{settings.format.upper()} is not made of a GGUF file directly.",
-            "It takes a Hugging Face folder.",
-            f"Use `quant-assets convert {source.path} --to {settings.format}`.",
-        )
-    check_shape(inspect_model(source.path), settings)
+    _check_source(source, settings)
     job = groupwise_job(model_name, source, settings, calibration, lineage)
+
+    def verdict_of(folder: Path, n_parameters: int) -> Verdict:
+        return judge(
+            folder,
+            settings.format,
+            Rounding(bits=settings.bits, group_size=settings.group_size, sym=settings.sym),
+            source,
+            n_parameters,
+            text,
+            cache,
+            threads=threads or available_physical_cores(),
+            device=device,
+            on_event=on_event,
+            extra_env=extra_env,
+        )
+
     with store.staging(job.job_id) as staging:
         if found := find_groupwise_artifact(job, store):
             staging.rmdir()
-            return found
+            if not gate or found.manifest.perplexity is not None:
+                return found
+            verdict = verdict_of(found.folder, found.manifest.n_parameters)
+            manifest = found.manifest.model_copy(update=_judgement(verdict, verdict.rejection))
+            return found._replace(manifest=manifest, folder=store.judge(manifest))
         result = quantize_groupwise(
             GroupwiseJob(
                 source=source.path,
@@ -123,31 +150,31 @@ def make_groupwise_artifact(
             extra_env=extra_env,
         )
         rejected = _wrong_files(staging, result)
-        verdict = None
-        if gate and rejected is None:
-            verdict = judge(
-                staging,
-                settings.format,
-                Rounding(bits=settings.bits, group_size=settings.group_size, sym=settings.sym),
-                source,
-                result.n_parameters,
-                text,
-                cache,
-                threads=threads or available_physical_cores(),
-                device=device,
-                on_event=on_event,
-                extra_env=extra_env,
-            )
-            rejected = verdict.rejection
-        manifest = _manifest(job, source, calibration, staging, result, verdict, rejected)
+        judged = verdict_of(staging, result.n_parameters) if gate and rejected is None else None
+        if judged is not None:
+            rejected = judged.rejection
+        manifest = _manifest(job, source, calibration, staging, result, judged, rejected)
         folder = store.commit(staging, manifest)
-    if rejected is not None:
-        raise CheckFailed(
-            f"The artifact {job.job_id} is rejected.",
-            rejected,
-            f"It is kept in {folder}. Use more calibration samples, smaller groups or more bits.",
+    return JudgedArtifact(manifest, folder, reused=False)
+
+
+def _check_source(source: SourceModel, settings: GroupwiseSettings) -> None:
+    way = f"Use `quant-assets convert {source.path} --to {settings.format}`."
+    if source.kind != "hf":
+        raise InputError(
+            f"{settings.format.upper()} is not made of a GGUF file directly.",
+            "It takes a Hugging Face folder.",
+            way,
         )
-    return MadeCheckpoint(manifest, folder, reused=False)
+    check_hf_folder(source.path)
+    stored = detect_quantization(source.path)
+    if stored.format != "float":
+        raise InputError(
+            f"The model in {source.path} is quantized already.",
+            f"It is {stored.format} with {stored.bits} bits; quantizing it again adds up both losses.",
+            f"Use the original model, or {way[0].lower()}{way[1:]}",
+        )
+    check_shape(inspect_model(source.path), settings)
 
 
 def _wrong_files(folder: Path, result: GroupwiseResult) -> str | None:
@@ -173,8 +200,6 @@ def _manifest(
     return ArtifactManifest(
         job=job,
         job_id=job.job_id,
-        status="valid" if rejected is None else "rejected",
-        rejection=rejected,
         source_provenance=source.provenance,
         files=[
             ArtifactFile(name=file.name, size_bytes=file.stat().st_size, sha256=sha256_of(file))
@@ -190,17 +215,28 @@ def _manifest(
             "calibration tokens": str(result.calibration_tokens),
             **result.library_versions,
         },
-        validation=_validation(verdict),
-        perplexity=verdict.perplexity if verdict else None,
         seconds=result.seconds,
         peak_rss_bytes=result.peak_rss_bytes,
         created_at=datetime.datetime.now(datetime.UTC),
+        **_judgement(verdict, rejected),
     )
 
 
-def _validation(verdict: Verdict | None) -> dict[str, str | int | float | bool | None]:
+def _judgement(verdict: Verdict | None, rejected: str | None) -> dict[str, Any]:
+    """The fields of a manifest that the judgement decides."""
+    return {
+        "status": "valid" if rejected is None else "rejected",
+        "rejection": rejected,
+        "validation": _validation(verdict, whole=rejected is None or verdict is not None),
+        "perplexity": verdict.perplexity if verdict else None,
+    }
+
+
+def _validation(
+    verdict: Verdict | None, *, whole: bool
+) -> dict[str, str | int | float | bool | None]:
     if verdict is None:
-        return {"layout": True, "loaded": False}
+        return {"layout": whole, "loaded": False}
     return {
         "layout": True,
         "loaded": True,

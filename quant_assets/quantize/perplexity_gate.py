@@ -61,12 +61,12 @@ class CheckpointQualityJob(BaseModel):
 
 
 class CheckpointQuality(BaseModel):
-    """Perplexity with its standard error, and how the model goes on after "The"."""
+    """Perplexity with its standard error, and how an artifact goes on after "The"."""
 
     perplexity: float
     standard_error: float
     scored_tokens: int
-    generated_text: str
+    generated_text: str | None
 
 
 class CheckpointQualities(BaseModel):
@@ -83,7 +83,7 @@ class Verdict(BaseModel):
     perplexity: float
     source_perplexity: float
     rounding_perplexity: float
-    generated_text: str
+    generated_text: str | None
     rejection: str | None
 
     @property

@@ -78,10 +78,19 @@ class ArtifactStore:
                 shutil.rmtree(path)
             else:
                 path.unlink()
-        write_text_atomically(staging / MANIFEST_NAME, manifest.model_dump_json(indent=2))
+        return self._put(staging, manifest)
+
+    def judge(self, manifest: ArtifactManifest) -> Path:
+        """Replace the manifest of a finished artifact, which was judged later; its folder."""
+        return self._put(self.folder(manifest.job_id), manifest)
+
+    def _put(self, folder: Path, manifest: ArtifactManifest) -> Path:
+        """Write the manifest and bring the folder to where valid or rejected artifacts are."""
+        write_text_atomically(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2))
         rejected = manifest.status == "rejected"
         final = (self.root / _REJECTED if rejected else self.root) / manifest.job_id
-        final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(final, ignore_errors=True)
-        replace_durably(staging, final)
+        if final != folder:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(final, ignore_errors=True)
+            replace_durably(folder, final)
         return final

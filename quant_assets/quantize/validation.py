@@ -21,9 +21,13 @@ from quant_assets.workers.protocol import Event
 
 
 def validate_artifact(
-    path: Path, *, device: Device = "auto", on_event: Callable[[Event], None] | None = None
+    path: Path,
+    *,
+    text: Path | None = None,
+    device: Device = "auto",
+    on_event: Callable[[Event], None] | None = None,
 ) -> dict[str, str]:
-    """What each check found, by its name.
+    """What each check found, by its name; `text` is what perplexity is measured on.
 
     Raises `CheckFailed` for the first that fails, `InputError` for a path that is no artifact.
     """
@@ -43,10 +47,10 @@ def validate_artifact(
         return report
     method = quantization_of(model)["quant_method"]
     report["layout"] = f"{check_layout(model)} packed matrices are as config.json says"
-    text = evaluation_text("auto", get_settings().cache)
+    scored = evaluation_text(text or "auto", get_settings().cache)
     (measured,) = measure_checkpoints(
         [Checkpoint(path=model, format=method)],
-        text,
+        scored,
         threads=available_physical_cores(),
         device=device,
         windows=DEFAULT_WINDOWS,
@@ -54,7 +58,7 @@ def validate_artifact(
         on_event=on_event,
     )
     report["loads and generates"] = repr(measured.generated_text)
-    report["perplexity"] = f"{measured.perplexity:.3f} on {text.name}"
+    report["perplexity"] = f"{measured.perplexity:.3f} on {scored.name}"
     return report
 
 

@@ -3,7 +3,7 @@
 It runs in the environment of gptqmodel, whose kernels read GPTQ and AWQ on CPUs and GPUs.
 """
 
-from typing import Any
+from functools import partial
 
 import torch
 
@@ -31,7 +31,7 @@ def measure(job: CheckpointQualityJob, channel: EventChannel) -> CheckpointQuali
 def _measured(
     job: CheckpointQualityJob, checkpoint: Checkpoint, channel: EventChannel
 ) -> CheckpointQuality:
-    """Load, round where asked, generate, and score."""
+    """Load an artifact whole, let it generate and score it; score plain weights layer by layer."""
     # These libraries print while they are imported; only now does standard output carry no events.
     from quant_assets.workers.torch_models import (
         load_model,
@@ -39,7 +39,7 @@ def _measured(
         prepare_torch,
         resolve_device,
     )
-    from quant_assets.workers.torch_quality import score_model
+    from quant_assets.workers.torch_quality import LogitsOf, logits_of_loaded, score_logits
 
     what = {"hf": "source"}.get(checkpoint.format, "artifact")
     if checkpoint.rounding is not None:
@@ -48,63 +48,53 @@ def _measured(
     prepare_torch(job.threads)
     device = resolve_device(job.device)
     path = str(checkpoint.path)
+    tokenizer = load_tokenizer(path)
+    scoring = QualityJob(
+        model_path=path,
+        format=checkpoint.format,
+        text_path=str(job.text),
+        context=job.context,
+        windows=job.windows,
+        threads=job.threads,
+        device=job.device,
+    )
+    generated = None
+    logits_of: LogitsOf
     if checkpoint.format == "hf":
-        model = _load_source(path, device)
+        from quant_assets.workers.groupwise.streaming import StreamedModel
+
+        streamed = StreamedModel(checkpoint.path, device, torch.float32)
+        n_vocab = int(streamed.config.vocab_size)
+
+        logits_of = partial(
+            streamed.logits, change=lambda layer: _round(layer, checkpoint.rounding)
+        )
     else:
         model = load_model(path, checkpoint.format, device)
-    if checkpoint.rounding is not None:
-        _round(model, checkpoint.rounding)
-    tokenizer = load_tokenizer(path)
-    inputs = tokenizer(_PROMPT, return_tensors="pt", return_token_type_ids=False).to(device)
-    output = model.generate(**inputs, do_sample=False, max_new_tokens=_GENERATED_TOKENS)
-    measured = score_model(
-        QualityJob(
-            model_path=path,
-            format=checkpoint.format,
-            text_path=str(job.text),
-            context=job.context,
-            windows=job.windows,
-            threads=job.threads,
-            device=job.device,
-        ),
-        model,
-        tokenizer,
-        device,
-        channel,
-    )
+        inputs = tokenizer(_PROMPT, return_tensors="pt", return_token_type_ids=False).to(device)
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=_GENERATED_TOKENS)
+        generated = tokenizer.decode(output[0], skip_special_tokens=True)
+        n_vocab, logits_of = int(model.config.vocab_size), logits_of_loaded(model, device)
+    measured = score_logits(scoring, n_vocab, logits_of, tokenizer, channel)
     return CheckpointQuality(
         perplexity=measured.perplexity,
         standard_error=measured.perplexity_standard_error,
         scored_tokens=measured.scored_tokens,
-        generated_text=tokenizer.decode(output[0], skip_special_tokens=True),
+        generated_text=generated,
     )
 
 
-def _load_source(path: str, device: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
-    dtype = torch.float32 if device == "cpu" else "auto"
-    model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, device_map=device, trust_remote_code=False
-    )
-    return model.eval()
-
-
-def _round(model: Any, rounding: Rounding) -> None:
-    """Round the linear modules of the decoder layers, those that the quantizers pack."""
+def _round(layer: torch.nn.Module, rounding: Rounding | None) -> None:
+    """Round the linear modules of a decoder layer, those that the quantizers pack."""
+    if rounding is None:
+        return
     from quant_assets.workers.groupwise.rounding import rounded_to_nearest
 
-    for layers in model.modules():
-        if (
-            isinstance(layers, torch.nn.ModuleList)
-            and len(layers) == model.config.num_hidden_layers
-        ):
-            for module in layers.modules():
-                if isinstance(module, torch.nn.Linear):
-                    module.weight.data = rounded_to_nearest(
-                        module.weight.data, rounding.bits, rounding.group_size, sym=rounding.sym
-                    )
-            return
+    for module in layer.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = rounded_to_nearest(
+                module.weight.data, rounding.bits, rounding.group_size, sym=rounding.sym
+            )
 
 
 if __name__ == "__main__":

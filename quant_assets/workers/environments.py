@@ -22,6 +22,7 @@ def interpreter(environment: EnvironmentName) -> Path:
         raise EnvironmentNotReady(
             f"The worker environment {environment!r} does not exist.",
             f"There is no interpreter at {python}.",
-            f"Run `python3 environments/bootstrap.py {environment}` in the project's folder.",
+            "Run `make setup-groupwise` in the project's folder, or "
+            f"`python3 environments/bootstrap.py {environment}`.",
         )
     return python

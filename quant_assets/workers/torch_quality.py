@@ -1,6 +1,6 @@
 """Worker: perplexity and KL divergence of a checkpoint on torch, on llama.cpp's windows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -16,18 +16,29 @@ from quant_assets.workers.torch_models import (
     resolve_device,
 )
 
+LogitsOf = Callable[[torch.Tensor, int], Iterator[torch.Tensor]]
+"""Takes windows of tokens; the logits of the last so many tokens of each, in order."""
 
-def _window_logits(model: Any, windows: Tokens, device: str, bos: int | None) -> Iterator[Logits]:
+
+def logits_of_loaded(model: Any, device: str) -> LogitsOf:
+    """The logits of a model that is in memory."""
+
+    def logits_of(windows: torch.Tensor, keep: int) -> Iterator[torch.Tensor]:
+        for window in windows:
+            output = model(input_ids=window[None].to(device), use_cache=False, logits_to_keep=keep)
+            yield output.logits[0]
+
+    return logits_of
+
+
+def _window_logits(logits_of: LogitsOf, windows: Tokens, bos: int | None) -> Iterator[Logits]:
     """Logits of the scored rows of each window; `bos` takes the place of its first token."""
     context = windows.shape[1]
-    for window in windows:
-        tokens = torch.tensor(window, dtype=torch.long, device=device)
-        if bos is not None:
-            tokens[0] = bos
-        output = model(
-            input_ids=tokens[None], use_cache=False, logits_to_keep=context - context // 2
-        )
-        logits: Logits = output.logits[0, :-1].float().cpu().numpy()
+    tokens = torch.tensor(windows, dtype=torch.long)
+    if bos is not None:
+        tokens[:, 0] = bos
+    for found in logits_of(tokens, context - context // 2):
+        logits: Logits = found[:-1].float().cpu().numpy()
         yield logits
 
 
@@ -42,18 +53,24 @@ def measure(job: QualityJob, channel: EventChannel) -> QualityMeasurement:
     prepare_torch(job.threads)
     device = resolve_device(job.device)
     model = load_model(job.model_path, job.format, device)
-    return score_model(job, model, load_tokenizer(job.model_path), device, channel)
-
-
-def score_model(
-    job: QualityJob, model: Any, tokenizer: Any, device: str, channel: EventChannel
-) -> QualityMeasurement:
-    """Score the windows with a model that is loaded already."""
-    return score(
+    return score_logits(
         job,
         int(model.config.vocab_size),
+        logits_of_loaded(model, device),
+        load_tokenizer(job.model_path),
+        channel,
+    )
+
+
+def score_logits(
+    job: QualityJob, n_vocab: int, logits_of: LogitsOf, tokenizer: Any, channel: EventChannel
+) -> QualityMeasurement:
+    """Score the windows by their logits, wherever these come from."""
+    return score(
+        job,
+        n_vocab,
         lambda text: list(tokenizer(text)["input_ids"]),
-        lambda windows: _window_logits(model, windows, device, _added_bos(tokenizer)),
+        lambda windows: _window_logits(logits_of, windows, _added_bos(tokenizer)),
         lambda done, total: channel.progress("perplexity", done, total, "windows"),
     )
 

@@ -61,7 +61,10 @@ def test_threads_never_exceed_the_physical_cores() -> None:
     [
         "../escape: {format: gguf, level: F16}",
         "a: {format: gguf, level: F16, bits: 4}",
-        "a: {format: gptq, level: int4, cache_type_k: q8_0}",
+        "a: {format: gptq, level: 4bit-g64, cache_type_k: q8_0}",
+        "a: {format: gptq, level: int4}",
+        "a: {format: awq, level: 3bit-g64}",
+        "a: {format: gptq, level: 4bit-g64, group_size: 128}",
         "a: {format: gguf, level: F16, cache_type_k: q9_9}",
         "a: {format: gguf, level: F16, surprise: 1}",
         "a: 5",

@@ -91,3 +91,10 @@ def test_every_pin_names_a_version_and_no_index():
         for line in path.read_text().splitlines():
             assert "==" in line, f"{path.name}: {line}"
             assert "://" not in line, f"{path.name}: {line}"
+
+
+def test_kernels_that_do_not_compile_are_no_reason_to_stop(
+    bootstrap: ModuleType, capsys: pytest.CaptureFixture[str]
+):
+    bootstrap._build_kernels(Path("/bin/false"))
+    assert "will be slower" in capsys.readouterr().err

@@ -114,9 +114,9 @@ def test_the_weekly_schedule_asks_for_every_cell_a_run_a_variant(installation: I
         for request in requests
     }
     assert ranges == {
-        ("1|f16", "4|f16"),
-        ("1|q8_0-kv-hybrid", "4|q8_0-kv-hybrid"),
-        ("1|q4_K_M", "4|q4_K_M"),
+        ("1|f16", "8|f16"),
+        ("1|q8_0-kv-hybrid", "8|q8_0-kv-hybrid"),
+        ("1|q4_K_M", "8|q4_K_M"),
     }
 
 

@@ -2,13 +2,19 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from quant_assets.bench.evaluation_text import EvaluationText, evaluation_text
 from quant_assets.models.source import SourceModel, resolve_source
-from quant_assets.quantize.calibration import CalibrationText, calibration_text
-from quant_assets.settings import Settings
+from quant_assets.quantize.calibration import CalibrationText, default_calibration_text
+from quant_assets.settings import Settings, get_settings
+
+SAMPLES, SEQUENCE_LENGTH = 64, 64
+CALIBRATION = {"samples": SAMPLES, "sequence_length": SEQUENCE_LENGTH}
 
 TRAIN = """
 import sys
@@ -43,10 +49,28 @@ model.to(torch.float16).save_pretrained(folder)
 """
 
 
+MODELS = """
+models:
+  - {name: tiny, source: models/tiny, gguf_levels: [F16]}
+"""
+VARIANTS = """
+settings: {batch_sizes: [1], warmups: 0, runs: 2, prompt_tokens: 8, generated_tokens: 4}
+variants:
+  f16: {format: gguf, level: F16}
+  gptq-4bit-g32: {format: gptq, level: 4bit-g32}
+  awq-4bit-g32: {format: awq, level: 4bit-g32}
+"""
+
+
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("installation") / "home"
+
+
+@pytest.fixture(scope="session")
+def trained(home: Path) -> Path:
     """A Llama of 3 layers, trained for some seconds in a process of its own."""
-    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    folder = home / "models" / "tiny"
     tiny_models = Path(__file__).parent.parent / "gguf"
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, folder, tiny_models], capture_output=True, text=True
@@ -56,8 +80,23 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return Settings(home=tmp_path_factory.mktemp("home"))
+def settings(home: Path) -> Iterator[Settings]:
+    """An installation whose graph makes GPTQ and AWQ artifacts; there is no hub."""
+    (home.parent / "models.yaml").write_text(MODELS)
+    (home.parent / "variants.yaml").write_text(VARIANTS)
+    variables = {
+        "QUANT_ASSETS_HOME": str(home),
+        "QUANT_ASSETS_MODELS_FILE": str(home.parent / "models.yaml"),
+        "QUANT_ASSETS_VARIANTS_FILE": str(home.parent / "variants.yaml"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        get_settings.cache_clear()
+        yield get_settings()
+    get_settings.cache_clear()
 
 
 @pytest.fixture(scope="session")
@@ -66,11 +105,36 @@ def source(trained: Path, settings: Settings) -> SourceModel:
 
 
 @pytest.fixture(scope="session")
-def calibration(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> CalibrationText:
-    """The second half of what the model learnt from."""
-    from pydoc_data.topics import topics
+def calibration(settings: Settings) -> CalibrationText:
+    """The second half of Python's reference; the model learnt from its first part."""
+    return default_calibration_text(settings.cache)
 
-    text = "\n".join(topics[name] for name in sorted(topics))[100_000:200_000]
-    path = tmp_path_factory.mktemp("calibration") / "text.txt"
-    path.write_text(text, encoding="utf-8")
-    return calibration_text(str(path), settings.cache)
+
+@pytest.fixture(scope="session")
+def text(settings: Settings) -> EvaluationText:
+    return evaluation_text("python-reference", settings.cache)
+
+
+@pytest.fixture(scope="session")
+def installation(
+    trained: Path, settings: Settings
+) -> Iterator[tuple[dg.Definitions, dg.DagsterInstance]]:
+    """(definitions, instance) after the jobs that make all artifacts ran."""
+    from quant_assets.definitions import build_definitions
+    from quant_assets.resources.instance import dagster_instance
+
+    with dagster_instance(settings) as instance:
+        definitions = build_definitions(settings)
+        for job, key, config in (
+            ("tiny_artifacts", "F16", {}),
+            ("tiny_gptq", "gptq-4bit-g32", {"tiny__gptq_artifacts": CALIBRATION}),
+            ("tiny_awq", "awq-4bit-g32", {"tiny__awq_artifacts": CALIBRATION}),
+        ):
+            result = definitions.resolve_job_def(job).execute_in_process(
+                instance=instance,
+                partition_key=key,
+                run_config={"ops": {name: {"config": values} for name, values in config.items()}},
+                raise_on_error=False,
+            )
+            assert result.success, job
+        yield definitions, instance

@@ -1,8 +1,9 @@
 """Does jobs in forked children of one process, so that the libraries are imported once.
 
-`python job_driver.py` reads {"jobs": [...], "kills": n, "seed": n} from standard input. Each job is
-first killed `kills` times, at random moments, and then run to its end; one JSON line a job says
-from which layer on the last run went.
+`python job_driver.py` reads {"jobs": [...], "kills": n, "seed": n} from standard input and does all
+jobs. With `kills`, the first job is done whole, and every other one is killed so many times first,
+at random moments of the time that the first one took. One JSON line a job says how its last run
+went.
 """
 
 import io
@@ -17,8 +18,6 @@ from typing import Any
 
 from quant_assets.quantize.groupwise import GroupwiseJob, GroupwiseResult
 from quant_assets.workers.protocol import EventChannel
-
-LATEST_KILL_S = 4.0
 
 
 def in_child(work: Callable[[], dict[str, Any]], kill_after_s: float | None) -> dict[str, Any]:
@@ -48,13 +47,18 @@ def main() -> None:
         from quant_assets.workers.awq import autoawq_engine  # noqa: F401
         from quant_assets.workers.awq.__main__ import handle as awq
     else:
+        from logbar.buffer import QueueingStdout
+
+        # It waits for a thread, which a forked child does not have.
+        QueueingStdout.flush = lambda _: None
         from quant_assets.workers.awq import gptqmodel_engine  # noqa: F401
         from quant_assets.workers.awq.__main__ import handle as awq
         from quant_assets.workers.gptq import solver  # noqa: F401
     from quant_assets.workers.gptq.__main__ import handle as gptq
 
     chance = random.Random(task["seed"])
-    for job in jobs:
+    whole_s = 0.0
+    for number, job in enumerate(jobs):
         handle = gptq if job.settings.format == "gptq" else awq
 
         def work(
@@ -63,9 +67,11 @@ def main() -> None:
         ) -> dict[str, Any]:
             return handle(job, EventChannel(io.StringIO())).model_dump(mode="json")
 
-        for _ in range(task["kills"]):
-            in_child(work, chance.random() * LATEST_KILL_S)
+        for _ in range(task["kills"] if number else 0):
+            in_child(work, chance.random() * whole_s)
+        started = time.monotonic()
         print("ANSWER " + json.dumps(in_child(work, None)), flush=True)
+        whole_s = whole_s or time.monotonic() - started
 
 
 if __name__ == "__main__":

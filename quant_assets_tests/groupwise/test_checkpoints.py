@@ -1,18 +1,20 @@
 """Interrupted runs: SIGKILL at any moment, then the same job ends in the same bytes."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 from groupwise_jobs import drive, job_of
+from safetensors.torch import save_file
 
+from quant_assets.errors import ResourceError
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import CalibrationText
-from quant_assets.quantize.groupwise import GroupwiseJob, quantize_groupwise
+from quant_assets.workers.groupwise.checkpoint import Checkpoints
 
-
-def weights(job: GroupwiseJob) -> str:
-    return sha256_of(job.output / "model.safetensors")
+IDENTITY = {"bits": "4", "source": "abc"}
 
 
 @pytest.mark.slow
@@ -20,28 +22,75 @@ def weights(job: GroupwiseJob) -> str:
 def test_ten_kills(
     method: str, source: SourceModel, calibration: CalibrationText, tmp_path: Path
 ) -> None:
-    whole = job_of(source, calibration, tmp_path / "whole", method)
-    drive([whole])
-    jobs = [job_of(source, calibration, tmp_path / f"killed-{n}", method) for n in range(5)]
+    jobs = [job_of(source, calibration, tmp_path / str(number), method) for number in range(6)]
     results = drive(jobs, kills=2, seed=7)
     assert any(result.resumed_from_layer for result in results)
-    for job in jobs:
-        assert weights(job) == weights(whole)
+    for job, result in zip(jobs, results, strict=True):
+        for name in result.files:
+            assert sha256_of(job.output / name) == sha256_of(jobs[0].output / name)
 
 
-def test_another_job_starts_over_and_damage_is_found(
-    source: SourceModel, calibration: CalibrationText, tmp_path: Path
-) -> None:
-    job = job_of(source, calibration, tmp_path / "out", "awq")
-    assert quantize_groupwise(job).resumed_from_layer is None
-    digest = weights(job)
-    layer = job.work / "layer-00001.safetensors"
-    content = bytearray(layer.read_bytes())
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """The work folder of a job that was interrupted after two layers."""
+    folder = tmp_path / "work"
+    checkpoints = Checkpoints(folder, IDENTITY, resume=True)
+    for layer in range(2):
+        checkpoints.save(
+            layer, {"weight": torch.full((4,), float(layer))}, torch.full((2, 3), layer + 1.0)
+        )
+    checkpoints.close()
+    return folder
+
+
+def test_work_goes_on_after_the_last_whole_layer(work: Path) -> None:
+    checkpoints = Checkpoints(work, IDENTITY, resume=True)
+    assert checkpoints.done == 2 and checkpoints.messages == []
+    assert torch.equal(checkpoints.states(), torch.full((2, 3), 2.0))
+    assert sorted(path.name for path in work.iterdir()) == [
+        "job.json", "journal.jsonl", "layer-00000.safetensors", "layer-00001.safetensors",
+        "states-00002.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_line_cut_short_is_no_layer(work: Path) -> None:
+    journal = work / "journal.jsonl"
+    first, second = journal.read_text().splitlines(keepends=True)
+    journal.write_text(first + second[:20])
+    # They are removed only once the line is whole.
+    save_file({"states": torch.full((2, 3), 1.0)}, work / "states-00001.safetensors")
+    checkpoints = Checkpoints(work, IDENTITY, resume=True)
+    assert checkpoints.done == 1 and checkpoints.messages == []
+    assert torch.equal(checkpoints.states(), torch.full((2, 3), 1.0))
+    assert journal.read_text() == first
+
+
+@pytest.mark.parametrize("name", ["layer-00001.safetensors", "states-00002.safetensors"])
+def test_damage_is_found(work: Path, name: str) -> None:
+    content = bytearray((work / name).read_bytes())
     content[-1] ^= 1
-    layer.write_bytes(content)
-    messages: list[str] = []
-    again = quantize_groupwise(
-        job, on_event=lambda e: messages.append(e.message) if e.event == "log" else None
-    )
-    assert again.resumed_from_layer is None and weights(job) == digest
-    assert any("layer 1 is damaged" in message for message in messages)
+    (work / name).write_bytes(content)
+    checkpoints = Checkpoints(work, IDENTITY, resume=True)
+    assert checkpoints.done == 0
+    assert "damaged" in checkpoints.messages[0]
+
+
+def test_another_job_starts_over_and_says_why(work: Path) -> None:
+    checkpoints = Checkpoints(work, {**IDENTITY, "bits": "8"}, resume=True)
+    assert checkpoints.done == 0
+    assert checkpoints.messages == ["Starting over: bits was 4, is 8."]
+    assert json.loads((work / "job.json").read_text())["bits"] == "8"
+    assert not list(work.glob("*.safetensors"))
+
+
+def test_work_is_discarded_when_asked(work: Path) -> None:
+    checkpoints = Checkpoints(work, IDENTITY, resume=False)
+    assert checkpoints.done == 0 and "discarded" in checkpoints.messages[0]
+
+
+def test_two_runs_do_not_share_a_folder(work: Path) -> None:
+    first = Checkpoints(work, IDENTITY, resume=True)
+    with pytest.raises(ResourceError, match="Another run"):
+        Checkpoints(work, IDENTITY, resume=True)
+    first.close()
+    assert Checkpoints(work, IDENTITY, resume=True).done == 2

@@ -98,3 +98,17 @@ def test_a_rejected_artifact_is_kept_apart(tmp_path: Path):
     assert (folder / "manifest.json").exists()
     assert store.find(job().job_id) is None
     assert store.all() == []
+
+
+def test_an_artifact_that_is_judged_later_moves_when_it_fails(tmp_path: Path):
+    store = ArtifactStore(tmp_path)
+    folder = commit(store, job())
+    found = store.find(job().job_id)
+    assert found is not None
+    assert store.judge(found.model_copy(update={"perplexity": 9.0})) == folder
+    judged = store.find(job().job_id)
+    assert judged is not None and judged.perplexity == 9.0
+    failed = judged.model_copy(update={"status": "rejected", "rejection": "Worse than rounding."})
+    kept = store.judge(failed)
+    assert store.find(job().job_id) is None and not folder.exists()
+    assert (kept / "model.gguf").read_bytes() == b"weights"

@@ -43,10 +43,10 @@ class _Search(AwqQuantizer):  # type: ignore[misc]
         fp16_output: torch.Tensor,
         kwargs: dict[str, Any] | None = None,
     ) -> torch.Tensor:
-        del fp16_output
         return best_scales(
-            x, w_mean, x_mean, module2inspect, linears2scale,
-            lambda: self._module_forward(x, module2inspect, kwargs or {}), self._rounded,
+            x, w_mean, x_mean, module2inspect, linears2scale, fp16_output,
+            lambda windows: self._module_forward(windows, module2inspect, kwargs or {}),
+            self._rounded,
         )[0]  # fmt: skip
 
     def _compute_best_clip(

@@ -1,9 +1,9 @@
 """gptqmodel's knowledge of architectures and its statistics, with the shared search.
 
-gptqmodel's own loop gives AWQ worse than rounding when calibration samples differ in length: it
-then keeps the last sample alone and, on a CPU, one memory for all modules with that input, which
-is divided by the scales once for each module before the bounds are searched. The loop here gives it
-windows of one length and every module its own copy.
+gptqmodel's own loop gives AWQ hardly better than rounding, or worse, when calibration samples
+differ in length: it then keeps the inputs of the last sample alone, and on a CPU query, key and value
+(gate and up) share one memory for them, which is divided by the scales once for each before the
+bounds are searched. The loop here gives it windows of one length and every module its own copy.
 """
 
 import threading
@@ -52,13 +52,13 @@ class _Search(AWQProcessor):  # type: ignore[misc]
         x_mean: torch.Tensor,
         module2inspect: torch.nn.Module,
         linears2scale: list[torch.nn.Linear],
-        fp16_output: Any,
+        fp16_output: list[torch.Tensor],
         kwargs: dict[str, Any] | None = None,
     ) -> tuple[torch.Tensor, float]:
-        del fp16_output
         return best_scales(
-            x, w_mean, x_mean, module2inspect, linears2scale,
-            lambda: self._module_forward(x, module2inspect, kwargs or {}), self._rounded,
+            x, w_mean, x_mean, module2inspect, linears2scale, torch.cat(fp16_output),
+            lambda windows: self._module_forward(windows, module2inspect, kwargs or {}),
+            self._rounded,
         )  # fmt: skip
 
     def _compute_best_clip(

@@ -7,6 +7,7 @@ up to rounding: the error of a single matrix W with inputs X is the trace of dW 
 the error of a clipped group is the same with the group's block of X^T X.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,6 +15,8 @@ import torch
 from quant_assets.errors import InputError
 
 GRID = 20
+FIRST_WINDOWS = 4
+FINALISTS = 3
 CLIP_GRID = 20
 CLIP_CANDIDATES = 10
 CLIP_TOKENS = 512
@@ -30,43 +33,63 @@ def best_scales(
     x_mean: torch.Tensor,
     inspected: torch.nn.Module,
     linears: list[torch.nn.Linear],
-    run: Callable[[], torch.Tensor],
+    outputs: torch.Tensor,
+    run: Callable[[torch.Tensor], torch.Tensor],
     rounded: Rounded,
 ) -> tuple[torch.Tensor, float]:
     """(one factor a channel with the least error of `inspected`'s output, that error).
 
-    `w_mean` and `x_mean` are AWQ's statistics of weights and inputs; `run` computes the output of
-    `inspected` on `inputs` with the weights as they are. The weights are left as they were.
+    `w_mean` and `x_mean` are AWQ's statistics of weights and inputs, `outputs` are those of
+    `inspected`, which `run` computes for windows of inputs. All candidates are compared on some
+    windows, the best of them again on all. The weights are left as they were.
     """
     originals = [linear.weight.data for linear in linears]
-    gram = reference = None
-    if isinstance(inspected, torch.nn.Linear):
-        gram = _gram(inputs, originals[0])
-    else:
-        reference = run()
-    least, best = float("inf"), None
-    try:
-        for step in range(GRID):
-            scales = _scales(x_mean, w_mean, step / GRID)
+    candidates = [_scales(x_mean, w_mean, step / GRID) for step in range(GRID)]
+
+    def errors_of(chosen: list[torch.Tensor], step: int) -> list[float]:
+        windows, reference = inputs[::step], outputs[::step]
+        errors = []
+        for scales in chosen:
             for linear, original in zip(linears, originals, strict=True):
                 linear.weight.data = rounded(original * scales).div_(scales)
-            if gram is not None:
-                delta = linears[0].weight.data - originals[0]
-                error = float(((delta @ gram) * delta).sum())
-            else:
-                error = float((run() - reference).float().pow(2).sum())
-            if error < least:
-                least, best = error, scales
+            output = run(windows).to(reference.device)
+            errors.append(float((output - reference).float().pow_(2).sum()))
+            _restore(linears, originals)
+        return errors
+
+    try:
+        if isinstance(inspected, torch.nn.Linear):
+            gram = _gram(inputs, originals[0])
+            deltas = (
+                rounded(originals[0] * scales) / scales - originals[0] for scales in candidates
+            )
+            errors = [float(((delta @ gram) * delta).sum()) for delta in deltas]
+        else:
+            if len(inputs) > FIRST_WINDOWS:
+                order = _finite_order(errors_of(candidates, -(-len(inputs) // FIRST_WINDOWS)))
+                candidates = [candidates[index] for index in order[:FINALISTS]]
+            errors = errors_of(candidates, 1)
     finally:
-        for linear, original in zip(linears, originals, strict=True):
-            linear.weight.data = original
-    if best is None:
+        _restore(linears, originals)
+    best = _finite_order(errors)
+    if not best:
         raise InputError(
             "The search for scales found none.",
             "The model's activations are not finite.",
             "Check that the model answers sensibly before it is quantized.",
         )
-    return best.cpu(), least
+    return candidates[best[0]].cpu(), errors[best[0]]
+
+
+def _restore(linears: list[torch.nn.Linear], originals: list[torch.Tensor]) -> None:
+    for linear, original in zip(linears, originals, strict=True):
+        linear.weight.data = original
+
+
+def _finite_order(errors: list[float]) -> list[int]:
+    """Indices of the finite errors, the least first."""
+    finite = [index for index, error in enumerate(errors) if math.isfinite(error)]
+    return sorted(finite, key=errors.__getitem__)
 
 
 def best_bounds(

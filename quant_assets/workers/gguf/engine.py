@@ -37,6 +37,7 @@ from quant_assets.quantize.preflight import (
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.imatrix_file import ImportanceMatrix, read_imatrix
 from quant_assets.workers.gguf.journal import Journal, differences
+from quant_assets.workers.gguf.kernels.quantizer import Quantizer
 from quant_assets.workers.gguf.plan import FilePlan, PlannedTensor, make_plan
 from quant_assets.workers.gguf.rows import (
     CHUNK_ELEMENTS,
@@ -130,7 +131,7 @@ def plan_only(job: GgufPlanJob, channel: EventChannel) -> GgufPlan:
 
 def estimate_seconds(work: Prepared) -> float:
     """Time the quantization of one chunk of each type on one core, and count up."""
-    library = ggml.base_library()
+    quantizer = Quantizer(tensor.target_type for tensor in work.plan.tensors)
     generator = np.random.default_rng(0)
     by_type: dict[int, int] = {}
     for tensor in work.plan.tensors:
@@ -143,13 +144,11 @@ def estimate_seconds(work: Prepared) -> float:
     target = np.empty(values.nbytes, dtype=np.uint8)
     core_seconds = 0.0
     for target_type, n_elements in by_type.items():
-        library.ggml_quantize_init(target_type)
         started = time.perf_counter()
-        library.ggml_quantize_chunk(
+        quantizer.quantize(
             target_type,
             values.ctypes.data,
             target.ctypes.data,
-            0,
             n_rows,
             row,
             weights.ctypes.data if work.imatrix else None,
@@ -166,7 +165,11 @@ def quantize(job: QuantizeGgufJob, channel: EventChannel) -> QuantizeGgufResult:
         plan = work.plan
         identity = _identity(job, work)
         first_layer = _resume_point(job, part, plan, identity, channel)
-        n_written = _write_layers(work, part, first_layer, channel)
+        quantizer = Quantizer(
+            (tensor.target_type for tensor in plan.tensors),
+            refuse=lambda why: channel.log(why, "warning"),
+        )
+        n_written = _write_layers(work, part, quantizer, first_layer, channel)
         digest, said = _validate(job, part.path, channel)
         replace_durably(part.path, job.output)
         part.journal.remove()
@@ -182,6 +185,7 @@ def quantize(job: QuantizeGgufJob, channel: EventChannel) -> QuantizeGgufResult:
             bits_per_weight=plan.bits_per_weight,
             tensor_types=plan.tensor_types,
             type_policy=plan.type_policy,
+            kernels=quantizer.kernels,
             library_versions=library_versions("gguf"),
             seconds=time.perf_counter() - started,
             cpu_seconds=time.process_time(),
@@ -310,16 +314,20 @@ class _Progress:
         )
 
 
-def _write_layers(work: Prepared, part: _PartFile, first_layer: int, channel: EventChannel) -> int:
+def _write_layers(
+    work: Prepared,
+    part: _PartFile,
+    quantizer: Quantizer,
+    first_layer: int,
+    channel: EventChannel,
+) -> int:
     """Make all layers from `first_layer` on; returns the bytes written.
 
     Worker threads make chunks; this thread opens tensors ahead of them; one more makes every layer
     durable in its order.
     """
     layers = work.plan.layers
-    for target_type in {tensor.target_type for tensor in work.plan.tensors}:
-        ggml.base_library().ggml_quantize_init(target_type)
-    writer = ChunkWriter(part.descriptor)
+    writer = ChunkWriter(part.descriptor, quantizer)
     done = sum(tensor.n_elements for layer in layers[:first_layer] for tensor in layer)
     progress = _Progress(channel, done, work.plan.n_parameters)
     slots = threading.BoundedSemaphore(work.threads * _CHUNKS_IN_FLIGHT_PER_THREAD)

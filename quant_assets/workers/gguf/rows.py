@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from quant_assets.errors import InputError
 from quant_assets.workers.gguf import ggml
+from quant_assets.workers.gguf.kernels.quantizer import Quantizer
 from quant_assets.workers.gguf.plan import PlannedTensor
 from quant_assets.workers.gguf.source import Buffer, Rows
 
@@ -53,8 +54,9 @@ class ChunkWriter:
     and reading, quantizing and writing of different chunks overlap.
     """
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, quantizer: Quantizer) -> None:
         self._descriptor = descriptor
+        self._quantizer = quantizer
         self._buffers = threading.local()
         self._library = ggml.base_library()
 
@@ -107,11 +109,10 @@ class ChunkWriter:
         if importances is not None:
             first = chunk.first_row // tensor.rows_per_matrix * tensor.row_elements
             weights = _pointer(importances[first : first + tensor.row_elements])
-        self._library.ggml_quantize_chunk(
+        self._quantizer.quantize(
             tensor.target_type,
             _pointer(wide),
             _pointer(target),
-            0,
             chunk.n_rows,
             tensor.row_elements,
             weights,

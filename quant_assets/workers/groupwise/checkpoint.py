@@ -57,6 +57,10 @@ class Checkpoints:
         else:
             self._keep_journal_lines(self.done)
 
+    def close(self) -> None:
+        """Let others work in the folder."""
+        self._lock.release()
+
     def layer_file(self, layer: int) -> Path:
         """The finished tensors of a layer."""
         return self.folder / f"layer-{layer:05d}.safetensors"

@@ -1,7 +1,7 @@
 """A causal language model on disk of which one decoder layer at a time is in memory."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,19 +165,7 @@ class StreamedModel:
         The model runs with every layer replaced by one that records its call. All windows have
         the same length, so one call stands for all. With `only_calls` only one window is run.
         """
-        output = self.model.get_output_embeddings()
-        heads = (
-            {id(parameter) for parameter in output.parameters()} if output is not None else set()
-        )
-        embedding = self.model.get_input_embeddings().weight
-        outer = [
-            name
-            for name, parameter in self.model.named_parameters()
-            if not name.startswith(f"{self.prefix}.")
-            and (id(parameter) not in heads or parameter is embedding)
-        ]
-        self._load(outer)
-        self._move_buffers()
+        outer = self._load_outer(with_head=False)
         states: list[torch.Tensor] = []
         calls: list[LayerCall] = []
         for index, layer in enumerate(self.layers):
@@ -191,9 +179,59 @@ class StreamedModel:
         finally:
             for layer in self.layers:
                 del layer.forward
-        for name in outer:
-            set_module_tensor_to_device(self.model, name, "meta")
+        self._free(outer)
         return torch.cat(states), calls[: len(self.layers)]
+
+    def logits(
+        self, windows: torch.Tensor, keep: int, change: Callable[[torch.nn.Module], None]
+    ) -> Iterator[torch.Tensor]:
+        """The model's output for the last `keep` tokens of every window, layer by layer.
+
+        `change` is done to each layer once it is loaded.
+        """
+        states, calls = self.first_inputs(windows, only_calls=False)
+        for index, call in enumerate(calls):
+            with self.layer(index) as layer:
+                change(layer)
+                states = torch.cat(list(self.run_layer(layer, states, call)))
+        outer = self._load_outer(with_head=True)
+        self.model.tie_weights()
+        try:
+            for window, state in zip(windows, states.split(1), strict=True):
+                final = state.to(self.device)
+                for layer in self.layers:
+                    layer.forward = lambda *_, final=final, **__: (
+                        (final,) if _TUPLE_OUTPUT else final
+                    )
+                output = self.model(
+                    input_ids=window[None].to(self.device), use_cache=False, logits_to_keep=keep
+                )
+                yield output.logits[0]
+        finally:
+            for layer in self.layers:
+                del layer.forward
+        self._free(outer)
+
+    def _load_outer(self, *, with_head: bool) -> list[str]:
+        """Load what belongs to no layer; the names of what was loaded."""
+        output = self.model.get_output_embeddings()
+        heads = (
+            {id(parameter) for parameter in output.parameters()} if output is not None else set()
+        )
+        embedding = self.model.get_input_embeddings().weight
+        outer = [
+            name
+            for name, parameter in self.model.named_parameters()
+            if not name.startswith(f"{self.prefix}.")
+            and (with_head or id(parameter) not in heads or parameter is embedding)
+        ]
+        self._load(outer)
+        self._move_buffers()
+        return outer
+
+    def _free(self, names: list[str]) -> None:
+        for name in names:
+            set_module_tensor_to_device(self.model, name, "meta")
 
     def _move_buffers(self) -> None:
         for name, buffer in list(self.model.named_buffers()):

@@ -1,0 +1,132 @@
+"""Seconds a layer of the AWQ search here and of AutoAWQ's own, and the perplexity that each gives.
+
+`PYTHONPATH=. .venvs/awq/bin/python benchmarks/awq_search.py MODEL CALIBRATION TEXT`. The first
+layers of MODEL, a folder with safetensors, are quantized with both, the rest stays as it is.
+AutoAWQ's search gets copies of the weights to go back to; on a CPU it corrupts them otherwise.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import awq.quantize.quantizer as autoawq
+import torch
+import transformers
+
+from quant_assets.quantize.groupwise import GroupwiseSettings
+from quant_assets.workers.groupwise.calibration import calibration_windows
+from quant_assets.workers.groupwise.loop import linears
+from quant_assets.workers.groupwise.rounding import rounded_to_nearest
+from quant_assets.workers.groupwise.streaming import StreamedModel
+
+_COLLECT_GARBAGE = autoawq.clear_memory  # the engine leaves that out
+
+from quant_assets.workers.awq.autoawq_engine import AutoAwqEngine  # noqa: E402
+from quant_assets.workers.awq.quantizer import AwqQuantizer  # noqa: E402
+
+
+class _OwnSearch(autoawq.AwqQuantizer):  # type: ignore[misc]
+    def init_quant(self, **_: Any) -> tuple[list[torch.nn.Module], dict[str, Any], None]:
+        return [], {}, None
+
+    def _compute_best_scale(self, x: Any, w: Any, x_mean: Any, inspected: Any, *rest: Any) -> Any:
+        state = inspected.state_dict
+        inspected.state_dict = lambda: {name: tensor.clone() for name, tensor in state().items()}
+        try:
+            return super()._compute_best_scale(x, w, x_mean, inspected, *rest)
+        finally:
+            del inspected.state_dict
+
+
+class _OwnEngine(AutoAwqEngine):
+    def __init__(self, model: StreamedModel, settings: GroupwiseSettings) -> None:
+        super().__init__(model, settings)
+        self._search = _OwnSearch(
+            self._model, model.model, None, settings.bits, settings.group_size, zero_point=True,
+            version="gemm", calib_data=None, split="", text_column="", duo_scaling=True,
+        )  # fmt: skip
+
+    def search(self, *arguments: Any) -> None:
+        quiet, autoawq.clear_memory = autoawq.clear_memory, _COLLECT_GARBAGE
+        try:
+            super().search(*arguments)
+        finally:
+            autoawq.clear_memory = quiet
+
+
+def main() -> None:
+    """Quantize with both searches and print what they take and give."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("calibration", type=Path)
+    parser.add_argument("text", type=Path)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--sequence-length", type=int, default=256)
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.set_grad_enabled(False)
+    settings = GroupwiseSettings(
+        format="awq", group_size=arguments.group_size, sym=False, engine="autoawq",
+        samples=arguments.samples, sequence_length=arguments.sequence_length,
+    )  # fmt: skip
+    tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
+    windows = calibration_windows(
+        tokenizer, arguments.calibration, settings.samples, settings.sequence_length
+    )
+    scored = calibration_windows(tokenizer, arguments.text, 8, 512)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(
+        arguments.model, torch_dtype=torch.float32
+    ).eval()
+    print(f"{'search':16} {'s a layer':>10} {'perplexity':>11}")
+    print(f"{'none (source)':16} {'':>10} {_perplexity(whole, scored):11.4f}")
+    for name, engine in (
+        ("AutoAWQ's own", _OwnEngine),
+        ("here", AutoAwqEngine),
+        ("rounding", None),
+    ):
+        seconds = _quantized(whole, arguments, settings, windows, engine)
+        print(f"{name:16} {seconds:10.2f} {_perplexity(whole, scored):11.4f}", flush=True)
+
+
+def _quantized(
+    whole: Any,
+    arguments: argparse.Namespace,
+    settings: GroupwiseSettings,
+    windows: torch.Tensor,
+    engine: type[AutoAwqEngine] | None,
+) -> float:
+    """Put quantized layers into `whole`; seconds a layer."""
+    model = StreamedModel(arguments.model, "cpu", torch.float32)
+    quantizer = AwqQuantizer(model, settings, engine(model, settings)) if engine else None
+    states, calls = model.first_inputs(windows, only_calls=False)
+    layers = dict(whole.named_modules())[model.prefix]
+    started = time.perf_counter()
+    for index in range(arguments.layers):
+        with model.layer(index) as layer:
+            if quantizer:
+                _, states = quantizer.quantize(layer, states, calls[index])
+            for module in linears(layer).values():
+                module.weight.data = rounded_to_nearest(
+                    module.weight.data, settings.bits, settings.group_size, sym=False
+                )
+            layers[index].load_state_dict(layer.state_dict())
+    return (time.perf_counter() - started) / int(arguments.layers)
+
+
+def _perplexity(model: Any, windows: torch.Tensor) -> float:
+    """Over the second half of each window."""
+    losses = []
+    for window in windows:
+        half = len(window) // 2
+        logits = model(input_ids=window[None]).logits[0, half:-1].log_softmax(-1)
+        losses.append(-logits.gather(1, window[half + 1 :, None]).mean().item())
+    return math.exp(sum(losses) / len(losses))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""GPTQ and AWQ artifacts: one asset a model and format, partitioned by variant."""
+
+from collections.abc import Iterator, Mapping
+
+import dagster as dg
+
+from quant_assets.assets.artifacts import (
+    OWNERS,
+    groupwise_artifacts_key,
+    groupwise_variants,
+    source_model_key,
+)
+from quant_assets.assets.quality import materialized_partitions
+from quant_assets.bench.variants import Variant
+from quant_assets.errors import CheckFailed
+from quant_assets.formats.group_quantization import GroupQuantization
+from quant_assets.models.config import ModelConfig
+from quant_assets.quantize.calibration import default_calibration_text
+from quant_assets.quantize.groupwise import (
+    DEFAULT_ENGINE,
+    DEFAULT_SAMPLES,
+    DEFAULT_SEQUENCE_LENGTH,
+    ENVIRONMENT,
+    GroupwiseFormat,
+    GroupwiseSettings,
+    groupwise_settings,
+)
+from quant_assets.quantize.groupwise_artifact import JudgedArtifact
+from quant_assets.quantize.groupwise_layout import check_layout
+from quant_assets.quantize.job import library_versions
+from quant_assets.quantize.manifest import MANIFEST_NAME
+from quant_assets.resources.backend import DEVICE_POOL
+from quant_assets.resources.failures import clear_failures
+from quant_assets.resources.stores import DataRoot
+from quant_assets.resources.torch import Torch
+
+FILES_CHECK = "files_are_as_configured"
+GATE_CHECK = "perplexity_gate"
+
+
+class GroupwiseConfig(dg.Config):
+    """How the artifacts of a run are calibrated: windows of text, tokens of a window, act-order."""
+
+    samples: int = DEFAULT_SAMPLES
+    sequence_length: int = DEFAULT_SEQUENCE_LENGTH
+    act_order: bool = False
+
+    def applied_to(self, quantization: GroupQuantization) -> GroupwiseSettings:
+        """The settings of one artifact; raises `InputError` for what does not exist."""
+        return groupwise_settings(
+            quantization,
+            desc_act=self.act_order and quantization.method == "gptq",
+            samples=self.samples,
+            sequence_length=self.sequence_length,
+        )
+
+
+def build_groupwise_artifacts(
+    model: ModelConfig, method: GroupwiseFormat, variants: Mapping[str, Variant]
+) -> dg.AssetsDefinition:
+    """The asset that makes a model's folders of one format, one partition a variant of it.
+
+    It needs the worker environments of GPTQ and AWQ. An artifact that the gate rejects fails the
+    check and is no materialization; the others of the run are.
+    """
+    chosen = groupwise_variants(variants, method)
+    key = groupwise_artifacts_key(model, method)
+
+    @dg.asset(
+        key=key,
+        deps=[source_model_key(model)],
+        group_name=model.slug,
+        owners=OWNERS,
+        kinds={"pytorch", "huggingface"},
+        pool=DEVICE_POOL,
+        partitions_def=dg.StaticPartitionsDefinition(list(chosen)),
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        output_required=False,
+        code_version=", ".join(
+            f"{name} {version}"
+            for name, version in library_versions(
+                method, ENVIRONMENT[DEFAULT_ENGINE[method]]
+            ).items()
+        ),
+        check_specs=[
+            dg.AssetCheckSpec(
+                FILES_CHECK,
+                asset=key,
+                description="Every packed tensor has the shape and type that config.json says.",
+            ),
+            dg.AssetCheckSpec(
+                GATE_CHECK,
+                asset=key,
+                description=(
+                    "The artifact loads, generates, and has a lower perplexity than plain "
+                    "rounding; from 1B parameters up it is close to the source's."
+                ),
+            ),
+        ],
+        description=(
+            f"{method.upper()} folders of {model.name} for vLLM and transformers, calibrated on "
+            "WikiText-2 and judged by their perplexity. Needs `make setup-groupwise`."
+        ),
+    )
+    def groupwise_artifacts(
+        context: dg.AssetExecutionContext,
+        config: GroupwiseConfig,
+        data_root: DataRoot,
+        torch: Torch,
+    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+        store, settings = data_root.artifacts, data_root.settings
+        judged: dict[str, JudgedArtifact] = {}
+        with clear_failures():
+            context.log.info(torch.probe().text)
+            source = data_root.source(context, model)
+            calibration = default_calibration_text(settings.cache)
+            if calibration.warning:
+                context.log.warning(calibration.warning)
+            for name in context.partition_keys:
+                quantization = chosen[name].quantization
+                assert quantization is not None, "the partitions are GPTQ or AWQ variants"
+                judged[name] = torch.quantize(
+                    context, model.name, source, config.applied_to(quantization), calibration, store,
+                    settings,
+                )  # fmt: skip
+                context.log.info(f"{name}: {judged[name].rejection or judged[name].folder}")
+        passed = {name: _facts(found) for name, found in judged.items() if not found.rejection}
+        for name, found in judged.items():
+            if found.rejection:
+                facts = {"rejected": dg.MetadataValue.text(found.rejection), **_facts(found)}
+                context.log_event(dg.AssetObservation(key, partition=name, metadata=facts))
+        yield from materialized_partitions(context, passed, complete=len(passed) == len(judged))
+        yield from _check_results(key, judged)
+
+    return groupwise_artifacts
+
+
+def _check_results(
+    key: dg.AssetKey, judged: Mapping[str, JudgedArtifact]
+) -> Iterator[dg.AssetCheckResult]:
+    damaged: dict[str, str] = {}
+    for name, found in judged.items():
+        try:
+            check_layout(found.folder)
+        except CheckFailed as error:
+            damaged[name] = error.why
+    yield dg.AssetCheckResult(
+        passed=not damaged,
+        asset_key=key,
+        check_name=FILES_CHECK,
+        metadata={"artifacts": len(judged), **damaged},
+    )
+    rejected = {name: found.rejection for name, found in judged.items() if found.rejection}
+    ratios = {
+        f"{name}: perplexity over {what}": dg.MetadataValue.float(float(ratio))
+        for name, found in judged.items()
+        for what, field in (
+            ("the source's", "ratio_to_source"),
+            ("rounding's", "ratio_to_rounding"),
+        )
+        if (ratio := found.manifest.validation.get(field)) is not None
+    }
+    yield dg.AssetCheckResult(
+        passed=not rejected,
+        asset_key=key,
+        check_name=GATE_CHECK,
+        metadata={"artifacts": len(judged), **rejected, **ratios},
+    )
+
+
+def _facts(found: JudgedArtifact) -> dict[str, dg.MetadataValue]:
+    manifest = found.manifest
+    checks = manifest.validation
+    numbers = {
+        "size (MB)": manifest.size_bytes / 1e6,
+        "bits per weight": manifest.bits_per_weight,
+        "perplexity": manifest.perplexity,
+        "perplexity over the source's": checks.get("ratio_to_source"),
+        "perplexity over rounding's": checks.get("ratio_to_rounding"),
+        "seconds": manifest.seconds,
+        "peak memory (MB)": (manifest.peak_rss_bytes or 0) / 1e6,
+    }
+    return {
+        "folder": dg.MetadataValue.path(found.folder),
+        "manifest": dg.MetadataValue.path(found.folder / MANIFEST_NAME),
+        "job": dg.MetadataValue.text(manifest.job_id),
+        "status": dg.MetadataValue.text(manifest.status),
+        "source": dg.MetadataValue.text(manifest.source_provenance),
+        "calibrated on": dg.MetadataValue.text(manifest.engine["calibration"]),
+        "generated on validation": dg.MetadataValue.text(str(checks.get("generated_text"))),
+        **{
+            name: dg.MetadataValue.float(float(value))
+            for name, value in numbers.items()
+            if value is not None
+        },
+    }

@@ -1,0 +1,54 @@
+"""The torch backend: quantizes to GPTQ and AWQ and measures such checkpoints in worker processes."""
+
+import dagster as dg
+
+from quant_assets.bench.evaluation_text import evaluation_text
+from quant_assets.bench.torch_probe import TorchProbe, probe_torch
+from quant_assets.bench.variants import Variant
+from quant_assets.models.source import SourceModel
+from quant_assets.quantize.calibration import CalibrationText
+from quant_assets.quantize.groupwise import GroupwiseSettings
+from quant_assets.quantize.groupwise_artifact import JudgedArtifact, make_groupwise_artifact
+from quant_assets.quantize.store import ArtifactStore
+from quant_assets.resources.backend import ModelBackend
+from quant_assets.resources.llama_cpp import LlamaCpp
+from quant_assets.resources.worker_logs import worker_environment
+from quant_assets.settings import Settings
+
+
+class Torch(ModelBackend["Torch"]):
+    """torch with transformers and gptqmodel, in the worker environments."""
+
+    def probe(self) -> TorchProbe:
+        """What torch finds on this machine; raises `EnvironmentNotReady` where it cannot work."""
+        return probe_torch(self.device)
+
+    def quantize(
+        self,
+        context: dg.AssetExecutionContext,
+        model_name: str,
+        source: SourceModel,
+        quantization: GroupwiseSettings,
+        calibration: CalibrationText,
+        store: ArtifactStore,
+        settings: Settings,
+    ) -> JudgedArtifact:
+        """The artifact of a quantization, made and judged unless the store has it."""
+        with worker_environment(context) as extra_env:
+            return make_groupwise_artifact(
+                model_name,
+                source,
+                quantization,
+                calibration,
+                store,
+                text=evaluation_text("auto", settings.cache),
+                cache=settings.cache,
+                threads=self.threads,
+                device=self.device,
+                extra_env=extra_env,
+            )
+
+
+def backend_of(variant: Variant, llama_cpp: LlamaCpp, torch: Torch) -> LlamaCpp | Torch:
+    """The resource that runs a variant on this machine."""
+    return llama_cpp if variant.backend == "llamacpp" else torch
