@@ -43,13 +43,20 @@ MEAN_DIVERGENCE = re.compile(r"Mean\s+KLD:\s*([0-9.]+)")
 
 
 class Row(NamedTuple):
-    """One figure of both sides, and how far they may differ."""
+    """One figure of both sides, and how far they may differ.
+
+    Of rates it is the fastest run, because whatever else a machine does only slows one down;
+    `medians` is how far the medians of all runs differ, `noise` the middle half of the peer's own
+    runs over their median.
+    """
 
     level: str
     figure: str
     peer: float
     ours: float
     limit: float
+    medians: float | None = None
+    noise: float | None = None
 
     @property
     def difference(self) -> float:
@@ -146,7 +153,7 @@ def our_speed(model: Path, batch_size: int, settings: BenchSettings) -> Speed:
 def compare_speed(
     programs: Path, models: dict[str, Path], settings: BenchSettings, rounds: int
 ) -> list[Row]:
-    """Prefill and decode rates of every model and batch size, medians over all rounds."""
+    """Prefill and decode rates of every model and batch size, over all rounds."""
     rows = []
     for level, model in models.items():
         for batch_size in settings.batch_sizes:
@@ -158,17 +165,23 @@ def compare_speed(
                 ):
                     total.prefill.extend(part.prefill)
                     total.decode.extend(part.decode)
-            for name in ("prefill", "decode"):
-                rows.append(
-                    Row(
-                        level,
-                        f"{name} tokens/s, batch {batch_size}",
-                        statistics.median(getattr(peer, name)),
-                        statistics.median(getattr(ours, name)),
-                        SPEED_LIMIT,
-                    )
-                )
+            at = f"tokens/s, batch {batch_size}"
+            rows.append(_speed_row(level, f"prefill {at}", peer.prefill, ours.prefill))
+            rows.append(_speed_row(level, f"decode {at}", peer.decode, ours.decode))
     return rows
+
+
+def _speed_row(level: str, figure: str, peer: list[float], ours: list[float]) -> Row:
+    low, middle, high = statistics.quantiles(peer, n=4)
+    return Row(
+        level,
+        figure,
+        max(peer),
+        max(ours),
+        SPEED_LIMIT,
+        medians=statistics.median(ours) / middle - 1,
+        noise=(high - low) / middle,
+    )
 
 
 def compare_quality(
@@ -256,7 +269,9 @@ def find_models(levels: list[str], given: list[str]) -> dict[str, Path]:
 def print_table(rows: list[Row], title: str) -> None:
     """Print both sides and their difference."""
     table = Table(title=title)
-    for column in ("level", "figure", "llama.cpp", "quant-assets", "difference", "limit", ""):
+    columns = ("level", "figure", "llama.cpp", "quant-assets", "difference", "limit", "",
+               "medians differ", "peer's noise")  # fmt: skip
+    for column in columns:
         table.add_column(column, justify="left" if column in ("level", "figure") else "right")
     for row in rows:
         table.add_row(
@@ -267,8 +282,10 @@ def print_table(rows: list[Row], title: str) -> None:
             f"{row.difference:+.2%}",
             f"{row.limit:.1%}",
             "within" if row.within else "OUTSIDE",
+            "" if row.medians is None else f"{row.medians:+.2%}",
+            "" if row.noise is None else f"{row.noise:.1%}",
         )
-    Console(highlight=False, width=110).print(table)
+    Console(highlight=False, width=150).print(table)
 
 
 def main() -> None:
@@ -277,8 +294,8 @@ def main() -> None:
     parser.add_argument("--levels", default="F16,Q8_0,Q4_K_M", help="artifacts to compare on")
     parser.add_argument("--model", action="append", default=[], help="LEVEL=FILE; repeat for more")
     parser.add_argument("--batch-sizes", default="1,4,8")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    parser.add_argument("--runs", type=int, default=4, help="measured runs a turn")
+    parser.add_argument("--rounds", type=int, default=6, help="turns of each side")
+    parser.add_argument("--runs", type=int, default=3, help="measured runs a turn")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--generated-tokens", type=int, default=64)
     parser.add_argument("--windows", type=int, default=30, help="windows of the perplexity")

@@ -93,6 +93,9 @@ def make_environment(name: str, extras: list[str], rebuild: bool) -> None:
     ]
     if os.environ.get("PIP_FIND_LINKS"):
         uv_install += ["--find-links", os.environ["PIP_FIND_LINKS"]]
+    if sys.dont_write_bytecode:
+        # Nothing would ever be compiled later, and every worker would compile all that it imports.
+        uv_install.append("--compile-bytecode")
     # The package with the demo's model asks for packages that only its own command needs.
     alone = [path for path in pins if path.stem == "demo"]
     for options, files in (([], [p for p in pins if p not in alone]), (["--no-deps"], alone)):

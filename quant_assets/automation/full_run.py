@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -171,7 +172,7 @@ def _standard_output_unseen() -> Iterator[None]:
     """Take the terminal away from this process's standard output and its children's."""
     sys.stdout.flush()
     terminal = os.dup(1)
-    with open(os.devnull, "wb") as nowhere:
+    with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 1)
     try:
         yield
