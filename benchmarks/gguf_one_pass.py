@@ -33,7 +33,7 @@ REFERENCE = PROJECT_ROOT / "quant_assets_tests" / "gguf" / "two_step.py"
 SAMPLE_INTERVAL_S = 0.02
 RUSAGE_BLOCK_BYTES = 512
 SHARD_BYTES = 1_000_000_000
-CONSOLE = Console(highlight=False)
+CONSOLE = Console(highlight=False, width=150)
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,16 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run. Memory is the highest of the whole process tree, in bytes."""
+    """One run. Memory is the highest of the whole process tree, in bytes.
+
+    `peak_own_bytes` leaves out pages of mapped files, which the system can drop at any time: the
+    finished file is mapped when it is loaded to be tried.
+    """
 
     wall_s: float
     cpu_s: float
     peak_bytes: int
+    peak_own_bytes: int
     written_bytes: int
 
 
@@ -166,13 +171,14 @@ def measure(command: Sequence[str | Path], standard_input: str = "") -> Measurem
             stderr=errors,
             env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)},
         )
-        peak = 0
+        peak = peak_own = 0
         ended = threading.Event()
 
         def watch() -> None:
-            nonlocal peak
+            nonlocal peak, peak_own
             while not ended.wait(SAMPLE_INTERVAL_S):
-                peak = max(peak, _tree_memory(process.pid))
+                memory, own = _tree_memory(process.pid)
+                peak, peak_own = max(peak, memory), max(peak_own, own)
 
         watcher = threading.Thread(target=watch)
         watcher.start()
@@ -187,20 +193,22 @@ def measure(command: Sequence[str | Path], standard_input: str = "") -> Measurem
         if process.returncode:
             errors.seek(0)
             raise RuntimeError(errors.read()[-2000:].decode(errors="replace"))
-    return Measurement(
-        wall, usage.ru_utime + usage.ru_stime, peak, usage.ru_oublock * RUSAGE_BLOCK_BYTES
-    )
+    cpu = usage.ru_utime + usage.ru_stime
+    return Measurement(wall, cpu, peak, peak_own, usage.ru_oublock * RUSAGE_BLOCK_BYTES)
 
 
-def _tree_memory(pid: int) -> int:
-    total = 0
+def _tree_memory(pid: int) -> tuple[int, int]:
+    """Resident bytes of a process and its descendants, and those that no file backs."""
+    total = own = 0
     try:
         root = psutil.Process(pid)
         for process in [root, *root.children(recursive=True)]:
-            total += process.memory_info().rss
+            memory = process.memory_info()
+            total += memory.rss
+            own += memory.rss - memory.shared
     except psutil.NoSuchProcess:
         pass
-    return total
+    return total, own
 
 
 def one_pass(
@@ -266,7 +274,7 @@ def compare(name: str, source: Path, level: str, runs: int, threads: int, folder
 def _table(title: str, measured: dict[str, list[Measurement]]) -> Table:
     table = Table(title=title)
     table.add_column("")
-    for column in ("wall s", "CPU s", "peak RSS GB", "written GB"):
+    for column in ("wall s", "CPU s", "peak RSS GB", "without files GB", "written GB"):
         table.add_column(column, justify="right")
     table.add_column("wall, memory, bytes against the two steps", justify="right")
     reference: Measurement | None = None
@@ -275,6 +283,7 @@ def _table(title: str, measured: dict[str, list[Measurement]]) -> Table:
             statistics.median(run.wall_s for run in runs),
             statistics.median(run.cpu_s for run in runs),
             int(statistics.median(run.peak_bytes for run in runs)),
+            int(statistics.median(run.peak_own_bytes for run in runs)),
             int(statistics.median(run.written_bytes for run in runs)),
         )
         reference = reference or median
@@ -283,6 +292,7 @@ def _table(title: str, measured: dict[str, list[Measurement]]) -> Table:
             f"{median.wall_s:.1f}",
             f"{median.cpu_s:.1f}",
             f"{median.peak_bytes / 1e9:.2f}",
+            f"{median.peak_own_bytes / 1e9:.2f}",
             f"{median.written_bytes / 1e9:.2f}",
             f"{reference.wall_s / median.wall_s:.2f}x faster, "
             f"{median.peak_bytes / reference.peak_bytes:.2f}x, "
