@@ -61,7 +61,7 @@ def build_groupwise_artifacts(
     """The asset that makes a model's folders of one format, one partition a variant of it.
 
     It needs the worker environments of GPTQ and AWQ. An artifact that the gate rejects fails the
-    check and is no materialization; the others of the run are.
+    check and the run, and is no materialization; the others of the run are.
     """
     chosen = groupwise_variants(variants, method)
     key = groupwise_artifacts_key(model, method)
@@ -125,32 +125,51 @@ def build_groupwise_artifacts(
                 )  # fmt: skip
                 context.log.info(f"{name}: {judged[name].rejection or judged[name].folder}")
         passed = {name: _facts(found) for name, found in judged.items() if not found.rejection}
-        for name, found in judged.items():
-            if found.rejection:
-                facts = {"rejected": dg.MetadataValue.text(found.rejection), **_facts(found)}
-                context.log_event(dg.AssetObservation(key, partition=name, metadata=facts))
-        yield from materialized_partitions(context, passed, complete=len(passed) == len(judged))
-        yield from _check_results(key, judged)
+        checks = [_files_check(key, judged), _gate_check(key, judged)]
+        if len(passed) == len(judged):
+            yield from materialized_partitions(context, passed, complete=True)
+            yield from checks
+            return
+        # A step that fails still says what it made and what its checks saw.
+        for name, facts in passed.items():
+            context.log_event(dg.AssetMaterialization(key, partition=name, metadata=facts))
+        for check in checks:
+            context.log_event(
+                dg.AssetCheckEvaluation(
+                    asset_key=key,
+                    check_name=str(check.check_name),
+                    passed=check.passed,
+                    metadata=check.metadata,
+                )
+            )
+        with clear_failures():
+            for found in judged.values():
+                found.valid()
 
     return groupwise_artifacts
 
 
-def _check_results(
-    key: dg.AssetKey, judged: Mapping[str, JudgedArtifact]
-) -> Iterator[dg.AssetCheckResult]:
-    damaged: dict[str, str] = {}
+def _files_check(key: dg.AssetKey, judged: Mapping[str, JudgedArtifact]) -> dg.AssetCheckResult:
+    damaged: dict[str, dg.MetadataValue] = {}
     for name, found in judged.items():
         try:
             check_layout(found.folder)
         except CheckFailed as error:
-            damaged[name] = error.why
-    yield dg.AssetCheckResult(
+            damaged[name] = dg.MetadataValue.text(error.why)
+    return dg.AssetCheckResult(
         passed=not damaged,
         asset_key=key,
         check_name=FILES_CHECK,
-        metadata={"artifacts": len(judged), **damaged},
+        metadata={"artifacts": dg.MetadataValue.int(len(judged)), **damaged},
     )
-    rejected = {name: found.rejection for name, found in judged.items() if found.rejection}
+
+
+def _gate_check(key: dg.AssetKey, judged: Mapping[str, JudgedArtifact]) -> dg.AssetCheckResult:
+    rejected = {
+        name: dg.MetadataValue.text(found.rejection)
+        for name, found in judged.items()
+        if found.rejection
+    }
     ratios = {
         f"{name}: perplexity over {what}": dg.MetadataValue.float(float(ratio))
         for name, found in judged.items()
@@ -160,11 +179,11 @@ def _check_results(
         )
         if (ratio := found.manifest.validation.get(field)) is not None
     }
-    yield dg.AssetCheckResult(
+    return dg.AssetCheckResult(
         passed=not rejected,
         asset_key=key,
         check_name=GATE_CHECK,
-        metadata={"artifacts": len(judged), **rejected, **ratios},
+        metadata={"artifacts": dg.MetadataValue.int(len(judged)), **rejected, **ratios},
     )
 
 

@@ -85,8 +85,10 @@ def _cell(name: str, expression: str, neutralized: bool) -> str:
         return f"{expression} AS {_quoted(name)}"
     label = f"'{name}" if name.startswith(tuple(_FORMULA_SIGNS)) else name
     codes = ", ".join(str(ord(sign)) for sign in _FORMULA_SIGNS)
+    # A list, because DuckDB makes a join of a long IN.
     return (
-        f"CASE WHEN ascii({expression}) IN ({codes}) THEN concat(chr(39), {expression}) "
+        f"CASE WHEN list_contains([{codes}], ascii({expression})) "
+        f"THEN concat(chr(39), {expression}) "
         f"ELSE {expression} END AS {_quoted(label)}"
     )
 

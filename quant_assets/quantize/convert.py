@@ -112,14 +112,14 @@ def plain_folder(
     if source.kind == "hf" and stored.format == "float":
         return source
     if output.exists():
-        made = source_manifest(output)
-        if made is None or made.origin_identity != source.identity:
+        earlier = source_manifest(output)
+        if earlier is None or earlier.origin_identity != source.identity:
             raise InputError(
                 f"The folder {output} exists.",
                 "It does not hold the weights of this source.",
                 "Remove it, or choose another --output-dir.",
             )
-        return _plain_source(source, output, made.weights_file_type, settings)
+        return _plain_source(source, output, earlier.weights_file_type, settings)
     if source.kind == "hf" and stored.format not in ("gptq", "awq"):
         raise InputError(
             f"A {stored.format} checkpoint is not converted.",

@@ -9,6 +9,8 @@ import torch
 
 from quant_assets.bench.settings import Device
 from quant_assets.errors import EnvironmentNotReady, InputError
+from quant_assets.formats.group_quantization import PER_CHANNEL
+from quant_assets.quantize.groupwise_layout import quantization_of
 
 _LIBRARIES = ("torch", "transformers", "gptqmodel")
 
@@ -39,9 +41,15 @@ def load_model(folder: str, artifact_format: str, device: str) -> Any:
     if artifact_format == "gptq":
         # gptqmodel's loader demands at least two workers, also on a machine with one core.
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
-        from gptqmodel import GPTQModel
+        from gptqmodel import BACKEND, GPTQModel
 
-        model = GPTQModel.load(folder, device=device, trust_remote_code=False).model
+        quantization = quantization_of(Path(folder))
+        # The fused CPU kernel that gptqmodel 7.6.0 would choose gets zero points of whole rows wrong.
+        fused_is_wrong = quantization["group_size"] == PER_CHANNEL and not quantization.get("sym")
+        backend = BACKEND.TORCH if device == "cpu" and fused_is_wrong else BACKEND.AUTO
+        model = GPTQModel.load(
+            folder, device=device, backend=backend, trust_remote_code=False
+        ).model
     else:
         from transformers import AutoModelForCausalLM
 

@@ -44,7 +44,7 @@ def with_code(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
-        (truncated, "is damaged|is cut short|ends"),
+        (truncated, "is cut off"),
         (without_config, "no config.json|cannot be read|no model"),
         (not_json, "cannot be read"),
         (quantized_already, "quantized already"),

@@ -19,6 +19,7 @@ from quant_assets.settings import Settings
 
 Installation = tuple[dg.Definitions, dg.DagsterInstance]
 FORMATS = ("gptq", "awq")
+CHECKS = ("files_are_as_configured", "perplexity_gate")
 
 
 def manifest_of(settings: Settings, method: str) -> ArtifactManifest:
@@ -28,6 +29,17 @@ def manifest_of(settings: Settings, method: str) -> ArtifactManifest:
         if manifest.job.target_format == method
     )
     return found
+
+
+def evaluation_of(
+    instance: dg.DagsterInstance, key: dg.AssetKey, name: str
+) -> dg.AssetCheckEvaluation:
+    """What a check saw last."""
+    (record,) = instance.event_log_storage.get_asset_check_execution_history(
+        dg.AssetCheckKey(key, name), limit=1
+    )
+    assert record.event is not None and record.event.dagster_event is not None
+    return record.event.dagster_event.asset_check_evaluation_data
 
 
 @pytest.mark.parametrize("method", FORMATS)
@@ -56,12 +68,8 @@ def test_the_graph_shows_the_artifact_and_its_checks(
     shown = event.asset_materialization.metadata
     assert shown["job"].value == manifest_of(settings, method).job_id
     assert shown["calibrated on"].value == "python-reference-second-half"
-    for name in ("files_are_as_configured", "perplexity_gate"):
-        (record,) = instance.event_log_storage.get_asset_check_execution_history(
-            dg.AssetCheckKey(key, name), limit=1
-        )
-        assert record.event is not None and record.event.dagster_event is not None
-        evaluation = record.event.dagster_event.asset_check_evaluation_data
+    for name in CHECKS:
+        evaluation = evaluation_of(instance, key, name)
         assert evaluation.passed, name
     ratio = f"{method}-4bit-g32: perplexity over rounding's"
     assert evaluation.metadata[ratio].value < 1
@@ -83,13 +91,17 @@ def test_a_rejected_artifact_fails_its_check_and_is_kept_apart(
         run_config={
             "ops": {"tiny__awq_artifacts": {"config": {"samples": 8, "sequence_length": 64}}}
         },
+        raise_on_error=False,
     )
-    checks = {check.check_name: check for check in result.get_asset_check_evaluations()}
-    assert checks["files_are_as_configured"].passed
-    gate = checks["perplexity_gate"]
-    assert not gate.passed
-    assert gate.metadata["awq-4bit-g32"].value == "Worse than rounding."
+    assert not result.success
+    (failure,) = result.get_step_failure_events()
+    assert "Worse than rounding." in str(failure.step_failure_data)
     assert not result.get_asset_materialization_events()
+    key = dg.AssetKey(["tiny", "awq_artifacts"])
+    seen = {name: evaluation_of(instance, key, name) for name in CHECKS}
+    assert seen["files_are_as_configured"].passed
+    assert not seen["perplexity_gate"].passed
+    assert seen["perplexity_gate"].metadata["awq-4bit-g32"].value == "Worse than rounding."
     store = ArtifactStore(settings.artifacts)
     assert {manifest.job_id for manifest in store.all()} == before
     (kept,) = (store.root / ".rejected").iterdir()

@@ -24,6 +24,7 @@ CASES: dict[str, dict[str, Any]] = {
         "bits": 3, "group_size": 32, "desc_act": True, "sym": False,
     },
     "4bit-g128-act-order": {"bits": 4, "group_size": 128, "desc_act": True},
+    "4bit-g64-zero-point": {"bits": 4, "group_size": 64, "sym": False},
     "4bit-row-zero-point": {"bits": 4, "group_size": -1, "sym": False},
     "8bit-g64": {"bits": 8, "group_size": 64},
     "8bit-row-act-order": {"bits": 8, "group_size": -1, "desc_act": True},

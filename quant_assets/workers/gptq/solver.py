@@ -86,6 +86,8 @@ class GptqQuantizer:
             "checkpoint_format": "gptq",
             "pack_dtype": "int32",
             "true_sequential": True,
+            # gptqmodel loads zero points only of producers that it knows to store them right.
+            "meta": {"quantizer": [f"gptqmodel:{self.library_versions()['gptqmodel']}"]},
         }
 
     def quantize(

@@ -17,7 +17,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from quant_assets.errors import EnvironmentNotReady
+from quant_assets.errors import EnvironmentNotReady, InputError
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.quantize.groupwise import GroupwiseJob, GroupwiseResult, check_shape
 from quant_assets.quantize.preflight import (
@@ -105,8 +105,8 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
     n_layers = len(model.layers)
     channel.progress("calibrate", 0, 1, "texts")
     windows = calibration_windows(
-        transformers.AutoTokenizer.from_pretrained(job.source, trust_remote_code=False),
-        job.calibration, job.settings.samples, job.settings.sequence_length,
+        _tokenizer(job.source), job.calibration, job.settings.samples,
+        job.settings.sequence_length,
     )  # fmt: skip
     channel.progress("calibrate", 1, 1, "texts")
     layers_started = time.monotonic()
@@ -145,6 +145,17 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
         peak_rss_bytes=resident_memory()[1],
         peak_vram_bytes=torch.cuda.max_memory_allocated() if device == "cuda" else None,
     )
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise many kinds
+        raise InputError(
+            f"The tokenizer in {folder} cannot be loaded.",
+            f"transformers {transformers.__version__} raised {type(error).__name__}: {error}.",
+            "Put the tokenizer's files that belong to the model into the folder.",
+        ) from error
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:
