@@ -103,6 +103,7 @@ def build_benchmark_results(
     ) -> Iterator[dg.MaterializeResult[None]]:
         measured: dict[str, Mapping[str, dg.MetadataValue]] = {}
         skipped: dict[str, str] = {}
+        probed: set[type] = set()
         with clear_failures():
             settings = config.applied_to(defaults)
             find_artifact = artifact_finder(data_root.artifacts, model.name)
@@ -118,7 +119,11 @@ def build_benchmark_results(
                     )
                     context.log.warning(f"skipped {key}: {skipped[key]}")
                     continue
-                cell = backend_of(variant, llama_cpp, torch).measure(
+                backend = backend_of(variant, llama_cpp, torch)
+                if type(backend) not in probed:
+                    context.log.info(backend.probe().text)
+                    probed.add(type(backend))
+                cell = backend.measure(
                     context,
                     variant,
                     int(key.keys_by_dimension[BATCH_SIZE]),

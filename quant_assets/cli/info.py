@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from quant_assets.cli.output import output_console
 from quant_assets.formats.intent import detect_quantization
 from quant_assets.models.inspection import inspect_model
 from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest
@@ -39,7 +39,7 @@ def info(
         table.add_row(
             name.replace("_", " "), f"{shown:,}" if isinstance(shown, int) else str(shown)
         )
-    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+    output_console().print(table)
 
 
 def _facts(path: Path) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from quant_assets.bench.settings import Device
+from quant_assets.cli.output import output_console
 from quant_assets.cli.quantize_groupwise import (
     GroupwiseOptions,
     make_checkpoint,
@@ -177,7 +177,7 @@ def quantize(
                 ),
                 on_event=progress.show,
             )
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = output_console()
     if output_format is OutputFormat.JSON:
         typer.echo(answer.model_dump_json(indent=2))
     elif isinstance(answer, GgufPlan):

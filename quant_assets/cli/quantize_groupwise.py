@@ -10,6 +10,7 @@ from rich.table import Table
 
 from quant_assets.bench.evaluation_text import evaluation_text
 from quant_assets.bench.settings import Device
+from quant_assets.cli.output import output_console
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.formats.group_quantization import parse_group_quantization
 from quant_assets.models.source import SourceModel
@@ -115,4 +116,4 @@ def print_checkpoint(made: JudgedArtifact, *, as_json: bool) -> None:
     table.add_column(overflow="fold")
     for name, value in facts.items():
         table.add_row(name, value)
-    Console(highlight=False, markup=False, soft_wrap=True).print(table)
+    output_console().print(table)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from quant_assets.bench.llama_probe import LlamaProbe, probe_llama_cpp
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import CalibrationText
 from quant_assets.quantize.gguf_artifact import MadeArtifact, make_gguf_artifact
@@ -15,6 +16,10 @@ from quant_assets.resources.worker_logs import worker_environment
 
 class LlamaCpp(ModelBackend["LlamaCpp"]):
     """llama.cpp on this machine."""
+
+    def probe(self) -> LlamaProbe:
+        """What llama.cpp finds on this machine; raises `EnvironmentNotReady` without the device."""
+        return probe_llama_cpp(self.device)
 
     def quantize(
         self,

@@ -6,7 +6,6 @@ and the clock read after `llama_synchronize`.
 """
 
 import gc
-import importlib.metadata
 import random
 import time
 from typing import Any
@@ -118,10 +117,7 @@ def measure(job: CellJob, channel: EventChannel) -> CellMeasurement:
                 model, cells, (job.cache_type_k, job.cache_type_v)
             ),
             conditions=conditions,
-            library_versions={
-                "llama-cpp-python": importlib.metadata.version("llama-cpp-python"),
-                "llama.cpp": llama_cpp.llama_version().decode(),
-            },
+            library_versions=llama_native.library_versions(),
             build_flags=llama_cpp.llama_print_system_info().decode().strip(),
             cpu_name=cpu_name(),
             gpu_name=gpu_name() if device == "cuda" else None,

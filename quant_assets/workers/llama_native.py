@@ -1,6 +1,7 @@
 """llama.cpp's C API as the workers here need it: a model, a context, batches, and its log."""
 
 import ctypes
+import importlib.metadata
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -42,6 +43,14 @@ class NativeLog:
         """Sum of the KV buffers that the log speaks of; it rounds each to 0.01 MiB."""
         sizes = [float(size) for size in _KV_SIZE.findall("".join(self.lines))]
         return round(sum(sizes) * 2**20) if sizes else None
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the binding and of llama.cpp itself."""
+    return {
+        "llama-cpp-python": importlib.metadata.version("llama-cpp-python"),
+        "llama.cpp": llama_cpp.llama_version().decode(),
+    }
 
 
 def ggml_type(name: str) -> int:

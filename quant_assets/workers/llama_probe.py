@@ -1,0 +1,24 @@
+"""Worker: what llama.cpp finds on this machine."""
+
+import llama_cpp
+
+from quant_assets.bench.conditions import cpu_name, gpu_name
+from quant_assets.bench.llama_probe import LlamaProbe, LlamaProbeJob
+from quant_assets.workers.llama_native import library_versions, resolve_device
+from quant_assets.workers.protocol import EventChannel, serve
+
+
+def probe(job: LlamaProbeJob, _: EventChannel) -> LlamaProbe:
+    """Look at the build, the processor and the GPU."""
+    device = resolve_device(job.device)
+    return LlamaProbe(
+        device=device,
+        gpu_name=gpu_name() if device == "cuda" else None,
+        cpu_name=cpu_name(),
+        build_flags=llama_cpp.llama_print_system_info().decode().strip(),
+        library_versions=library_versions(),
+    )
+
+
+if __name__ == "__main__":
+    serve(LlamaProbeJob, probe, report_memory=False)

@@ -1,0 +1,21 @@
+"""What the installed llama.cpp says of itself."""
+
+import llama_cpp
+import pytest
+
+from quant_assets.bench.llama_probe import probe_llama_cpp
+from quant_assets.errors import EnvironmentNotReady
+
+
+def test_it_says_what_it_was_built_for():
+    found = probe_llama_cpp()
+    assert found.device == ("cuda" if llama_cpp.llama_supports_gpu_offload() else "cpu")
+    assert found.build_flags == llama_cpp.llama_print_system_info().decode().strip()
+    assert found.library_versions["llama-cpp-python"] == llama_cpp.__version__
+    assert found.library_versions["llama-cpp-python"] in found.text
+
+
+@pytest.mark.skipif(llama_cpp.llama_supports_gpu_offload(), reason="this build can use a GPU")
+def test_a_build_without_a_gpu_backend_is_refused():
+    with pytest.raises(EnvironmentNotReady, match="cannot use a GPU"):
+        probe_llama_cpp("cuda")
