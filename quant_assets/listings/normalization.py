@@ -4,11 +4,13 @@ Titles and prices are read once per distinct text; rows meet the results in Duck
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
 from quant_assets.listings.exchange_rates import ExchangeRates, load_exchange_rates
-from quant_assets.listings.matching import TitleMatcher
+from quant_assets.listings.matching import TitleMatch
+from quant_assets.listings.matching_processes import TitleMatching
 from quant_assets.listings.prices import PLAUSIBLE_USD_PER_GPU, read_price
 from quant_assets.listings.quarantine import QuarantineReason
 from quant_assets.listings.registry import GpuRegistry
@@ -22,11 +24,7 @@ _OFFER_COLUMNS = (
     "seller",
     "canonical_name",
     "gpu_count",
-    "amount",
-    "low_amount",
-    "price_currency",
-    "price_kind",
-    "per_gpu",
+    "price_key",
     "condition",
     "region",
     "coalesce(url, title)",
@@ -50,22 +48,26 @@ def normalize(
     """
     rates = rates or load_exchange_rates()
     workspace = raw.workspace
-    titles = _match_titles(workspace, raw.rows, registry)
+    titles_query = f"SELECT DISTINCT title FROM {raw.rows} WHERE title IS NOT NULL"  # noqa: S608, own names
+    distinct = [title for (title,) in workspace.query(titles_query)]
+    matching = TitleMatching(distinct, registry, Path(workspace.folder.name))
     prices = _read_prices(workspace, raw.rows, rates, default_currency)
+    titles = _add_matches(workspace, matching.matches())
     judged = _judge(workspace, raw.rows, titles, prices)
-    quarantined = _set_aside(workspace, judged, raw.rejected)
-    rows = _collapse_duplicates(workspace, judged)
+    judgements = workspace.new_name("judgements")
+    workspace.query(
+        f"CREATE TABLE {judgements} AS SELECT position, reason, offer_key FROM {judged}"  # noqa: S608, own names
+    )
+    quarantined = _set_aside(workspace, raw, titles, judgements)
+    rows = _collapse_duplicates(workspace, judged, judgements)
     workspace.query(f"DROP VIEW {judged}")
-    for table in (titles, prices):
+    for table in (titles, prices, judgements):
         workspace.query(f"DROP TABLE {table}")
     return NormalizedListings(workspace, rows, quarantined)
 
 
-def _match_titles(workspace: Workspace, rows: str, registry: GpuRegistry) -> str:
+def _add_matches(workspace: Workspace, matches: Sequence[TitleMatch]) -> str:
     """A table with the match of every distinct title."""
-    titles = workspace.query(f"SELECT DISTINCT title FROM {rows} WHERE title IS NOT NULL")  # noqa: S608, own names
-    matcher = TitleMatcher(registry)
-    matches = [matcher.match(title) for (title,) in titles]
     frame = pd.DataFrame(
         {
             "title": _texts([match.title for match in matches]),
@@ -106,6 +108,13 @@ def _read_prices(
             "amount_usd": pd.Series(usd, dtype="float64"),
             "per_gpu": pd.Series([price.per_gpu for price in prices], dtype="bool"),
             "price_reason": _texts([price.reason for price in prices]),
+            # Equal for prices that mean the same, however they are written.
+            "price_key": _texts(
+                [
+                    str((price.amount, price.low_amount, price.currency, price.kind, price.per_gpu))
+                    for price in prices
+                ]
+            ),
         }
     )
     return workspace.add_frame("price_readings", frame)
@@ -121,7 +130,9 @@ def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
 
     A view, because joining the small tables again costs less than keeping all rows in memory.
     """
-    judged = workspace.new_name("judged")
+    judged, reasons = workspace.new_name("judged"), workspace.new_name("reason")
+    codes = ", ".join(f"'{reason}'" for reason in QuarantineReason)
+    workspace.query(f"CREATE TYPE {reasons} AS ENUM ({codes})")
     limits = " ".join(
         f"WHEN price_kind = '{kind}' THEN amount_usd / priced_gpus NOT BETWEEN {low} AND {high}"
         for kind, (low, high) in PLAUSIBLE_USD_PER_GPU.items()
@@ -161,14 +172,14 @@ def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
                    price_reason,
                    CASE WHEN CASE {limits} ELSE false END
                         THEN '{QuarantineReason.ABSURD_PRICE}' END
-               ) AS reason
+               )::{reasons} AS reason
         FROM counted
         """  # noqa: S608, own names and numbers
     )
     return judged
 
 
-def _set_aside(workspace: Workspace, judged: str, rejected: str) -> str:
+def _set_aside(workspace: Workspace, raw: RawListings, titles: str, judgements: str) -> str:
     """All rows with a reason against them, said in words."""
     words = workspace.add_frame(
         "reasons",
@@ -185,46 +196,41 @@ def _set_aside(workspace: Workspace, judged: str, rejected: str) -> str:
         SELECT row_id, source_file, line_number, title, price_text, seller, url, reason,
                concat_ws(' ', words, nullif(detail, '')) AS explanation, candidates
         FROM (
-            SELECT row_id, source_file, line_number, title, price_text, seller, url, reason,
-                   candidates, '' AS detail
-            FROM {judged} WHERE reason IS NOT NULL
+            SELECT row_id, source_file, line_number, title, price_text, seller, url,
+                   reason::VARCHAR AS reason, candidates, '' AS detail
+            FROM {raw.rows} AS raw
+            JOIN (SELECT position, reason FROM {judgements} WHERE reason IS NOT NULL)
+                USING (position)
+            LEFT JOIN {titles} AS titles USING (title)
             UNION ALL
             SELECT row_id, source_file, line_number, title, NULL, NULL, NULL, reason, NULL, detail
-            FROM {rejected}
+            FROM {raw.rejected}
         ) JOIN {words} USING (reason)
         ORDER BY source_file, line_number
         """,  # noqa: S608, own names
+        workspace.count(f"{judgements} WHERE reason IS NOT NULL") + workspace.count(raw.rejected),
     )
 
 
-def _collapse_duplicates(workspace: Workspace, judged: str) -> str:
+def _collapse_duplicates(workspace: Workspace, judged: str, judgements: str) -> str:
     """The rows to enrich, one for each offer."""
     # Offers are compared once; the wide rows are then joined by their position alone.
-    offers, first, repeats = (
-        workspace.new_name(stem) for stem in ("offers", "first_offers", "repeated_offers")
-    )
-    workspace.query(
-        f"""
-        CREATE TABLE {offers} AS
-        SELECT position, offer_key FROM {judged} WHERE reason IS NULL
-        """  # noqa: S608, own names
-    )
+    first, repeats = workspace.new_name("first_offers"), workspace.new_name("repeated_offers")
     workspace.query(
         f"""
         CREATE TABLE {first} AS
         SELECT offer_key, min(position) AS position, count(*) - 1 AS others
-        FROM {offers} GROUP BY offer_key HAVING count(*) > 1
+        FROM {judgements} WHERE reason IS NULL GROUP BY offer_key HAVING count(*) > 1
         """  # noqa: S608, own names
     )
     workspace.query(
         f"""
         CREATE TABLE {repeats} AS
         SELECT offers.position
-        FROM {offers} AS offers JOIN {first} AS kept USING (offer_key)
-        WHERE offers.position != kept.position
+        FROM {judgements} AS offers JOIN {first} AS kept USING (offer_key)
+        WHERE offers.reason IS NULL AND offers.position != kept.position
         """  # noqa: S608, own names
     )
-    workspace.query(f"DROP TABLE {offers}")
     return workspace.keep(
         "normalized",
         f"""
@@ -241,4 +247,5 @@ def _collapse_duplicates(workspace: Workspace, judged: str) -> str:
         ANTI JOIN {repeats} USING (position)
         WHERE reason IS NULL
         """,  # noqa: S608, own names
+        workspace.count(f"{judgements} WHERE reason IS NULL"),
     )

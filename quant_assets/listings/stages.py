@@ -16,6 +16,8 @@ from quant_assets.errors import CheckFailed, InputError
 
 MEMORY_LIMIT = "1GB"
 """What DuckDB keeps in memory before it spills to disk; a market fits a small machine."""
+ROWS_IN_MEMORY = 1_000_000
+"""A row of a stage takes some 500 bytes there; more rows than this are kept as Parquet."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,15 @@ class Workspace:
         self.connection.unregister("incoming_frame")
         return name
 
-    def keep(self, stem: str, query: str) -> str:
-        """Write the result of a query to the workspace's folder and return a view of it.
+    def keep(self, stem: str, query: str, rows: int) -> str:
+        """Keep the result of a query, of about `rows` rows, and return its name.
 
-        Rows of a whole market stay on disk, compressed, instead of in memory.
+        Above `ROWS_IN_MEMORY` it stays on disk, compressed, in the workspace's folder.
         """
         name = self.new_name(stem)
+        if rows <= ROWS_IN_MEMORY:
+            self.query(f"CREATE TABLE {name} AS {query}")
+            return name
         path = str(self.path(f"{name}.parquet"))
         self.query(f"COPY ({query}) TO ? (FORMAT parquet)", [path])
         self.query(f"SET VARIABLE {name}_path = ?", [path])

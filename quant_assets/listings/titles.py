@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from quant_assets.listings.quarantine import QuarantineReason
@@ -38,7 +39,7 @@ _COMPARISON = re.compile(
     r"|(?:pulled|removed|taken) from)\b.*"
 )
 _NEGATION = re.compile(r"\b(?:not|no|non)[\s-]+(?:an? )?(?=sxm|pcie?\b|nvl\b|ti\b|super\b)\w+")
-_GLUED_PREFIX = re.compile(r"([a-z])(?=[rg]tx[\s-]?\d{3})")
+_GLUED_PREFIX = re.compile(r"(?<=[a-z])(?=[rg]tx[\s-]?\d{3})")
 _GLUED_MEMORY = re.compile(r"\b((?:rtx|gtx|rx)[\s-]?\d{4})(?=\d{1,2}\s?gb?\b)")
 _MEMORY_TYPE = r"gddr\d{1,2}x?|hbm\d?e?"
 _MEMORY = re.compile(
@@ -140,19 +141,23 @@ def read_title(text: str) -> Title:
     title = _NEGATION.sub(" ", title)
     if "max" in title:
         title = _MAX_Q.sub("maxq", title)
-    title = _GLUED_PREFIX.sub(r"\1 ", title)
-    title = _GLUED_MEMORY.sub(r"\1 ", title)
-    memory_types = _memory_types(title)
-    memory = frozenset(float(match[1]) for match in _MEMORY.finditer(title))
+    if "tx" in title:
+        title = _GLUED_PREFIX.sub(" ", title)
+    title = _GLUED_MEMORY.sub(_spaced, title)
+    sizes = list(_MEMORY.finditer(title))
+    memory_types = _memory_types(title, sizes)
+    memory = frozenset(float(match[1]) for match in sizes)
     pair = frozenset[float]()
     if "/" in title:
         pair = frozenset(
             float(size) for match in _MEMORY_PAIR.finditer(title) for size in match.groups()
         )
-    title = _MEMORY_TYPE_WORD.sub(" ", _MEMORY.sub(" ", title))
+    if sizes:
+        title = _MEMORY.sub(" ", title)
+    title = _MEMORY_TYPE_WORD.sub(" ", title)
     count, title = _take_count(title)
     form_factors, title = _take_form_factors(title)
-    title = _GLUED_SUFFIX.sub(r"\g<0> ", _GLUED_SERIES.sub(r"\g<0> ", title))
+    title = _GLUED_SUFFIX.sub(_spaced, _GLUED_SERIES.sub(_spaced, title))
     if "tisuper" in title:
         title = _GLUED_SUPER.sub("ti ", title)
     if "4080 s" in title or "4070 " in title:
@@ -180,13 +185,17 @@ def _plain(text: str) -> str:
     return " ".join(_STARRED_COUNT.sub(r"\1x ", text.casefold().replace("_", " ")).split())
 
 
-def _memory_types(title: str) -> frozenset[str]:
-    """Memory technologies that the title names, as `gddr6x` or `hbm2e`."""
+def _spaced(match: re.Match[str]) -> str:
+    return f"{match[0]} "
+
+
+def _memory_types(title: str, sizes: Iterable[re.Match[str]]) -> frozenset[str]:
+    """Memory technologies that the title and its sizes name, as `gddr6x` or `hbm2e`."""
     found = {
         word or f"gddr{generation}{extended or ''}"
         for word, generation, extended in _MEMORY_TYPE_WORD.findall(title)
     }
-    found |= {f"gddr{match[2]}{match[3] or ''}" for match in _MEMORY.finditer(title) if match[2]}
+    found |= {f"gddr{match[2]}{match[3] or ''}" for match in sizes if match[2]}
     return frozenset(found)
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import shutil
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant_assets.errors import CheckFailed, InputError
+from quant_assets.listings import matching_processes, stages
 from quant_assets.listings.exchange_rates import load_exchange_rates
+from quant_assets.listings.matching import TitleMatcher
+from quant_assets.listings.matching_processes import TitleMatching
 from quant_assets.listings.pipeline import (
     EnrichedListings,
     NormalizedListings,
@@ -281,3 +286,37 @@ def test_rows_are_conserved_whatever_they_hold(rows: list[tuple[str, ...]], rubb
         assert counts["rows"] + counts["rejected"] >= len(
             [row for row in rows if "\0" not in "".join(row)]
         )
+
+
+TITLES = [f"{gpu.canonical_name} {word}" for gpu in REGISTRY.all for word in ("new", "used #7")]
+
+
+@pytest.mark.parametrize("interpreter", [sys.executable, shutil.which("false")])
+def test_titles_are_matched_alike_in_several_processes_and_when_one_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interpreter: str
+) -> None:
+    monkeypatch.setattr(matching_processes, "WORTH_A_PROCESS", 100)
+    monkeypatch.setattr(matching_processes.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(matching_processes.sys, "executable", interpreter)
+    matching = TitleMatching(TITLES, REGISTRY, tmp_path)
+    assert sorted(tmp_path.glob("titles_*.json")) == [
+        tmp_path / "titles_1.json",
+        tmp_path / "titles_2.json",
+    ]
+    alone = TitleMatcher(REGISTRY)
+    assert {match.title: match for match in matching.matches()} == {
+        title: alone.match(title) for title in TITLES
+    }
+
+
+def test_more_rows_than_memory_takes_come_out_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = PROJECT_ROOT / "data" / "listings"
+    run_pipeline([source], tmp_path / "memory.csv", METRIC)
+    monkeypatch.setattr(stages, "ROWS_IN_MEMORY", 0)
+    result = run_pipeline([source], tmp_path / "disk.csv", METRIC)
+    assert list(Path(result.enriched.workspace.folder.name).glob("normalized*.parquet"))
+    for name in ("{}.csv", "{}.quarantine.csv"):
+        memory, disk = (tmp_path / name.format(kind) for kind in ("memory", "disk"))
+        assert disk.read_bytes() == memory.read_bytes()

@@ -1,0 +1,87 @@
+"""Many titles matched by several processes; each is fed a JSON job and writes its matches as JSON.
+
+Started as `python -m`, so that a caller's own script is never run a second time.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.listings.matching import MatchType, TitleMatch, TitleMatcher
+from quant_assets.listings.quarantine import QuarantineReason
+from quant_assets.listings.registry import GpuRegistry
+
+WORTH_A_PROCESS = 8_000
+"""Titles that are matched in the time it takes to start a process and to index the names."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    titles: Sequence[str]
+    matches: Path
+    process: subprocess.Popen[bytes]
+
+
+class TitleMatching:
+    """The matching of distinct titles, begun when it is made and finished by `matches`."""
+
+    def __init__(self, titles: Sequence[str], registry: GpuRegistry, folder: Path) -> None:
+        """Start a process for every further core that has enough to do; jobs go to `folder`."""
+        self._registry = registry
+        shares = max(1, min(os.cpu_count() or 1, len(titles) // WORTH_A_PROCESS))
+        self._own = titles[::shares]
+        self._shares: list[_Share] = []
+        if shares == 1:
+            return
+        registry_file = folder / "registry.json"
+        registry_file.write_text(registry.model_dump_json(), encoding="utf-8")
+        for number in range(1, shares):
+            job, matches = folder / f"titles_{number}.json", folder / f"matches_{number}.json"
+            job.write_text(json.dumps(titles[number::shares]), encoding="utf-8")
+            command = [sys.executable, "-m", __name__, str(registry_file), str(job), str(matches)]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            self._shares.append(_Share(titles[number::shares], matches, process))
+
+    def matches(self) -> list[TitleMatch]:
+        """The match of every title, in no order; the work of a process that died is done here."""
+        matcher = TitleMatcher(self._registry)
+        found = [matcher.match(title) for title in self._own]
+        for share in self._shares:
+            if share.process.wait() == 0:
+                found += _read_matches(share.matches)
+            else:
+                found += [matcher.match(title) for title in share.titles]
+        return found
+
+
+def _read_matches(path: Path) -> list[TitleMatch]:
+    return [
+        TitleMatch(
+            title,
+            gpu_count,
+            canonical_name,
+            None if match_type is None else MatchType(match_type),
+            match_score,
+            None if reason is None else QuarantineReason(reason),
+            tuple(candidates),
+        )
+        for title, gpu_count, canonical_name, match_type, match_score, reason, candidates in (
+            json.loads(path.read_text(encoding="utf-8"))
+        )
+    ]
+
+
+def _main(registry_file: Path, job: Path, matches: Path) -> None:
+    registry = GpuRegistry.model_validate_json(registry_file.read_text(encoding="utf-8"))
+    matcher = TitleMatcher(registry)
+    found = [astuple(matcher.match(title)) for title in json.loads(job.read_text(encoding="utf-8"))]
+    write_text_atomically(matches, json.dumps(found))
+
+
+if __name__ == "__main__":
+    _main(*map(Path, sys.argv[1:]))
