@@ -6,6 +6,7 @@ rules to every row in plain Python; it is timed on a sample and scaled to all ro
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import random
@@ -18,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 import duckdb
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +31,7 @@ from quant_assets.listings.prices import read_price
 from quant_assets.listings.registry import load_registry
 
 _SELLERS = 400
+_SAMPLE_INTERVAL_S = 0.05
 _LOOP_SAMPLE = 20_000
 _BOARD_MAKERS = ("ASUS", "MSI", "Gigabyte", "PNY", "ZOTAC", "Palit", "Dell OEM", "HP", "Lenovo", "")
 _EDITIONS = ("OC", "Gaming", "Turbo", "Dual", "White", "retail", "bulk", "low profile", "v2", "")
@@ -81,19 +84,17 @@ def write_listings(path: Path, rows: int, distinct: int, seed: int) -> None:
 
 
 def time_pipeline(source: Path, output: Path) -> dict[str, float]:
-    """Run the pipeline once in this process; seconds, CPU seconds, peak GB, rows enriched.
+    """Run the pipeline once in this process; seconds, CPU seconds, rows enriched.
 
-    CPU and memory are those of this process and of the largest one that it started.
+    CPU seconds are those of this process and of those that it started.
     """
     start, cpu_start = time.perf_counter(), _cpu_seconds()
     result = run_pipeline([source], output, PipelineOptions(quantize_metric=True))
     seconds = time.perf_counter() - start
     cpu_seconds = _cpu_seconds() - cpu_start
-    peak_gb = sum(resource.getrusage(who).ru_maxrss for who in _PROCESSES) * 1024 / 1e9
     return {
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
-        "peak_gb": peak_gb,
         "enriched": result.counts["enriched"],
     }
 
@@ -125,11 +126,22 @@ def time_loop(source: Path, output: Path, rows: int) -> float:
 
 
 def run_apart(source: Path, output: Path) -> dict[str, float]:
-    """`time_pipeline` in a fresh process."""
+    """`time_pipeline` in a fresh process, with the peak memory of all its processes in GB."""
     command = [sys.executable, __file__, "--one", str(source), str(output)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return measured
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        watched = psutil.Process(process.pid)
+        while process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                tree = [watched, *watched.children(recursive=True)]
+                peak = max(peak, sum(each.memory_info().rss for each in tree))
+            time.sleep(_SAMPLE_INTERVAL_S)
+        assert process.stdout is not None
+        printed = process.stdout.read()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    measured: dict[str, float] = json.loads(printed.splitlines()[-1])
+    return {**measured, "peak_gb": peak / 1e9}
 
 
 def main() -> None:

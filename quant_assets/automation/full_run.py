@@ -1,11 +1,6 @@
 """The whole graph once, through Dagster's own jobs and instance, from one process."""
 
-import os
-import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import dagster as dg
@@ -36,9 +31,6 @@ from quant_assets.settings import Settings
 from quant_assets.speed.host_peaks import recorded_peaks
 
 Say = Callable[[str], None]
-
-for _category in (dg.BetaWarning, dg.PreviewWarning):
-    warnings.filterwarnings("ignore", category=_category)
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -159,27 +151,9 @@ class FullRun:
 def run_everything(
     settings: Settings, *, overrides: Mapping[str, int], quality: Mapping[str, Any], say: Say
 ) -> None:
-    """Run the whole graph once, see `FullRun.run_all`; `say` gets a line a stage.
-
-    What the steps print, dbt's log above all, goes to their compute logs and not to the terminal.
-    """
-    with dagster_instance(settings) as instance, _standard_output_unseen():
+    """Run the whole graph once, see `FullRun.run_all`; `say` gets a line a stage."""
+    with dagster_instance(settings) as instance:
         FullRun(settings, instance, say).run_all(overrides, quality=quality)
-
-
-@contextmanager
-def _standard_output_unseen() -> Iterator[None]:
-    """Take the terminal away from this process's standard output and its children's."""
-    sys.stdout.flush()
-    terminal = os.dup(1)
-    with Path(os.devnull).open("wb") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        os.dup2(terminal, 1)
-        os.close(terminal)
 
 
 def _op_config(key: dg.AssetKey, config: Mapping[str, Any]) -> dict[str, Any]:

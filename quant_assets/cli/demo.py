@@ -1,13 +1,14 @@
 """`quant-assets demo`: the whole graph once, for the models of the configuration."""
 
 import os
+import warnings
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from quant_assets.cli.output import output_console
+from quant_assets.cli.output import output_console, standard_output_unseen
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import row_counts
@@ -39,15 +40,18 @@ def demo(
 
     settings = get_settings()
     os.environ.update(dagster_environment(settings))
-    from quant_assets.automation.full_run import run_everything
-
     progress = Console(stderr=True, highlight=False, markup=False)
-    run_everything(
-        settings,
-        overrides={"generated_tokens": generated_tokens, "prompt_tokens": prompt_tokens},
-        quality={"windows": quality_windows, "obedience": obedience},
-        say=lambda line: progress.print(line, soft_wrap=True),
-    )
+    # What the steps print, dbt's log above all, is in their compute logs.
+    with standard_output_unseen(), warnings.catch_warnings():
+        _ignore_notes_to_developers()
+        from quant_assets.automation.full_run import run_everything
+
+        run_everything(
+            settings,
+            overrides={"generated_tokens": generated_tokens, "prompt_tokens": prompt_tokens},
+            quality={"windows": quality_windows, "obedience": obedience},
+            say=lambda line: progress.print(line, soft_wrap=True),
+        )
     with Warehouse(settings.warehouse).read() as connection:
         options = cheapest_deployment_options(connection, TOP_ROWS)
         counts = row_counts(connection)
@@ -72,3 +76,11 @@ def demo(
     console.print("Open the UI:  make ui")
     query = "from marts.deployment_options limit 10"
     console.print(f"Query it:     .venv/bin/quant-assets sql '{query}'", soft_wrap=True)
+
+
+def _ignore_notes_to_developers() -> None:
+    """Silence what Dagster says about the maturity of its own functions."""
+    import dagster as dg
+
+    for category in (dg.BetaWarning, dg.PreviewWarning, dg.SupersessionWarning):
+        warnings.simplefilter("ignore", category)

@@ -1,5 +1,11 @@
 """Standard output: where answers go."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 from rich.console import Console
 
 PIPED_WIDTH = 10_000
@@ -12,3 +18,18 @@ def output_console() -> Console:
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     return console
+
+
+@contextmanager
+def standard_output_unseen() -> Iterator[None]:
+    """Take the terminal away from this process's standard output and its children's."""
+    sys.stdout.flush()
+    terminal = os.dup(1)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(terminal, 1)
+        os.close(terminal)

@@ -14,7 +14,7 @@ from quant_assets.listings.matching_processes import TitleMatching
 from quant_assets.listings.prices import PLAUSIBLE_USD_PER_GPU, read_price
 from quant_assets.listings.quarantine import QuarantineReason
 from quant_assets.listings.registry import GpuRegistry
-from quant_assets.listings.stages import NormalizedListings, RawListings, Workspace
+from quant_assets.listings.stages import ROW_ID, NormalizedListings, RawListings, Workspace
 
 MAX_GPU_COUNT = 1024
 """More GPUs than this in one offer is a slip of the pen."""
@@ -196,7 +196,7 @@ def _set_aside(workspace: Workspace, raw: RawListings, titles: str, judgements: 
         SELECT row_id, source_file, line_number, title, price_text, seller, url, reason,
                concat_ws(' ', words, nullif(detail, '')) AS explanation, candidates
         FROM (
-            SELECT row_id, source_file, line_number, title, price_text, seller, url,
+            SELECT {ROW_ID} AS row_id, source_file, line_number, title, price_text, seller, url,
                    reason::VARCHAR AS reason, candidates, '' AS detail
             FROM {raw.rows} AS raw
             JOIN (SELECT position, reason FROM {judgements} WHERE reason IS NOT NULL)
@@ -234,7 +234,7 @@ def _collapse_duplicates(workspace: Workspace, judged: str, judgements: str) -> 
     return workspace.keep(
         "normalized",
         f"""
-        SELECT position, row_id, source_file, line_number, title, seller, url, condition, region,
+        SELECT position, {ROW_ID} AS row_id, source_file, line_number, title, seller, url, condition, region,
                listed_at, canonical_name, match_type, match_score, gpu_count, price_text,
                CASE WHEN per_gpu THEN amount * gpu_count ELSE amount END AS price,
                CASE WHEN per_gpu THEN low_amount * gpu_count ELSE low_amount END AS price_low,

@@ -24,7 +24,13 @@ from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import InputError
 from quant_assets.listings.headers import TEXT_COLUMNS, map_columns, require_columns
 from quant_assets.listings.quarantine import QuarantineReason
-from quant_assets.listings.stages import RawListings, ReadFile, Workspace
+from quant_assets.listings.stages import (
+    ROW_ID,
+    RawListings,
+    ReadFile,
+    Workspace,
+    connect_in_memory,
+)
 
 MAX_LINE_CHARACTERS = 131_072
 """A longer line is no listing; also the csv module's own limit for a field."""
@@ -139,9 +145,9 @@ def _read_file(source_file: str, path: Path, folder: Path) -> ReadFile:
     snapshot = folder / f"{facts.sha256}{path.suffix.lower()}.v{_PARSER_VERSION}.parquet"
     parsed = not snapshot.exists()
     if parsed:
-        with atomic_path(snapshot) as temporary, duckdb.connect(":memory:") as connection:
+        with atomic_path(snapshot) as temporary, connect_in_memory() as connection:
             _PARSERS[path.suffix.lower()](connection, path, facts, temporary)
-    with duckdb.connect(":memory:") as connection:
+    with connect_in_memory() as connection:
         rows, rejected = connection.execute(
             "SELECT count(*) FILTER (reason IS NULL), count(reason) FROM read_parquet(?)",
             [str(snapshot)],
@@ -543,7 +549,7 @@ def _assemble(
     workspace.query(f"SET VARIABLE {paths} = ?", [sorted({str(file.snapshot) for file in read})])
     # 2^40 lines a file: the position orders rows by file, then by line.
     source = f"""
-        SELECT md5(concat_ws(chr(31), source_file, line_number, title, price_text, url)) AS row_id,
+        SELECT {ROW_ID} AS row_id,
                number * 1099511627776 + line_number AS position,
                source_file, line_number, {", ".join(TEXT_COLUMNS)}, extra, reason, detail
         FROM (

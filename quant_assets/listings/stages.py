@@ -14,10 +14,20 @@ from duckdb import DuckDBPyConnection
 from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import CheckFailed, InputError
 
-MEMORY_LIMIT = "1GB"
+MEMORY_LIMIT = "1.4GB"
 """What DuckDB keeps in memory before it spills to disk; a market fits a small machine."""
 ROWS_IN_MEMORY = 1_000_000
 """A row of a stage takes some 500 bytes there; more rows than this are kept as Parquet."""
+ROW_ID = "md5(concat_ws(chr(31), source_file, line_number, title, price_text, url))"
+"""What identifies a row, as an SQL expression over its columns; a view computes it for every row
+below its joins, so a query over few of the rows states it again."""
+
+
+def connect_in_memory(config: Mapping[str, str] | None = None) -> DuckDBPyConnection:
+    """A DuckDB without a file; its progress bar, which goes to standard output, is off."""
+    connection = duckdb.connect(":memory:", config=dict(config or {}))
+    connection.execute("SET enable_progress_bar = false").fetchall()
+    return connection
 
 
 @dataclass(frozen=True)
@@ -32,8 +42,8 @@ class Workspace:
     def create(cls) -> Self:
         """A new, empty workspace."""
         folder = tempfile.TemporaryDirectory(prefix="quant_assets_listings_")
-        connection = duckdb.connect(
-            ":memory:", config={"temp_directory": folder.name, "memory_limit": MEMORY_LIMIT}
+        connection = connect_in_memory(
+            {"temp_directory": folder.name, "memory_limit": MEMORY_LIMIT}
         )
         return cls(connection, folder)
 

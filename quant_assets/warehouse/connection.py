@@ -58,7 +58,7 @@ class Warehouse:
         with self.exclusive() as build_path:
             connection = duckdb.connect(str(build_path))
             try:
-                connection.execute("set time zone 'UTC'").fetchall()
+                _set_up(connection)
                 connection.execute(_SCHEMA.read_text(encoding="utf-8")).fetchall()
                 connection.begin()
                 yield connection
@@ -78,7 +78,13 @@ class Warehouse:
             )
         connection = duckdb.connect(str(self.path), read_only=True)
         try:
-            connection.execute("set time zone 'UTC'").fetchall()
+            _set_up(connection)
             yield connection
         finally:
             connection.close()
+
+
+def _set_up(connection: duckdb.DuckDBPyConnection) -> None:
+    """Times in UTC; no progress bar, which would go to standard output."""
+    connection.execute("set time zone 'UTC'").fetchall()
+    connection.execute("set enable_progress_bar = false").fetchall()

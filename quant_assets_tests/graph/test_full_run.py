@@ -9,7 +9,8 @@ from pathlib import Path
 import dagster as dg
 import duckdb
 import psutil
-from tiny_installation import Installation, cell
+import pytest
+from tiny_installation import QUALITY, Installation, cell
 
 from quant_assets.automation.checks import build_checks
 from quant_assets.bench.results import ResultStore
@@ -89,6 +90,28 @@ def test_a_missing_artifact_skips_its_cells_with_a_reason(full_run: Installation
         dg.AssetKey(["tiny", "benchmark_results"])
     )
     assert not {key for key in never if "q4_K_M" in key}
+
+
+@pytest.mark.parametrize(
+    ("job", "present", "missing"),
+    [
+        ("tiny_benchmarks", cell("f16", 1), cell("q4_K_M", 1)),
+        ("tiny_quality", "f16", "q4_K_M"),
+    ],
+)
+def test_a_run_succeeds_with_what_it_measured_where_an_artifact_is_missing(
+    full_run: Installation, job: str, present: str, missing: str
+):
+    config = {"run_config": QUALITY} if job == "tiny_quality" else {}
+    result = full_run.run(job, present, missing, **config)
+    assert result.success
+    materialized = {
+        event.partition
+        for event in result.all_events
+        if event.event_type_value == "ASSET_MATERIALIZATION"
+    }
+    assert present in materialized
+    assert missing not in materialized
 
 
 def test_rows_are_conserved_and_quarantined_with_reasons(full_run: Installation):

@@ -247,7 +247,7 @@ def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
     raw = read_raw([write(tmp_path / "in.csv", "title\nL4\nT4\nfoo\n")])
     normalized = normalize(raw, REGISTRY)
     kept = normalized.workspace.keep(
-        "kept", f"SELECT * FROM {normalized.rows} WHERE canonical_name != 'L4'"
+        "kept", f"SELECT * FROM {normalized.rows} WHERE canonical_name != 'L4'", rows=2
     )
     normalized = replace(normalized, rows=kept)
     with pytest.raises(CheckFailed, match="3 rows came in and 2 are accounted for"):
