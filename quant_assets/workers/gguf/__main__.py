@@ -1,5 +1,7 @@
 """`python -m quant_assets.workers.gguf`: one job of any of the worker's tasks."""
 
+import os
+import sys
 from typing import Annotated
 
 from pydantic import BaseModel, Field, RootModel
@@ -39,3 +41,6 @@ def handle(job: GgufJob, channel: EventChannel) -> BaseModel:
 
 if __name__ == "__main__":
     serve(GgufJob, handle)
+    sys.stderr.flush()
+    # The answer is sent; taking torch's modules down one by one would take a second.
+    os._exit(0)

@@ -6,6 +6,7 @@ converter only renames it, through the converter's own arithmetic otherwise.
 """
 
 import ctypes
+import gc
 import logging
 import os
 from collections.abc import Iterator
@@ -249,12 +250,40 @@ def _converter_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Spare the imports the garbage collector, which goes through all they define many times."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _hide_torch_from_transformers() -> None:
+    """Spare transformers the seconds it takes to load what a config and a tokenizer never use.
+
+    The converter wants nothing else of it; left alone, a config's checks import torch's compiler
+    and its distributed tensors.
+    """
+    import transformers.utils
+
+    def no_torch() -> bool:
+        return False
+
+    for module in (transformers.utils, transformers.utils.import_utils):
+        module.is_torch_available = no_torch
+
+
 def _converter(folder: Path, scratch: Path) -> Any:
     """llama.cpp's converter for the model in `folder`, set to its own float type."""
-    import gguf
-    import torch
-    from conversion import TEXT_MODEL_MAP, ModelBase, ModelType, get_model_architecture
-    from conversion import get_model_class as class_of
+    with _without_collections():
+        _hide_torch_from_transformers()
+        import gguf
+        import torch
+        from conversion import TEXT_MODEL_MAP, ModelBase, ModelType, get_model_architecture
+        from conversion import get_model_class as class_of
 
     _forbid_remote_code()
     hyper_parameters = ModelBase.load_hparams(folder, is_mistral_format=False)
