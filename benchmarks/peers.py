@@ -2,8 +2,9 @@
 
 The tools (llama-bench, llama-batched-bench, llama-perplexity) are built once from the sources
 inside llama-cpp-python's source distribution, with the flags of the installed library. Both sides
-run the same files, threads and sizes, alternating, so that a slow minute of the machine meets both.
-Run it on an idle machine.
+run the same files, threads and sizes in turns, one right after the other, and each turn is compared
+with its neighbour, so that a slow minute of the machine meets both. The peer's turns are compared
+with each other in the same way: what differs there is the machine. Run it on an idle one.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from quant_assets.bench.evaluation_text import EvaluationText, evaluation_text
 from quant_assets.bench.jobs import QualityJob, QualityMeasurement
 from quant_assets.bench.matrix import artifact_finder
 from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.statistics import Ratio, bootstrap_median_ratio
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import load_models
 from quant_assets.quantize.store import ArtifactStore
@@ -45,9 +47,8 @@ MEAN_DIVERGENCE = re.compile(r"Mean\s+KLD:\s*([0-9.]+)")
 class Row(NamedTuple):
     """One figure of both sides, and how far they may differ.
 
-    Of rates it is the fastest run, because whatever else a machine does only slows one down;
-    `medians` is how far the medians of all runs differ, `noise` the middle half of the peer's own
-    runs over their median.
+    Of rates, `peer` and `ours` are medians, and `ratio` is the median over the turns of ours over
+    the peer's with its 95% interval; `itself` is that of each of the peer's turns over its next.
     """
 
     level: str
@@ -55,18 +56,23 @@ class Row(NamedTuple):
     peer: float
     ours: float
     limit: float
-    medians: float | None = None
-    noise: float | None = None
+    ratio: Ratio | None = None
+    itself: Ratio | None = None
 
     @property
     def difference(self) -> float:
         """Ours over the peer's, less one."""
-        return self.ours / self.peer - 1
+        return (self.ours / self.peer if self.ratio is None else self.ratio.ratio) - 1
 
     @property
-    def within(self) -> bool:
-        """Whether the difference keeps its limit."""
-        return abs(self.difference) <= self.limit
+    def verdict(self) -> str:
+        """Whether the difference keeps its limit; `noise` where the interval does not say."""
+        if abs(self.difference) <= self.limit:
+            return "within"
+        if self.ratio is None:
+            return "OUTSIDE"
+        reaches = self.ratio.low <= 1 + self.limit and self.ratio.high >= 1 - self.limit
+        return "noise" if reaches else "OUTSIDE"
 
 
 def build_tools(folder: Path) -> Path:
@@ -158,13 +164,15 @@ def compare_speed(
     for level, model in models.items():
         for batch_size in settings.batch_sizes:
             peer, ours = Speed([], []), Speed([], [])
-            for _ in range(rounds):
-                for total, part in (
-                    (peer, peer_speed(programs, model, batch_size, settings)),
-                    (ours, our_speed(model, batch_size, settings)),
-                ):
-                    total.prefill.extend(part.prefill)
-                    total.decode.extend(part.decode)
+            for turn in range(rounds):
+                for turns in (peer, ours) if turn % 2 else (ours, peer):
+                    part = (
+                        peer_speed(programs, model, batch_size, settings)
+                        if turns is peer
+                        else our_speed(model, batch_size, settings)
+                    )
+                    turns.prefill.append(statistics.median(part.prefill))
+                    turns.decode.append(statistics.median(part.decode))
             at = f"tokens/s, batch {batch_size}"
             rows.append(_speed_row(level, f"prefill {at}", peer.prefill, ours.prefill))
             rows.append(_speed_row(level, f"decode {at}", peer.decode, ours.decode))
@@ -172,16 +180,20 @@ def compare_speed(
 
 
 def _speed_row(level: str, figure: str, peer: list[float], ours: list[float]) -> Row:
-    low, middle, high = statistics.quantiles(peer, n=4)
     return Row(
         level,
         figure,
-        max(peer),
-        max(ours),
+        statistics.median(peer),
+        statistics.median(ours),
         SPEED_LIMIT,
-        medians=statistics.median(ours) / middle - 1,
-        noise=(high - low) / middle,
+        ratio=_median_ratio(ours, peer),
+        itself=_median_ratio(peer, peer[1:]),
     )
+
+
+def _median_ratio(above: list[float], below: list[float]) -> Ratio:
+    """The median of the ratios of turns side by side, with its interval."""
+    return bootstrap_median_ratio([a / b for a, b in zip(above, below, strict=False)], [1.0])
 
 
 def compare_quality(
@@ -269,8 +281,8 @@ def find_models(levels: list[str], given: list[str]) -> dict[str, Path]:
 def print_table(rows: list[Row], title: str) -> None:
     """Print both sides and their difference."""
     table = Table(title=title)
-    columns = ("level", "figure", "llama.cpp", "quant-assets", "difference", "limit", "",
-               "medians differ", "peer's noise")  # fmt: skip
+    columns = ("level", "figure", "llama.cpp", "quant-assets", "difference", "95% interval",
+               "limit", "", "peer against itself")  # fmt: skip
     for column in columns:
         table.add_column(column, justify="left" if column in ("level", "figure") else "right")
     for row in rows:
@@ -280,12 +292,16 @@ def print_table(rows: list[Row], title: str) -> None:
             f"{row.peer:,.6g}",
             f"{row.ours:,.6g}",
             f"{row.difference:+.2%}",
+            _interval(row.ratio),
             f"{row.limit:.1%}",
-            "within" if row.within else "OUTSIDE",
-            "" if row.medians is None else f"{row.medians:+.2%}",
-            "" if row.noise is None else f"{row.noise:.1%}",
+            row.verdict,
+            _interval(row.itself),
         )
     Console(highlight=False, width=150).print(table)
+
+
+def _interval(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"{ratio.low - 1:+.1%} to {ratio.high - 1:+.1%}"
 
 
 def main() -> None:
@@ -294,8 +310,8 @@ def main() -> None:
     parser.add_argument("--levels", default="F16,Q8_0,Q4_K_M", help="artifacts to compare on")
     parser.add_argument("--model", action="append", default=[], help="LEVEL=FILE; repeat for more")
     parser.add_argument("--batch-sizes", default="1,4,8")
-    parser.add_argument("--rounds", type=int, default=6, help="turns of each side")
-    parser.add_argument("--runs", type=int, default=3, help="measured runs a turn")
+    parser.add_argument("--rounds", type=int, default=12, help="turns of each side")
+    parser.add_argument("--runs", type=int, default=2, help="measured runs a turn")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--generated-tokens", type=int, default=64)
     parser.add_argument("--windows", type=int, default=30, help="windows of the perplexity")
@@ -323,7 +339,7 @@ def main() -> None:
         )
         print_table(quality, f"Quality, {arguments.windows} windows of 512 tokens of {text.name}")
         rows += quality
-    sys.exit(0 if all(row.within for row in rows) else 1)
+    sys.exit(1 if any(row.verdict == "OUTSIDE" for row in rows) else 0)
 
 
 if __name__ == "__main__":

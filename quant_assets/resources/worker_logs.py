@@ -1,7 +1,8 @@
 """Workers' logs and progress in Dagster's run log, through Dagster Pipes."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import Any, cast
 
 import dagster as dg
@@ -9,13 +10,44 @@ import dagster as dg
 
 @contextmanager
 def worker_environment(context: dg.AssetExecutionContext) -> Iterator[Mapping[str, str]]:
-    """Yield the environment variables by which a worker reports to this step's log."""
-    with dg.open_pipes_session(
-        context=cast("dg.AssetExecutionContext", _LogContext(context)),
-        context_injector=dg.PipesEnvContextInjector(),
-        message_reader=dg.PipesTempFileMessageReader(),
-    ) as session:
-        yield session.get_bootstrap_env_vars()
+    """Yield the environment variables by which a worker reports to this step's log.
+
+    The session is opened when they are first read: a step that finds all its results made already
+    starts no worker, and Dagster would warn that none was heard of.
+    """
+    with ExitStack() as stack:
+
+        def open_session() -> Mapping[str, str]:
+            session = stack.enter_context(
+                dg.open_pipes_session(
+                    context=cast("dg.AssetExecutionContext", _LogContext(context)),
+                    context_injector=dg.PipesEnvContextInjector(),
+                    message_reader=dg.PipesTempFileMessageReader(),
+                )
+            )
+            return session.get_bootstrap_env_vars()
+
+        yield _Variables(open_session)
+
+
+class _Variables(Mapping[str, str]):
+    """Variables that are asked for when they are first read."""
+
+    def __init__(self, ask: Callable[[], Mapping[str, str]]) -> None:
+        self._ask = ask
+
+    @cached_property
+    def _values(self) -> Mapping[str, str]:
+        return self._ask()
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
 
 
 class _LogContext:

@@ -51,7 +51,11 @@ def test_every_artifact_is_there_with_its_manifest(full_run: Installation):
 def test_a_finished_job_does_nothing_again(full_run: Installation):
     store = ArtifactStore(full_run.settings.artifacts)
     before = {found.job_id: found.created_at for found in store.all()}
-    assert full_run.run("tiny_artifacts", "F16", "Q4_0").success
+    result = full_run.run("tiny_artifacts", "F16", "Q4_0")
+    assert result.success
+    log = [entry.user_message for entry in full_run.instance.all_logs(result.run_id)]
+    assert log
+    assert not [line for line in log if "[pipes]" in line]
     assert {found.job_id: found.created_at for found in store.all()} == before
     assert latest(full_run, "tiny", "gguf_artifacts", partition="Q8_0")["reused"] is True
 
