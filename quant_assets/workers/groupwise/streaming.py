@@ -71,6 +71,9 @@ class TensorFiles:
         """All names, sorted."""
         return sorted(self._file)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._file
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU."""
         with safe_open(self._folder / self._file[name], framework="pt") as reader:
@@ -124,13 +127,13 @@ class StreamedModel:
 
     def _check_names(self, folder: Path) -> None:
         have = set(self.files.names)
-        missing = [
-            name for name, _ in self.model.named_parameters() if name.startswith(f"{self.prefix}.")
-        ]
-        missing = [name for name in missing if name not in have]
+        if getattr(self.config, "tie_word_embeddings", False):
+            # The head is the embeddings once more; most files do not repeat it.
+            have |= self._head_names()
+        missing = [name for name, _ in self.model.named_parameters() if name not in have]
         if missing:
             raise InputError(
-                f"The files in {folder} do not hold {len(missing)} parameters of the layers.",
+                f"The files in {folder} do not hold {len(missing)} parameters of the model.",
                 f"The first is {missing[0]}; the architecture stores its weights in another way.",
                 "Use --to gguf, or a model that stores every matrix under its own name.",
             )
@@ -214,20 +217,30 @@ class StreamedModel:
 
     def _load_outer(self, *, with_head: bool) -> list[str]:
         """Load what belongs to no layer; the names of what was loaded."""
+        passed_over = set() if with_head else self._head_names()
+        outer = [
+            name
+            for name, _ in self.model.named_parameters()
+            if not name.startswith(f"{self.prefix}.")
+            and name not in passed_over
+            and name in self.files
+        ]
+        self._load(outer)
+        self._move_buffers()
+        return outer
+
+    def _head_names(self) -> set[str]:
+        """The names of the output embeddings' parameters that the input embeddings are not."""
         output = self.model.get_output_embeddings()
         heads = (
             {id(parameter) for parameter in output.parameters()} if output is not None else set()
         )
         embedding = self.model.get_input_embeddings().weight
-        outer = [
+        return {
             name
             for name, parameter in self.model.named_parameters()
-            if not name.startswith(f"{self.prefix}.")
-            and (with_head or id(parameter) not in heads or parameter is embedding)
-        ]
-        self._load(outer)
-        self._move_buffers()
-        return outer
+            if id(parameter) in heads and parameter is not embedding
+        }
 
     def _free(self, names: list[str]) -> None:
         for name in names:
