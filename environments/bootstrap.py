@@ -120,7 +120,8 @@ def make_environment(name: str, extras: list[str], rebuild: bool) -> None:
 
 def _create_venv(folder: Path) -> None:
     try:
-        venv.create(folder, with_pip=True, clear=folder.exists(), symlinks=True)
+        # A link to an environment elsewhere is kept; venv would empty it and then fail.
+        venv.create(folder.resolve(), with_pip=True, clear=folder.exists(), symlinks=True)
     except (subprocess.CalledProcessError, ImportError) as error:
         raise SetupError(
             "Python cannot make virtual environments here; install its venv module (Debian and "
