@@ -98,3 +98,16 @@ def test_kernels_that_do_not_compile_are_no_reason_to_stop(
 ):
     bootstrap._build_kernels(Path("/bin/false"))
     assert "will be slower" in capsys.readouterr().err
+
+
+def test_an_environment_that_is_a_link_is_made_where_the_link_points(
+    bootstrap: ModuleType, tmp_path: Path
+):
+    place, link = tmp_path / "elsewhere", tmp_path / ".venv"
+    place.mkdir()
+    (place / "old").touch()
+    link.symlink_to(place)
+    bootstrap._create_venv(link)
+    assert link.is_symlink()
+    assert (place / "bin" / "python").exists()
+    assert not (place / "old").exists()
