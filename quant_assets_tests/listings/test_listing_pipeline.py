@@ -320,3 +320,9 @@ def test_more_rows_than_memory_takes_come_out_the_same(
     for name in ("{}.csv", "{}.quarantine.csv"):
         memory, disk = (tmp_path / name.format(kind) for kind in ("memory", "disk"))
         assert disk.read_bytes() == memory.read_bytes()
+
+
+def test_no_progress_bar_goes_to_standard_output(tmp_path: Path) -> None:
+    raw = read_raw([write(tmp_path / "in.csv", "title\nL4\n")])
+    shown = "SELECT current_setting('enable_progress_bar')"
+    assert raw.workspace.query(shown) == [(False,)]
