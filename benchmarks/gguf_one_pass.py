@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
+from process_memory import tree_memory
 from rich.console import Console
 from rich.table import Table
 
@@ -177,7 +177,7 @@ def measure(command: Sequence[str | Path], standard_input: str = "") -> Measurem
         def watch() -> None:
             nonlocal peak, peak_own
             while not ended.wait(SAMPLE_INTERVAL_S):
-                memory, own = _tree_memory(process.pid)
+                memory, own = tree_memory(process.pid)
                 peak, peak_own = max(peak, memory), max(peak_own, own)
 
         watcher = threading.Thread(target=watch)
@@ -195,20 +195,6 @@ def measure(command: Sequence[str | Path], standard_input: str = "") -> Measurem
             raise RuntimeError(errors.read()[-2000:].decode(errors="replace"))
     cpu = usage.ru_utime + usage.ru_stime
     return Measurement(wall, cpu, peak, peak_own, usage.ru_oublock * RUSAGE_BLOCK_BYTES)
-
-
-def _tree_memory(pid: int) -> tuple[int, int]:
-    """Resident bytes of a process and its descendants, and those that no file backs."""
-    total = own = 0
-    try:
-        root = psutil.Process(pid)
-        for process in [root, *root.children(recursive=True)]:
-            memory = process.memory_info()
-            total += memory.rss
-            own += memory.rss - memory.shared
-    except psutil.NoSuchProcess:
-        pass
-    return total, own
 
 
 def one_pass(

@@ -6,11 +6,10 @@ rules to every row in plain Python; it is timed on a sample and scaled to all ro
 """
 
 import argparse
-import contextlib
 import csv
 import json
+import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 import duckdb
-import psutil
+from process_memory import tree_memory
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +35,6 @@ _LOOP_SAMPLE = 20_000
 _BOARD_MAKERS = ("ASUS", "MSI", "Gigabyte", "PNY", "ZOTAC", "Palit", "Dell OEM", "HP", "Lenovo", "")
 _EDITIONS = ("OC", "Gaming", "Turbo", "Dual", "White", "retail", "bulk", "low profile", "v2", "")
 _CONDITIONS = ("new", "used", "refurbished", "open box", "tested", "")
-_PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 _ACCESSORIES = ("heat sink for {}", "{} box only", "power cable for {}")
 
 
@@ -100,7 +98,7 @@ def time_pipeline(source: Path, output: Path) -> dict[str, float]:
 
 
 def _cpu_seconds() -> float:
-    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, _PROCESSES))
+    return sum(os.times()[:4])
 
 
 def time_loop(source: Path, output: Path, rows: int) -> float:
@@ -130,11 +128,8 @@ def run_apart(source: Path, output: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--one", str(source), str(output)]
     peak = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        watched = psutil.Process(process.pid)
         while process.poll() is None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                tree = [watched, *watched.children(recursive=True)]
-                peak = max(peak, sum(each.memory_info().rss for each in tree))
+            peak = max(peak, tree_memory(process.pid)[0])
             time.sleep(_SAMPLE_INTERVAL_S)
         assert process.stdout is not None
         printed = process.stdout.read()

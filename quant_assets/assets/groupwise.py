@@ -126,13 +126,12 @@ def build_groupwise_artifacts(
                 context.log.info(f"{name}: {judged[name].rejection or judged[name].folder}")
         passed = {name: _facts(found) for name, found in judged.items() if not found.rejection}
         checks = [_files_check(key, judged), _gate_check(key, judged)]
-        if len(passed) == len(judged):
-            yield from materialized_partitions(context, passed, complete=True)
+        complete = len(passed) == len(judged)
+        yield from materialized_partitions(context, passed, complete=complete)
+        if complete:
             yield from checks
             return
-        # A step that fails still says what it made and what its checks saw.
-        for name, facts in passed.items():
-            context.log_event(dg.AssetMaterialization(key, partition=name, metadata=facts))
+        # A step that fails still says what its checks saw.
         for check in checks:
             context.log_event(
                 dg.AssetCheckEvaluation(

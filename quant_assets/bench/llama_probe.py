@@ -1,32 +1,21 @@
 """What llama.cpp finds on this machine, asked of a worker so that nobody else loads it."""
 
-from pydantic import BaseModel
-
+from quant_assets.bench.probe import Probe, ProbeJob
 from quant_assets.bench.settings import Device
 from quant_assets.workers.supervisor import run_worker
 
 
-class LlamaProbeJob(BaseModel):
-    """The device that is wanted."""
+class LlamaProbe(Probe):
+    """What llama.cpp found; `build_flags` is what it was built for."""
 
-    device: Device = "auto"
-
-
-class LlamaProbe(BaseModel):
-    """What llama.cpp found. `device` is where models will run, `build_flags` what it was built for."""
-
-    device: str
     gpu_name: str | None
-    cpu_name: str | None
     build_flags: str
-    library_versions: dict[str, str]
 
     @property
     def text(self) -> str:
         """One line for a log."""
-        versions = ", ".join(f"{name} {version}" for name, version in self.library_versions.items())
         name = self.gpu_name if self.device == "cuda" else self.cpu_name
-        return f"{self.device}: {name or 'unknown'}; {versions}; {self.build_flags}"
+        return f"{self.device}: {name or 'unknown'}; {self.versions}; {self.build_flags}"
 
 
 def probe_llama_cpp(device: Device = "auto") -> LlamaProbe:
@@ -34,4 +23,4 @@ def probe_llama_cpp(device: Device = "auto") -> LlamaProbe:
 
     Raises `EnvironmentNotReady` when `device` is `cuda` and it was built without a GPU backend.
     """
-    return run_worker("llama_probe", LlamaProbeJob(device=device), LlamaProbe)
+    return run_worker("llama_probe", ProbeJob(device=device), LlamaProbe)

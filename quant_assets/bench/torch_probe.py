@@ -2,15 +2,10 @@
 
 from pydantic import BaseModel
 
+from quant_assets.bench.probe import Probe, ProbeJob
 from quant_assets.bench.settings import Device
 from quant_assets.workers.environments import EnvironmentName
 from quant_assets.workers.supervisor import run_worker
-
-
-class TorchProbeJob(BaseModel):
-    """The device that is wanted."""
-
-    device: Device = "auto"
 
 
 class TorchGpu(BaseModel):
@@ -21,28 +16,24 @@ class TorchGpu(BaseModel):
     compute_capability: str
 
 
-class TorchProbe(BaseModel):
-    """What torch found. `device` is where models will run; `cuda` the version torch was built with."""
+class TorchProbe(Probe):
+    """What torch found; `cuda` is the version torch was built with."""
 
-    device: str
     gpus: list[TorchGpu]
     cuda: str | None
-    cpu_name: str | None
     threads: int
-    library_versions: dict[str, str]
 
     @property
     def text(self) -> str:
         """One line for a log."""
-        versions = ", ".join(f"{name} {version}" for name, version in self.library_versions.items())
         if self.device == "cpu":
-            return f"CPU {self.cpu_name or 'unknown'}, {self.threads} threads; {versions}"
+            return f"CPU {self.cpu_name or 'unknown'}, {self.threads} threads; {self.versions}"
         gpus = ", ".join(
             f"{gpu.name} ({gpu.memory_bytes / 1e9:.0f} GB, compute capability "
             f"{gpu.compute_capability})"
             for gpu in self.gpus
         )
-        return f"GPU {gpus}; CUDA {self.cuda}; {versions}"
+        return f"GPU {gpus}; CUDA {self.cuda}; {self.versions}"
 
 
 def probe_torch(device: Device = "auto", environment: EnvironmentName = "gptq") -> TorchProbe:
@@ -51,6 +42,4 @@ def probe_torch(device: Device = "auto", environment: EnvironmentName = "gptq") 
     Raises `EnvironmentNotReady` when the environment is missing, or `device` is `cuda` and torch
     finds no GPU.
     """
-    return run_worker(
-        "torch_probe", TorchProbeJob(device=device), TorchProbe, environment=environment
-    )
+    return run_worker("torch_probe", ProbeJob(device=device), TorchProbe, environment=environment)

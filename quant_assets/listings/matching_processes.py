@@ -8,16 +8,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from quant_assets.atomic_files import write_text_atomically
-from quant_assets.listings.matching import MatchType, TitleMatch, TitleMatcher
-from quant_assets.listings.quarantine import QuarantineReason
+from quant_assets.listings.matching import TitleMatch, TitleMatcher
 from quant_assets.listings.registry import GpuRegistry
 
 WORTH_A_PROCESS = 8_000
 """Titles that are matched in the time it takes to start a process and to index the names."""
+
+_MATCHES = TypeAdapter(list[TitleMatch])
 
 
 @dataclass(frozen=True)
@@ -53,34 +56,17 @@ class TitleMatching:
         found = [matcher.match(title) for title in self._own]
         for share in self._shares:
             if share.process.wait() == 0:
-                found += _read_matches(share.matches)
+                found += _MATCHES.validate_json(share.matches.read_bytes())
             else:
                 found += [matcher.match(title) for title in share.titles]
         return found
 
 
-def _read_matches(path: Path) -> list[TitleMatch]:
-    return [
-        TitleMatch(
-            title,
-            gpu_count,
-            canonical_name,
-            None if match_type is None else MatchType(match_type),
-            match_score,
-            None if reason is None else QuarantineReason(reason),
-            tuple(candidates),
-        )
-        for title, gpu_count, canonical_name, match_type, match_score, reason, candidates in (
-            json.loads(path.read_text(encoding="utf-8"))
-        )
-    ]
-
-
 def _main(registry_file: Path, job: Path, matches: Path) -> None:
     registry = GpuRegistry.model_validate_json(registry_file.read_text(encoding="utf-8"))
     matcher = TitleMatcher(registry)
-    found = [astuple(matcher.match(title)) for title in json.loads(job.read_text(encoding="utf-8"))]
-    write_text_atomically(matches, json.dumps(found))
+    found = [matcher.match(title) for title in json.loads(job.read_text(encoding="utf-8"))]
+    write_text_atomically(matches, _MATCHES.dump_json(found).decode())
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 import llama_cpp
 
 from quant_assets.bench.conditions import cpu_name, gpu_name
-from quant_assets.bench.llama_probe import LlamaProbe, LlamaProbeJob
+from quant_assets.bench.llama_probe import LlamaProbe
+from quant_assets.bench.probe import ProbeJob
 from quant_assets.workers.llama_native import library_versions, resolve_device
 from quant_assets.workers.protocol import EventChannel, serve
 
 
-def probe(job: LlamaProbeJob, _: EventChannel) -> LlamaProbe:
+def probe(job: ProbeJob, _: EventChannel) -> LlamaProbe:
     """Look at the build, the processor and the GPU."""
     device = resolve_device(job.device)
     return LlamaProbe(
@@ -21,4 +22,4 @@ def probe(job: LlamaProbeJob, _: EventChannel) -> LlamaProbe:
 
 
 if __name__ == "__main__":
-    serve(LlamaProbeJob, probe, report_memory=False)
+    serve(ProbeJob, probe, report_memory=False)

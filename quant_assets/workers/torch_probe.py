@@ -3,12 +3,13 @@
 import torch
 
 from quant_assets.bench.conditions import cpu_name
-from quant_assets.bench.torch_probe import TorchGpu, TorchProbe, TorchProbeJob
+from quant_assets.bench.probe import ProbeJob
+from quant_assets.bench.torch_probe import TorchGpu, TorchProbe
 from quant_assets.workers.protocol import EventChannel, serve
 from quant_assets.workers.torch_models import library_versions, resolve_device
 
 
-def probe(job: TorchProbeJob, _: EventChannel) -> TorchProbe:
+def probe(job: ProbeJob, _: EventChannel) -> TorchProbe:
     """Look at GPUs, processor and libraries."""
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return TorchProbe(
@@ -29,4 +30,4 @@ def probe(job: TorchProbeJob, _: EventChannel) -> TorchProbe:
 
 
 if __name__ == "__main__":
-    serve(TorchProbeJob, probe, report_memory=False)
+    serve(ProbeJob, probe, report_memory=False)
