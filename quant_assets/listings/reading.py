@@ -2,8 +2,9 @@
 
 Every row of a file becomes one row of its Parquet snapshot, either as text as written or with the
 reason why it could not be read. Snapshots are named by the file's content, so an unchanged file is
-not parsed again. A well-formed UTF-8 CSV file is parsed by DuckDB; any doubt about a file sends it
-to the line-by-line parser, which loses no row.
+not parsed again; a single file of which no snapshot is wanted becomes a table instead, unless it is
+large. A well-formed UTF-8 CSV file is parsed by DuckDB; any doubt about a file sends it to the
+line-by-line parser, which loses no row.
 """
 
 import codecs
@@ -22,6 +23,7 @@ from duckdb import DuckDBPyConnection
 
 from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import InputError
+from quant_assets.listings import stages
 from quant_assets.listings.headers import TEXT_COLUMNS, map_columns, require_columns
 from quant_assets.listings.quarantine import QuarantineReason
 from quant_assets.listings.stages import (
@@ -77,6 +79,25 @@ class _FileFacts:
     has_nul: bool
 
 
+@dataclass(frozen=True)
+class _Target:
+    """Where the parsed rows of one file go: a table of the workspace, or a Parquet file."""
+
+    place: str
+    """The table's name, or the file's path."""
+    is_table: bool
+
+    def write(
+        self, connection: DuckDBPyConnection, query: str, parameters: Sequence[object]
+    ) -> int:
+        """Write the result of a query there, in place of what was there; returns its rows."""
+        if self.is_table:
+            statement, bound = f"CREATE OR REPLACE TABLE {self.place} AS {query}", [*parameters]
+        else:
+            statement, bound = f"COPY ({query}) TO ? (FORMAT parquet)", [*parameters, self.place]
+        return int(connection.execute(statement, bound).fetchall()[0][0])
+
+
 def read_raw(paths: Sequence[Path], *, snapshots: Path | None = None) -> RawListings:
     """Read listing files and folders of them.
 
@@ -87,11 +108,12 @@ def read_raw(paths: Sequence[Path], *, snapshots: Path | None = None) -> RawList
     files = expand_paths(paths)
     workspace = Workspace.create()
     folder = snapshots or workspace.path("snapshots")
+    table = workspace.new_name("parsed_rows") if snapshots is None and len(files) == 1 else None
     read: list[ReadFile] = []
     faults: list[tuple[str, InputError]] = []
     for source_file, path in files:
         try:
-            read.append(_read_file(source_file, path, folder))
+            read.append(_read_file(workspace, source_file, path, folder, table))
         except InputError as error:
             faults.append((source_file, error))
     if not read:
@@ -139,26 +161,35 @@ def expand_paths(paths: Sequence[Path]) -> list[tuple[str, Path]]:
     return [(name if names.count(name) == 1 else path.as_posix(), path) for name, path in found]
 
 
-def _read_file(source_file: str, path: Path, folder: Path) -> ReadFile:
-    """Parse one file into its snapshot, unless the snapshot is already there."""
+def _read_file(
+    workspace: Workspace, source_file: str, path: Path, folder: Path, table: str | None
+) -> ReadFile:
+    """Parse one file into its snapshot, unless the snapshot is already there.
+
+    With `table` a file that is small enough is parsed into a table of that name.
+    """
     facts = _inspect(path)
-    snapshot = folder / f"{facts.sha256}{path.suffix.lower()}.v{_PARSER_VERSION}.parquet"
-    parsed = not snapshot.exists()
-    if parsed:
-        with atomic_path(snapshot) as temporary, connect_in_memory() as connection:
-            _PARSERS[path.suffix.lower()](connection, path, facts, temporary)
-    with connect_in_memory() as connection:
-        rows, rejected = connection.execute(
-            "SELECT count(*) FILTER (reason IS NULL), count(reason) FROM read_parquet(?)",
-            [str(snapshot)],
-        ).fetchall()[0]
+    parse = _PARSERS[path.suffix.lower()]
+    # The lines of a compressed file say nothing of its rows.
+    if table and facts.lines <= stages.ROWS_IN_MEMORY and parse is not _parse_parquet:
+        parsed, place, source = True, table, table
+        with workspace.connection.cursor() as connection:
+            parse(connection, path, facts, _Target(table, is_table=True))
+    else:
+        snapshot = folder / f"{facts.sha256}{path.suffix.lower()}.v{_PARSER_VERSION}.parquet"
+        parsed, place, source = not snapshot.exists(), str(snapshot), "read_parquet($place)"
+        if parsed:
+            with atomic_path(snapshot) as temporary, connect_in_memory() as connection:
+                parse(connection, path, facts, _Target(str(temporary), is_table=False))
+    counted = f"SELECT count(*) FILTER (reason IS NULL), count(reason) FROM {source}"  # noqa: S608, own names
+    rows, rejected = workspace.query(counted, {} if source == table else {"place": place})[0]
     if rows + rejected == 0:
         raise InputError(
             f"The file {path} has no rows (after line 1).",
             "It has a header only." if path.suffix.lower() != ".json" else "Its list is empty.",
             "Export the listings again, or leave the file out.",
         )
-    return ReadFile(source_file, facts.sha256, snapshot, parsed, rows, rejected)
+    return ReadFile(source_file, facts.sha256, place, parsed, rows, rejected)
 
 
 def _inspect(path: Path) -> _FileFacts:
@@ -198,7 +229,7 @@ def _inspect(path: Path) -> _FileFacts:
 
 
 def _parse_csv(
-    connection: DuckDBPyConnection, path: Path, facts: _FileFacts, snapshot: Path
+    connection: DuckDBPyConnection, path: Path, facts: _FileFacts, target: _Target
 ) -> None:
     with path.open(encoding=facts.encoding, errors="replace", newline="") as stream:
         first = stream.readline(MAX_LINE_CHARACTERS)
@@ -208,10 +239,10 @@ def _parse_csv(
             delimiter, first, start = first.strip()[4], stream.readline(MAX_LINE_CHARACTERS), 2
         header, delimiter = _read_header(first, delimiter, path)
         plain = facts.encoding.startswith("utf-8") and not facts.has_nul and start == 1
-        if plain and _copy_clean_csv(connection, path, facts, delimiter, header, snapshot):
+        if plain and _copy_clean_csv(connection, path, facts, delimiter, header, target):
             return
         rows = _csv_rows(stream, delimiter, len(header), start + 1)
-        _collect(connection, rows, header, path, snapshot)
+        _collect(connection, rows, header, path, target)
 
 
 def _read_header(line: str, delimiter: str | None, path: Path) -> tuple[list[str], str]:
@@ -251,9 +282,9 @@ def _copy_clean_csv(
     facts: _FileFacts,
     delimiter: str,
     header: Sequence[str],
-    snapshot: Path,
+    target: _Target,
 ) -> bool:
-    """Write the snapshot of a file without any fault and with one line a row.
+    """Keep the rows of a file without any fault and with one line a row.
 
     False for any other file, which the line-by-line parser must read.
     """
@@ -261,7 +292,8 @@ def _copy_clean_csv(
     connection.execute("SET VARIABLE csv_path = ?", [str(path)]).fetchall()
     connection.execute("SET VARIABLE csv_delimiter = ?", [delimiter]).fetchall()
     connection.execute(
-        # Every line is a row: its number follows from the place in the snapshot, see `_assemble`.
+        # Every line is a row: its number follows from the row's place among the kept ones, see
+        # `_assemble`.
         # Counting here would keep DuckDB to one thread.
         "CREATE TEMP VIEW parsed AS SELECT NULL::BIGINT AS line_number, * FROM "  # noqa: S608, generated names
         "read_csv(getvariable('csv_path'), delim=getvariable('csv_delimiter'), quote='\"',"
@@ -270,7 +302,7 @@ def _copy_clean_csv(
         f" max_line_size={MAX_LINE_CHARACTERS})"
     ).fetchall()
     try:
-        copied = _write_snapshot(connection, header, [], path, snapshot)
+        copied = _keep_rows(connection, header, [], path, target)
     except duckdb.Error:
         copied = -1
     connection.execute("DROP VIEW parsed").fetchall()
@@ -361,7 +393,7 @@ def _reject(number: int, text: str, reason: QuarantineReason, detail: str) -> Re
 
 
 def _parse_json(
-    connection: DuckDBPyConnection, path: Path, facts: _FileFacts, snapshot: Path
+    connection: DuckDBPyConnection, path: Path, facts: _FileFacts, target: _Target
 ) -> None:
     text = path.read_text(encoding=facts.encoding, errors="replace").lstrip("\ufeff")
     lines = path.suffix.lower() != ".json" or _is_json_lines(text)
@@ -371,7 +403,7 @@ def _parse_json(
         if isinstance(value, dict):
             header.update(dict.fromkeys(map(str, value)))
     names = list(header)
-    _collect(connection, _json_rows(values, names), names, path, snapshot)
+    _collect(connection, _json_rows(values, names), names, path, target)
 
 
 def _is_json_lines(text: str) -> bool:
@@ -440,7 +472,7 @@ def _json_text(value: Any) -> str | None:
 
 
 def _parse_parquet(
-    connection: DuckDBPyConnection, path: Path, facts: _FileFacts, snapshot: Path
+    connection: DuckDBPyConnection, path: Path, facts: _FileFacts, target: _Target
 ) -> None:
     del facts
     try:
@@ -460,7 +492,7 @@ def _parse_parquet(
             str(error).splitlines()[0],
             "Write it again, or give the listings as CSV or JSON.",
         ) from error
-    _write_snapshot(connection, header, [], path, snapshot)
+    _keep_rows(connection, header, [], path, target)
 
 
 def _collect(
@@ -468,9 +500,9 @@ def _collect(
     rows: Iterator[Fields | Rejected],
     header: Sequence[str],
     path: Path,
-    snapshot: Path,
+    target: _Target,
 ) -> None:
-    """Gather parsed rows in DuckDB, some thousands at a time, and write the snapshot."""
+    """Gather parsed rows in DuckDB, some thousands at a time, and keep them."""
     names = [f"c{index}" for index in range(len(header))]
     declared = ", ".join(f"{name} VARCHAR" for name in names)
     connection.execute(
@@ -485,17 +517,17 @@ def _collect(
             connection.register("chunk", frame)
             connection.execute("INSERT INTO parsed SELECT * FROM chunk").fetchall()
             connection.unregister("chunk")
-    _write_snapshot(connection, header, rejected, path, snapshot)
+    _keep_rows(connection, header, rejected, path, target)
 
 
-def _write_snapshot(
+def _keep_rows(
     connection: DuckDBPyConnection,
     header: Sequence[str],
     rejected: Sequence[Rejected],
     path: Path,
-    snapshot: Path,
+    target: _Target,
 ) -> int:
-    """Name the columns of the table `parsed`, write it with the rejected rows, count all rows."""
+    """Name the columns of the table `parsed`, keep it with the rejected rows, count all rows."""
     columns = require_columns(header, path)
     parameters: list[str] = []
     texts = []
@@ -527,36 +559,42 @@ def _write_snapshot(
         FROM reject_rows
     """  # noqa: S608, names of the project
     query = f"""
-        COPY (SELECT line_number, {", ".join(texts)}, {extra} AS extra,
+        SELECT line_number, {", ".join(texts)}, {extra} AS extra,
                CAST(NULL AS VARCHAR) AS reason, CAST(NULL AS VARCHAR) AS detail
-        FROM parsed {rejects if rejected else ""}) TO ? (FORMAT parquet)
+        FROM parsed {rejects if rejected else ""}
     """  # noqa: S608, column names of the project; labels and values are bound
-    return int(connection.execute(query, [*parameters, str(snapshot)]).fetchall()[0][0])
+    return target.write(connection, query, parameters)
 
 
 def _assemble(
     workspace: Workspace, read: Sequence[ReadFile], faults: Sequence[tuple[str, InputError]]
 ) -> RawListings:
-    """All snapshots as one view of rows and one table of rejected rows."""
+    """All kept rows as one view, and one table of rejected rows."""
     files = workspace.add_frame(
         "files",
         pd.DataFrame(
-            [(str(file.snapshot), file.source_file, number) for number, file in enumerate(read)],
-            columns=["snapshot", "source_file", "number"],
+            [(file.place, file.source_file, number) for number, file in enumerate(read)],
+            columns=["place", "source_file", "number"],
         ),
     )
-    paths = workspace.new_name("snapshots")
-    workspace.query(f"SET VARIABLE {paths} = ?", [sorted({str(file.snapshot) for file in read})])
+    places = sorted({file.place for file in read})
+    tables = {name for (name,) in workspace.query("SELECT table_name FROM duckdb_tables()")}
+    if places[0] in tables:
+        kept = f"(SELECT *, rowid AS row, '{places[0]}' AS place FROM {places[0]})"  # noqa: S608, own names
+    else:
+        paths = workspace.new_name("snapshots")
+        workspace.query(f"SET VARIABLE {paths} = ?", [places])
+        kept = (
+            "(SELECT * RENAME (file_row_number AS row, filename AS place) FROM "  # noqa: S608, own names
+            f"read_parquet(getvariable('{paths}'), filename=true, file_row_number=true))"
+        )
     # 2^40 lines a file: the position orders rows by file, then by line.
     source = f"""
         SELECT {ROW_ID} AS row_id,
                number * 1099511627776 + line_number AS position,
                source_file, line_number, {", ".join(TEXT_COLUMNS)}, extra, reason, detail
-        FROM (
-            SELECT * REPLACE (coalesce(line_number, file_row_number + 2) AS line_number)
-            FROM read_parquet(getvariable('{paths}'), filename=true, file_row_number=true)
-        ) AS snapshots
-        JOIN {files} ON snapshots.filename = {files}.snapshot
+        FROM (SELECT * REPLACE (coalesce(line_number, row + 2) AS line_number) FROM {kept})
+        JOIN {files} USING (place)
     """  # noqa: S608, names of the project
     rows = workspace.new_name("raw_rows")
     workspace.query(
@@ -580,7 +618,7 @@ def _assemble(
     return RawListings(workspace, rows, rejected, tuple(read))
 
 
-_Parser = Callable[[DuckDBPyConnection, Path, _FileFacts, Path], None]
+_Parser = Callable[[DuckDBPyConnection, Path, _FileFacts, _Target], None]
 _PARSERS: dict[str, _Parser] = {
     ".csv": _parse_csv,
     ".tsv": _parse_csv,

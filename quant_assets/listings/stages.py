@@ -109,7 +109,8 @@ class ReadFile:
 
     source_file: str
     sha256: str
-    snapshot: Path
+    place: str
+    """Path of its Parquet snapshot, or the name of the workspace's table that holds its rows."""
     parsed: bool
     """False when the snapshot of an unchanged file was used."""
     rows: int
