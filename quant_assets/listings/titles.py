@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from quant_assets.listings.quarantine import QuarantineReason
 from quant_assets.listings.registry import Vendor
@@ -39,7 +40,7 @@ _COMPARISON = re.compile(
     r"|(?:pulled|removed|taken) from)\b.*"
 )
 _NEGATION = re.compile(r"\b(?:not|no|non)[\s-]+(?:an? )?(?=sxm|pcie?\b|nvl\b|ti\b|super\b)\w+")
-_GLUED_PREFIX = re.compile(r"(?<=[a-z])(?=[rg]tx[\s-]?\d{3})")
+_GLUED_PREFIX = re.compile(r"(?=[rg]tx[\s-]?\d{3})(?<=[a-z])")
 _GLUED_MEMORY = re.compile(r"\b((?:rtx|gtx|rx)[\s-]?\d{4})(?=\d{1,2}\s?gb?\b)")
 _MEMORY_TYPE = r"gddr\d{1,2}x?|hbm\d?e?"
 _MEMORY = re.compile(
@@ -59,12 +60,13 @@ _OAM = re.compile(r"\boam\b")
 _COUNT = re.compile(
     r"^\W*(\d{1,2})\s*(?:x|pcs?|pieces?|units?|stk)\b"
     r"|^\W*\((\d{1,2})\)\s"
-    r"|\b(?:lot|set|bundle|pack|qty|quantity)\s*(?:of)?\s*:?\s*(\d{1,2})\b"
-    r"|(?<![\w.-])(\d{1,2})\s?x\s+(?=(?:nvidia|geforce|amd|radeon|tesla|quadro|rtx|gtx|rx|intel"
+    r"|\b(?=[\dlbspqt])(?:(?:lot|set|bundle|pack|qty|quantity)\s*(?:of)?\s*:?\s*(\d{1,2})\b"
+    r"|(?<![.-])(\d{1,2})\s?x\s+(?=(?:nvidia|geforce|amd|radeon|tesla|quadro|rtx|gtx|rx|intel"
     r"|arc|instinct|[abhlmptv]\d|mi\d|gh?b?\d{3}|\d{4}\b))"
-    r"|(?<![\w.-])([1-9]\d?)[\s-]?gpus?\b"
-    r"|\b(pair|twin pack)\b"
+    r"|(?<![.-])([1-9]\d?)[\s-]?gpus?\b"
+    r"|(pair|twin pack)\b)"
 )
+"""The lookahead spares most words the alternatives."""
 _TIMES = re.compile(r"\sx\s?\d")
 _COUNT_AFTER = re.compile(
     r"(?:\d\w*|\bti|super|xtx?|\bada|nvl|pcie)\s+x\s?(\d{1,2})(?=\s*(?:$|[,;)/|-]|gpus?\b|cards?\b"
@@ -100,9 +102,9 @@ _ACCESSORY = re.compile(
     r"|holder|anti[\s-]?sag|support (?:bracket|stand)|thermal pads?"
     r"|capture (?:card|box|device|unit)|stickers?|posters?|power cables?|enclosure|no gpu"
     r"|without gpu|keychain|mouse\s?pad|(?:replacement|cooling) fans?|fan replacement|sync ii"
-    r"|framelock|cooler only|cooling kit|bracket only|license|mining frame|dummy plug)\b"
-    r"|(?<!low profile )(?<!full height )(?<!lp )\b(?:cables?|adapters?|brackets?|coolers?|covers?"
-    r"|radiators?|power supply|psu|mounts?|back\s?plates?|shrouds?)\b"
+    r"|framelock|cooler only|cooling kit|bracket only|license|mining frame|dummy plug"
+    r"|(?=[abcmprs])(?<!low profile )(?<!full height )(?<!lp )(?:cables?|adapters?|brackets?"
+    r"|coolers?|covers?|radiators?|power supply|psu|mounts?|back\s?plates?|shrouds?))\b"
 )
 _INCLUDED = re.compile(
     r"(?:\b(?:with|incl|including|plus)\b|w/|[+&])[\s.]*(?:\w+\s+){0,2}?(?:heat\s?sinks?|shrouds?"
@@ -157,9 +159,7 @@ def read_title(text: str) -> Title:
     title = _MEMORY_TYPE_WORD.sub(" ", title)
     count, title = _take_count(title)
     form_factors, title = _take_form_factors(title)
-    title = _GLUED_SUFFIX.sub(_spaced, _GLUED_SERIES.sub(_spaced, title))
-    if "tisuper" in title:
-        title = _GLUED_SUPER.sub("ti ", title)
+    title = " ".join(map(_unglued, title.split(" ")))
     if "4080 s" in title or "4070 " in title:
         title = _SPELLING.sub(lambda match: _SPELLINGS[match[0]], title)
     tokens = tuple(_TOKEN.findall(title))
@@ -183,6 +183,13 @@ def _plain(text: str) -> str:
         text = "".join(char for char in text if not unicodedata.combining(char))
         text = text.replace("×", "x")
     return " ".join(_STARRED_COUNT.sub(r"\1x ", text.casefold().replace("_", " ")).split())
+
+
+@lru_cache(maxsize=1 << 16)
+def _unglued(word: str) -> str:
+    """A word with the names and suffixes in it apart; titles share most of their words."""
+    word = _GLUED_SUFFIX.sub(_spaced, _GLUED_SERIES.sub(_spaced, word))
+    return _GLUED_SUPER.sub("ti ", word)
 
 
 def _spaced(match: re.Match[str]) -> str:
