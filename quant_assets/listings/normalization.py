@@ -14,7 +14,7 @@ from quant_assets.listings.matching_processes import TitleMatching
 from quant_assets.listings.prices import PLAUSIBLE_USD_PER_GPU, read_price
 from quant_assets.listings.quarantine import QuarantineReason
 from quant_assets.listings.registry import GpuRegistry
-from quant_assets.listings.stages import ROW_ID, NormalizedListings, RawListings, Workspace
+from quant_assets.listings.stages import NormalizedListings, RawListings, Workspace
 
 MAX_GPU_COUNT = 1024
 """More GPUs than this in one offer is a slip of the pen."""
@@ -54,16 +54,10 @@ def normalize(
     prices = _read_prices(workspace, raw.rows, rates, default_currency)
     titles = _add_matches(workspace, matching.matches())
     judged = _judge(workspace, raw.rows, titles, prices)
-    judgements = workspace.new_name("judgements")
-    workspace.query(
-        f"CREATE TABLE {judgements} AS SELECT position, reason, offer_key FROM {judged}"  # noqa: S608, own names
-    )
-    quarantined = _set_aside(workspace, raw, titles, judgements)
-    rows = _collapse_duplicates(workspace, judged, judgements)
-    workspace.query(f"DROP VIEW {judged}")
-    for table in (titles, prices, judgements):
+    for table in (titles, prices):
         workspace.query(f"DROP TABLE {table}")
-    return NormalizedListings(workspace, rows, quarantined)
+    quarantined = _set_aside(workspace, raw, judged)
+    return NormalizedListings(workspace, _collapse_duplicates(workspace, judged), quarantined)
 
 
 def _add_matches(workspace: Workspace, matches: Sequence[TitleMatch]) -> str:
@@ -126,11 +120,8 @@ def _texts(values: Sequence[str | None]) -> "pd.Series[str]":
 
 
 def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
-    """A view of all rows with what was read from them and the first reason against them.
-
-    A view, because joining the small tables again costs less than keeping all rows in memory.
-    """
-    judged, reasons = workspace.new_name("judged"), workspace.new_name("reason")
+    """A table of all rows with what was read from them and the first reason against them."""
+    reasons = workspace.new_name("reason")
     codes = ", ".join(f"'{reason}'" for reason in QuarantineReason)
     workspace.query(f"CREATE TYPE {reasons} AS ENUM ({codes})")
     limits = " ".join(
@@ -138,9 +129,9 @@ def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
         for kind, (low, high) in PLAUSIBLE_USD_PER_GPU.items()
     )
     same_offer = ", ".join(f"coalesce({column}::VARCHAR, chr(30))" for column in _OFFER_COLUMNS)
-    workspace.query(
+    return workspace.keep(
+        "judged",
         f"""
-        CREATE VIEW {judged} AS
         WITH joined AS (
             SELECT raw.* EXCLUDE (currency), titles.* EXCLUDE (title),
                    prices.* EXCLUDE (price_text, price_unit, currency),
@@ -164,7 +155,14 @@ def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
                    ) AS bad_gpu_count
             FROM joined
         )
-        SELECT *, md5_number(concat_ws(chr(31), {same_offer})) AS offer_key,
+        SELECT position, row_id, source_file, line_number, title, seller, url, condition, region,
+               listed_at, canonical_name, match_type, match_score, gpu_count, price_text,
+               CASE WHEN per_gpu THEN amount * gpu_count ELSE amount END AS price,
+               CASE WHEN per_gpu THEN low_amount * gpu_count ELSE low_amount END AS price_low,
+               price_currency AS currency, price_kind,
+               amount_usd * CASE WHEN per_gpu THEN gpu_count ELSE 1 END AS price_usd,
+               amount_usd / priced_gpus AS price_per_gpu_usd, extra, candidates,
+               md5_number(concat_ws(chr(31), {same_offer})) AS offer_key,
                coalesce(
                    CASE WHEN title IS NULL THEN '{QuarantineReason.MISSING_TITLE}' END,
                    title_reason,
@@ -174,12 +172,12 @@ def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
                         THEN '{QuarantineReason.ABSURD_PRICE}' END
                )::{reasons} AS reason
         FROM counted
-        """  # noqa: S608, own names and numbers
+        """,  # noqa: S608, own names and numbers
+        workspace.count(rows),
     )
-    return judged
 
 
-def _set_aside(workspace: Workspace, raw: RawListings, titles: str, judgements: str) -> str:
+def _set_aside(workspace: Workspace, raw: RawListings, judged: str) -> str:
     """All rows with a reason against them, said in words."""
     words = workspace.add_frame(
         "reasons",
@@ -196,56 +194,48 @@ def _set_aside(workspace: Workspace, raw: RawListings, titles: str, judgements: 
         SELECT row_id, source_file, line_number, title, price_text, seller, url, reason,
                concat_ws(' ', words, nullif(detail, '')) AS explanation, candidates
         FROM (
-            SELECT {ROW_ID} AS row_id, source_file, line_number, title, price_text, seller, url,
+            SELECT row_id, source_file, line_number, title, price_text, seller, url,
                    reason::VARCHAR AS reason, candidates, '' AS detail
-            FROM {raw.rows} AS raw
-            JOIN (SELECT position, reason FROM {judgements} WHERE reason IS NOT NULL)
-                USING (position)
-            LEFT JOIN {titles} AS titles USING (title)
+            FROM {judged} WHERE reason IS NOT NULL
             UNION ALL
             SELECT row_id, source_file, line_number, title, NULL, NULL, NULL, reason, NULL, detail
             FROM {raw.rejected}
         ) JOIN {words} USING (reason)
         ORDER BY source_file, line_number
         """,  # noqa: S608, own names
-        workspace.count(f"{judgements} WHERE reason IS NOT NULL") + workspace.count(raw.rejected),
+        workspace.count(f"{judged} WHERE reason IS NOT NULL") + workspace.count(raw.rejected),
     )
 
 
-def _collapse_duplicates(workspace: Workspace, judged: str, judgements: str) -> str:
-    """The rows to enrich, one for each offer."""
-    # Offers are compared once; the wide rows are then joined by their position alone.
+def _collapse_duplicates(workspace: Workspace, judged: str) -> str:
+    """A view of the rows to enrich, one for each offer."""
+    # Offers are compared by key and position alone; the wide rows are read once, where needed.
     first, repeats = workspace.new_name("first_offers"), workspace.new_name("repeated_offers")
     workspace.query(
         f"""
         CREATE TABLE {first} AS
         SELECT offer_key, min(position) AS position, count(*) - 1 AS others
-        FROM {judgements} WHERE reason IS NULL GROUP BY offer_key HAVING count(*) > 1
+        FROM {judged} WHERE reason IS NULL GROUP BY offer_key HAVING count(*) > 1
         """  # noqa: S608, own names
     )
     workspace.query(
         f"""
         CREATE TABLE {repeats} AS
         SELECT offers.position
-        FROM {judgements} AS offers JOIN {first} AS kept USING (offer_key)
+        FROM {judged} AS offers JOIN {first} AS kept USING (offer_key)
         WHERE offers.reason IS NULL AND offers.position != kept.position
         """  # noqa: S608, own names
     )
-    return workspace.keep(
-        "normalized",
+    rows = workspace.new_name("normalized")
+    workspace.query(
         f"""
-        SELECT position, {ROW_ID} AS row_id, source_file, line_number, title, seller, url, condition, region,
-               listed_at, canonical_name, match_type, match_score, gpu_count, price_text,
-               CASE WHEN per_gpu THEN amount * gpu_count ELSE amount END AS price,
-               CASE WHEN per_gpu THEN low_amount * gpu_count ELSE low_amount END AS price_low,
-               price_currency AS currency, price_kind,
-               amount_usd * CASE WHEN per_gpu THEN gpu_count ELSE 1 END AS price_usd,
-               amount_usd / priced_gpus AS price_per_gpu_usd,
+        CREATE VIEW {rows} AS
+        SELECT * EXCLUDE (others, extra, candidates, offer_key, reason),
                coalesce(others, 0) AS collapsed_duplicates, extra
-        FROM {judged} AS judged
+        FROM {judged}
         LEFT JOIN (SELECT position, others FROM {first}) USING (position)
         ANTI JOIN {repeats} USING (position)
         WHERE reason IS NULL
-        """,  # noqa: S608, own names
-        workspace.count(f"{judgements} WHERE reason IS NULL"),
+        """  # noqa: S608, own names
     )
+    return rows

@@ -19,8 +19,7 @@ MEMORY_LIMIT = "1.4GB"
 ROWS_IN_MEMORY = 1_000_000
 """A row of a stage takes some 500 bytes there; more rows than this are kept as Parquet."""
 ROW_ID = "md5(concat_ws(chr(31), source_file, line_number, title, price_text, url))"
-"""What identifies a row, as an SQL expression over its columns; a view computes it for every row
-below its joins, so a query over few of the rows states it again."""
+"""What identifies a row, as an SQL expression over its columns."""
 
 
 def connect_in_memory(config: Mapping[str, str] | None = None) -> DuckDBPyConnection:

@@ -23,9 +23,9 @@ _FORMULA_SIGNS = "=+-@|\t\r"
 _INTERNAL_COLUMNS = ("position", "extra")
 _OWN_WORDS = frozenset(
     {"row_id", "canonical_name", "match_type", "currency", "price_kind", "reason", "gpu_vendor"}
-    | {"gpu_family", "form_factor"}
+    | {"gpu_family", "form_factor", "quantization_capacity"}
 )
-"""Text columns whose cells are this project's own names; no seller can put a formula there."""
+"""Text columns whose cells are this project's own words; no seller can put a formula there."""
 
 
 def require_known_format(path: Path) -> None:

@@ -316,7 +316,7 @@ def test_more_rows_than_memory_takes_come_out_the_same(
     run_pipeline([source], tmp_path / "memory.csv", METRIC)
     monkeypatch.setattr(stages, "ROWS_IN_MEMORY", 0)
     result = run_pipeline([source], tmp_path / "disk.csv", METRIC)
-    assert list(Path(result.enriched.workspace.folder.name).glob("normalized*.parquet"))
+    assert list(Path(result.enriched.workspace.folder.name).glob("judged*.parquet"))
     for name in ("{}.csv", "{}.quarantine.csv"):
         memory, disk = (tmp_path / name.format(kind) for kind in ("memory", "disk"))
         assert disk.read_bytes() == memory.read_bytes()

@@ -208,6 +208,18 @@ def test_save_and_load_keep_the_tables(tmp_path: Path) -> None:
         RawListings.load(tmp_path / "elsewhere")
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_rows_of_a_large_file_know_their_lines(tmp_path: Path, kept: bool) -> None:
+    lines = "".join(f"L4 {line % 7},{line}\n" for line in range(2, 300_002))
+    path = write(tmp_path / "a.csv", f"title,price\n{lines}")
+    raw = read_raw([path], snapshots=tmp_path / "snapshots" if kept else None)
+    assert raw.counts == {"rows": 300_000, "rejected": 0}
+    moved = f"SELECT count(*) FROM {raw.rows} WHERE price_text != line_number::VARCHAR"
+    assert raw.workspace.query(moved) == [(0,)]
+    snapshots = list(tmp_path.glob("snapshots/*.parquet"))
+    assert (raw.files[0].place == str(snapshots[0])) if kept else not snapshots
+
+
 cells = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
 
 
