@@ -4,7 +4,8 @@ The tools (llama-bench, llama-batched-bench, llama-perplexity) are built once fr
 inside llama-cpp-python's source distribution, with the flags of the installed library. Both sides
 run the same files, threads and sizes in turns, one right after the other, and each turn is compared
 with its neighbour, so that a slow minute of the machine meets both. The peer's turns are compared
-with each other in the same way: what differs there is the machine. Run it on an idle one.
+with each other in the same way: what differs there is the machine. Run it on an idle one; where
+others share it, compare the fastest runs, which they disturbed least.
 """
 
 import argparse
@@ -49,6 +50,7 @@ class Row(NamedTuple):
 
     Of rates, `peer` and `ours` are medians, and `ratio` is the median over the turns of ours over
     the peer's with its 95% interval; `itself` is that of each of the peer's turns over its next.
+    `fastest` is our fastest run over the peer's.
     """
 
     level: str
@@ -58,6 +60,7 @@ class Row(NamedTuple):
     limit: float
     ratio: Ratio | None = None
     itself: Ratio | None = None
+    fastest: float | None = None
 
     @property
     def difference(self) -> float:
@@ -163,23 +166,26 @@ def compare_speed(
     rows = []
     for level, model in models.items():
         for batch_size in settings.batch_sizes:
-            peer, ours = Speed([], []), Speed([], [])
+            peer: list[Speed] = []
+            ours: list[Speed] = []
             for turn in range(rounds):
                 for turns in (peer, ours) if turn % 2 else (ours, peer):
-                    part = (
+                    turns.append(
                         peer_speed(programs, model, batch_size, settings)
                         if turns is peer
                         else our_speed(model, batch_size, settings)
                     )
-                    turns.prefill.append(statistics.median(part.prefill))
-                    turns.decode.append(statistics.median(part.decode))
-            at = f"tokens/s, batch {batch_size}"
-            rows.append(_speed_row(level, f"prefill {at}", peer.prefill, ours.prefill))
-            rows.append(_speed_row(level, f"decode {at}", peer.decode, ours.decode))
+            for phase in Speed._fields:
+                figure = f"{phase} tokens/s, batch {batch_size}"
+                sides = ([getattr(turn, phase) for turn in turns] for turns in (peer, ours))
+                rows.append(_speed_row(level, figure, *sides))
     return rows
 
 
-def _speed_row(level: str, figure: str, peer: list[float], ours: list[float]) -> Row:
+def _speed_row(
+    level: str, figure: str, peer_turns: list[list[float]], our_turns: list[list[float]]
+) -> Row:
+    peer, ours = ([statistics.median(turn) for turn in turns] for turns in (peer_turns, our_turns))
     return Row(
         level,
         figure,
@@ -188,6 +194,7 @@ def _speed_row(level: str, figure: str, peer: list[float], ours: list[float]) ->
         SPEED_LIMIT,
         ratio=_median_ratio(ours, peer),
         itself=_median_ratio(peer, peer[1:]),
+        fastest=max(map(max, our_turns)) / max(map(max, peer_turns)),
     )
 
 
@@ -282,7 +289,7 @@ def print_table(rows: list[Row], title: str) -> None:
     """Print both sides and their difference."""
     table = Table(title=title)
     columns = ("level", "figure", "llama.cpp", "quant-assets", "difference", "95% interval",
-               "limit", "", "peer against itself")  # fmt: skip
+               "limit", "", "peer against itself", "fastest runs")  # fmt: skip
     for column in columns:
         table.add_column(column, justify="left" if column in ("level", "figure") else "right")
     for row in rows:
@@ -296,8 +303,9 @@ def print_table(rows: list[Row], title: str) -> None:
             f"{row.limit:.1%}",
             row.verdict,
             _interval(row.itself),
+            "" if row.fastest is None else f"{row.fastest - 1:+.2%}",
         )
-    Console(highlight=False, width=150).print(table)
+    Console(highlight=False, width=160).print(table)
 
 
 def _interval(ratio: Ratio | None) -> str:
