@@ -8,6 +8,10 @@ from quant_assets.report.page import figure_html, log_ticks
 
 _COLORS = ("#2f7fd1", "#d1602f", "#3a8f4d", "#8a6fc9", "#c2487f", "#8c8420", "#3f9c9c", "#7d7d7d")
 
+_LABEL_SIDES = ("top center", "bottom center", "middle right", "middle left")
+_LABEL_WIDTH, _LABEL_HEIGHT = 0.12, 0.08
+"""Room that a label takes, as a share of the plot."""
+
 
 def draw(report: DecisionReport) -> dict[str, str]:
     """The plots that there is something to draw for, by name."""
@@ -40,6 +44,8 @@ def _quality(
 ) -> str:
     import plotly.graph_objects as go
 
+    sides = _label_sides([(x(row), row.quality_loss or 0) for row in rows])
+    side_of = dict(zip((id(row) for row in rows), sides, strict=True))
     figure = go.Figure()
     for flag, name, color in (
         (True, "pareto", _COLORS[0]),
@@ -56,7 +62,7 @@ def _quality(
             name=name,
             marker={"size": 10, "color": color},
             text=[escape(row.variant) for row in shown],
-            textposition="top center",
+            textposition=[side_of[id(row)] for row in shown],
             textfont={"size": 11},
             customdata=[escape(f"{row.model} {row.variant}") for row in shown],
             hovertemplate="%{customdata}<br>%{x:,.3g}, %{y:+.2f}%<extra></extra>",
@@ -64,6 +70,20 @@ def _quality(
     figure.update_xaxes(title=x_title, rangemode="tozero")
     figure.update_yaxes(title="Loss of quality (% perplexity)")
     return figure_html(figure, height=380)
+
+
+def _label_sides(points: Sequence[tuple[float, float]]) -> list[str]:
+    """Where the label of each point stands, so that those of close points do not meet."""
+    width, height = (max(axis) - min(axis) or 1.0 for axis in zip((0.0, 0.0), *points, strict=True))
+    sides: list[str] = []
+    for number, (x, y) in enumerate(points):
+        taken = {
+            side
+            for side, (other_x, other_y) in zip(sides, points[:number], strict=False)
+            if abs(x - other_x) < _LABEL_WIDTH * width and abs(y - other_y) < _LABEL_HEIGHT * height
+        }
+        sides.append(next((side for side in _LABEL_SIDES if side not in taken), _LABEL_SIDES[0]))
+    return sides
 
 
 def _latency(cells: Sequence[Cell]) -> str:
