@@ -75,15 +75,18 @@ def _quality(
 def _label_sides(points: Sequence[tuple[float, float]]) -> list[str]:
     """Where the label of each point stands, so that those of close points do not meet."""
     width, height = (max(axis) - min(axis) or 1.0 for axis in zip((0.0, 0.0), *points, strict=True))
-    sides: list[str] = []
-    for number, (x, y) in enumerate(points):
+    sides: dict[int, str] = {}
+    # The highest first: its label is the one that goes on top.
+    for number in sorted(range(len(points)), key=lambda number: -points[number][1]):
+        x, y = points[number]
         taken = {
             side
-            for side, (other_x, other_y) in zip(sides, points[:number], strict=False)
-            if abs(x - other_x) < _LABEL_WIDTH * width and abs(y - other_y) < _LABEL_HEIGHT * height
+            for other, side in sides.items()
+            if abs(x - points[other][0]) < _LABEL_WIDTH * width
+            and abs(y - points[other][1]) < _LABEL_HEIGHT * height
         }
-        sides.append(next((side for side in _LABEL_SIDES if side not in taken), _LABEL_SIDES[0]))
-    return sides
+        sides[number] = next((side for side in _LABEL_SIDES if side not in taken), _LABEL_SIDES[0])
+    return [sides[number] for number in range(len(points))]
 
 
 def _latency(cells: Sequence[Cell]) -> str:

@@ -1,6 +1,7 @@
 """The whole-project report: what it says, that it needs nothing but itself, that it escapes."""
 
 import datetime
+import json
 import re
 import shutil
 from pathlib import Path
@@ -17,6 +18,7 @@ from quant_assets.report.decision import (
     render_markdown,
     write_decision_report,
 )
+from quant_assets.report.figures import draw
 from quant_assets.settings import Settings
 from quant_assets.warehouse.connection import Warehouse
 
@@ -58,6 +60,25 @@ def test_the_page_needs_nothing_but_itself(report: DecisionReport):
     assert "<link" not in outside_script
     assert 'name="viewport"' in html and "prefers-color-scheme: dark" in html
     assert html.count('class="plotly-graph-div"') == 5  # size, speed, latency, buy, rent
+
+
+def test_labels_of_close_points_stand_apart(report: DecisionReport):
+    places = {"lower": (1.0, 0.010), "upper": (1.0, 0.012), "far": (4.0, 0.3)}
+    variants = [
+        report.variants[0].model_copy(
+            update={"variant": name, "size_gb": size, "quality_loss": loss, "is_pareto": True}
+        )
+        for name, (size, loss) in places.items()
+    ]
+    plot = draw(report.model_copy(update={"variants": variants}))["size"]
+    labels, sides = (
+        json.loads(re.findall(rf'"{key}":(\[".*?"\])', plot)[0]) for key in ("text", "textposition")
+    )
+    assert dict(zip(labels, sides, strict=True)) == {
+        "lower": "bottom center",
+        "upper": "top center",
+        "far": "top center",
+    }
 
 
 def test_both_forms_carry_every_recommendation(report: DecisionReport, tmp_path: Path):
