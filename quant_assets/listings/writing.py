@@ -23,9 +23,10 @@ _FORMULA_SIGNS = "=+-@|\t\r"
 _INTERNAL_COLUMNS = ("position", "extra")
 _OWN_WORDS = frozenset(
     {"row_id", "canonical_name", "match_type", "currency", "price_kind", "reason", "gpu_vendor"}
-    | {"gpu_family", "form_factor", "quantization_capacity"}
+    | {"gpu_family", "form_factor"}
 )
-"""Text columns whose cells are this project's own words; no seller can put a formula there."""
+"""Text columns of a stage whose cells are this project's own names; no seller can put a formula
+there. A further column of an input file may be called so as well, and is a seller's."""
 
 
 def require_known_format(path: Path) -> None:
@@ -50,7 +51,10 @@ def write_table(workspace: Workspace, table: str, path: Path) -> None:
         for name, kind, *_ in workspace.query(f"DESCRIBE {table}")
         if name not in _INTERNAL_COLUMNS
     ]
-    selected = [(name, _quoted(name), kind == "VARCHAR") for name, kind in columns]
+    selected = [
+        (name, _quoted(name), kind == "VARCHAR" and name not in _OWN_WORDS)
+        for name, kind in columns
+    ]
     parameters: list[str] = []
     taken = {name.casefold() for name, _ in columns}
     for key in further_columns(workspace, table):
@@ -59,8 +63,8 @@ def write_table(workspace: Workspace, table: str, path: Path) -> None:
         parameters.append("/" + key.replace("~", "~0").replace("/", "~1"))
         selected.append((label, f"json_extract_string(extra, ${len(parameters)})", True))
     expressions = ", ".join(
-        _cell(name, expression, is_text and suffix in _TEXT_FORMATS and name not in _OWN_WORDS)
-        for name, expression, is_text in selected
+        _cell(name, expression, from_seller and suffix in _TEXT_FORMATS)
+        for name, expression, from_seller in selected
     )
     with atomic_path(path) as temporary:
         workspace.query(

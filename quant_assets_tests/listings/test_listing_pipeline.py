@@ -181,6 +181,15 @@ def test_formulas_are_neutralized_in_csv_only(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.json").read_text())[0]["seller"] == "=cmd|' /C calc'!A0"
 
 
+def test_a_further_column_named_like_an_own_one_is_neutralized(tmp_path: Path) -> None:
+    names = ("reason", "quantization_capacity")
+    cells = ",".join("=1+1" for _ in names)
+    source = write(tmp_path / "in.csv", f"title,price,{','.join(names)}\nL4 24GB,2000,{cells}\n")
+    run_pipeline([source], tmp_path / "out.csv")
+    (row,) = rows_of(tmp_path / "out.csv")
+    assert {name: row[name] for name in names} == dict.fromkeys(names, "'=1+1")
+
+
 def test_sql_in_texts_and_headers_stays_text(tmp_path: Path) -> None:
     hostile = "L4'; DROP TABLE x; --"
     label = "a\"b'; SELECT 1 --/~"
