@@ -118,7 +118,7 @@ def read_raw(paths: Sequence[Path], *, snapshots: Path | None = None) -> RawList
             faults.append((source_file, error))
     if not read:
         raise faults[0][1]
-    return _assemble(workspace, read, faults)
+    return _assemble(workspace, read, faults, in_table=read[0].place == table)
 
 
 def expand_paths(paths: Sequence[Path]) -> list[tuple[str, Path]]:
@@ -567,9 +567,16 @@ def _keep_rows(
 
 
 def _assemble(
-    workspace: Workspace, read: Sequence[ReadFile], faults: Sequence[tuple[str, InputError]]
+    workspace: Workspace,
+    read: Sequence[ReadFile],
+    faults: Sequence[tuple[str, InputError]],
+    *,
+    in_table: bool,
 ) -> RawListings:
-    """All kept rows as one view, and one table of rejected rows."""
+    """All kept rows as one view, and one table of rejected rows.
+
+    `in_table` says that the rows of the one file are in a table of the workspace.
+    """
     files = workspace.add_frame(
         "files",
         pd.DataFrame(
@@ -578,8 +585,7 @@ def _assemble(
         ),
     )
     places = sorted({file.place for file in read})
-    tables = {name for (name,) in workspace.query("SELECT table_name FROM duckdb_tables()")}
-    if places[0] in tables:
+    if in_table:
         kept = f"(SELECT *, rowid AS row, '{places[0]}' AS place FROM {places[0]})"  # noqa: S608, own names
     else:
         paths = workspace.new_name("snapshots")

@@ -45,14 +45,16 @@ def _quality(
     import plotly.graph_objects as go
 
     sides = _label_sides([(x(row), row.quality_loss or 0) for row in rows])
-    side_of = dict(zip((id(row) for row in rows), sides, strict=True))
     figure = go.Figure()
     for flag, name, color in (
         (True, "pareto", _COLORS[0]),
         (False, "another is better in everything", _COLORS[7]),
         (None, "not fully measured", _COLORS[5]),
     ):
-        shown = [row for row in rows if row.is_pareto is flag]
+        placed = [
+            (row, side) for row, side in zip(rows, sides, strict=True) if row.is_pareto is flag
+        ]
+        shown = [row for row, _ in placed]
         if not shown:
             continue
         figure.add_scatter(
@@ -62,7 +64,7 @@ def _quality(
             name=name,
             marker={"size": 10, "color": color},
             text=[escape(row.variant) for row in shown],
-            textposition=[side_of[id(row)] for row in shown],
+            textposition=[side for _, side in placed],
             textfont={"size": 11},
             customdata=[escape(f"{row.model} {row.variant}") for row in shown],
             hovertemplate="%{customdata}<br>%{x:,.3g}, %{y:+.2f}%<extra></extra>",
