@@ -8,6 +8,8 @@ AutoAWQ's search gets copies of the weights to go back to; on a CPU it corrupts 
 import argparse
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ _COLLECT_GARBAGE = autoawq.clear_memory  # the engine leaves that out
 
 from quant_assets.workers.awq.autoawq_engine import AutoAwqEngine  # noqa: E402
 from quant_assets.workers.awq.quantizer import AwqQuantizer  # noqa: E402
+from quant_assets.workers.awq.scaling import Scaled  # noqa: E402
 
 
 class _OwnSearch(autoawq.AwqQuantizer):  # type: ignore[misc]
@@ -48,12 +51,22 @@ class _OwnEngine(AutoAwqEngine):
             version="gemm", calib_data=None, split="", text_column="", duo_scaling=True,
         )  # fmt: skip
 
-    def search(self, *arguments: Any) -> None:
-        quiet, autoawq.clear_memory = autoawq.clear_memory, _COLLECT_GARBAGE
-        try:
-            super().search(*arguments)
-        finally:
-            autoawq.clear_memory = quiet
+    def best_scales(self, layer: torch.nn.Module, group: dict[str, Any]) -> Scaled:
+        with _collecting_garbage():
+            return super().best_scales(layer, group)
+
+    def clip(self, layer: torch.nn.Module, features: dict[str, torch.Tensor]) -> None:
+        with _collecting_garbage():
+            super().clip(layer, features)
+
+
+@contextmanager
+def _collecting_garbage() -> Iterator[None]:
+    quiet, autoawq.clear_memory = autoawq.clear_memory, _COLLECT_GARBAGE
+    try:
+        yield
+    finally:
+        autoawq.clear_memory = quiet
 
 
 def main() -> None:

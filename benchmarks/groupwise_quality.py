@@ -21,7 +21,7 @@ from quant_assets.models.source import resolve_source
 from quant_assets.quantize.calibration import calibration_text
 from quant_assets.quantize.groupwise import Engine, GroupwiseFormat, groupwise_settings
 from quant_assets.quantize.groupwise_artifact import make_groupwise_artifact
-from quant_assets.quantize.perplexity_gate import Rounding, judge
+from quant_assets.quantize.perplexity_gate import Rounding, caution, judge
 from quant_assets.quantize.store import ArtifactStore
 from quant_assets.settings import get_settings
 
@@ -67,6 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument("--text", type=Path, action="append", help="further evaluation texts")
+    parser.add_argument("--calibration", help="text file or hub:owner/name; WikiText-2 by default")
     parser.add_argument("--group-size", type=int, action="append", help="64 by default")
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--sequence-length", type=int, default=512)
@@ -78,7 +79,7 @@ def main() -> None:
     source = resolve_source(arguments.model, settings)
     store = ArtifactStore(settings.artifacts)
     texts = [evaluation_text(text, settings.cache) for text in ("auto", *(arguments.text or []))]
-    calibration = calibration_text(None, settings.cache)
+    calibration = calibration_text(arguments.calibration, settings.cache)
     table = Table(
         *COLUMNS,
         title=f"{source.name}, calibrated on {arguments.samples} x {arguments.sequence_length} "
@@ -112,7 +113,8 @@ def main() -> None:
                         f"{manifest.bits_per_weight:.3f}", text.name, f"{verdict.perplexity:.3f}",
                         f"{verdict.ratio_to_source:.4f}", f"{verdict.ratio_to_rounding:.4f}",
                         f"{manifest.seconds:.0f}", f"{(manifest.peak_rss_bytes or 0) / 1e9:.2f}",
-                        "rejected" if verdict.rejection else "passed",
+                        "rejected" if verdict.rejection
+                        else "doubtful" if caution(verdict.ratio_to_source) else "passed",
                     )  # fmt: skip
             Console(width=150).print(table)
 

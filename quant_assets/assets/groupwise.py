@@ -15,6 +15,7 @@ from quant_assets.bench.variants import Variant
 from quant_assets.errors import CheckFailed
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.config import ModelConfig
+from quant_assets.models.inspection import inspect_model
 from quant_assets.quantize.calibration import default_calibration_text
 from quant_assets.quantize.groupwise import (
     DEFAULT_ENGINE,
@@ -45,10 +46,11 @@ class GroupwiseConfig(dg.Config):
     sequence_length: int = DEFAULT_SEQUENCE_LENGTH
     act_order: bool = False
 
-    def applied_to(self, quantization: GroupQuantization) -> GroupwiseSettings:
+    def applied_to(self, quantization: GroupQuantization, architecture: str) -> GroupwiseSettings:
         """The settings of one artifact; raises `InputError` for what does not exist."""
         return groupwise_settings(
             quantization,
+            architecture=architecture,
             desc_act=self.act_order and quantization.method == "gptq",
             samples=self.samples,
             sequence_length=self.sequence_length,
@@ -113,6 +115,7 @@ def build_groupwise_artifacts(
         with clear_failures():
             context.log.info(torch.probe().text)
             source = data_root.source(context, model)
+            architecture = inspect_model(source.path).architecture
             calibration = default_calibration_text(settings.cache)
             if calibration.warning:
                 context.log.warning(calibration.warning)
@@ -120,10 +123,12 @@ def build_groupwise_artifacts(
                 quantization = chosen[name].quantization
                 assert quantization is not None, "the partitions are GPTQ or AWQ variants"
                 judged[name] = torch.quantize(
-                    context, model.name, source, config.applied_to(quantization), calibration, store,
-                    settings,
+                    context, model.name, source, config.applied_to(quantization, architecture),
+                    calibration, store, settings,
                 )  # fmt: skip
                 context.log.info(f"{name}: {judged[name].rejection or judged[name].folder}")
+                if judged[name].caution:
+                    context.log.warning(f"{name}: {judged[name].caution}")
         passed = {name: _facts(found) for name, found in judged.items() if not found.rejection}
         checks = [_files_check(key, judged), _gate_check(key, judged)]
         complete = len(passed) == len(judged)
@@ -164,10 +169,10 @@ def _files_check(key: dg.AssetKey, judged: Mapping[str, JudgedArtifact]) -> dg.A
 
 
 def _gate_check(key: dg.AssetKey, judged: Mapping[str, JudgedArtifact]) -> dg.AssetCheckResult:
-    rejected = {
-        name: dg.MetadataValue.text(found.rejection)
+    remarks = {
+        name: dg.MetadataValue.text(remark)
         for name, found in judged.items()
-        if found.rejection
+        if (remark := found.rejection or found.caution)
     }
     ratios = {
         f"{name}: perplexity over {what}": dg.MetadataValue.float(float(ratio))
@@ -179,10 +184,10 @@ def _gate_check(key: dg.AssetKey, judged: Mapping[str, JudgedArtifact]) -> dg.As
         if (ratio := found.manifest.validation.get(field)) is not None
     }
     return dg.AssetCheckResult(
-        passed=not rejected,
+        passed=not any(found.rejection for found in judged.values()),
         asset_key=key,
         check_name=GATE_CHECK,
-        metadata={"artifacts": dg.MetadataValue.int(len(judged)), **rejected, **ratios},
+        metadata={"artifacts": dg.MetadataValue.int(len(judged)), **remarks, **ratios},
     )
 
 

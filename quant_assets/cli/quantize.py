@@ -77,7 +77,8 @@ def quantize(
         bool, typer.Option("--sym/--no-sym", help="GPTQ: zero point in the middle.")
     ] = True,
     engine: Annotated[
-        Engine | None, typer.Option(help="AWQ: autoawq (default) or gptqmodel.")
+        Engine | None,
+        typer.Option(help="AWQ: autoawq (default where it knows the model) or gptqmodel."),
     ] = None,
     calibration: Annotated[
         str | None,

@@ -13,6 +13,7 @@ from quant_assets.bench.settings import Device
 from quant_assets.cli.output import output_console
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.formats.group_quantization import parse_group_quantization
+from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import calibration_text
 from quant_assets.quantize.groupwise import Engine, GroupwiseFormat, groupwise_settings
@@ -56,6 +57,7 @@ def make_checkpoint(
     assert quantization is not None
     chosen = groupwise_settings(
         quantization,
+        architecture=inspect_model(source.path).architecture,
         engine=options.engine,
         desc_act=options.desc_act,
         sym=options.sym,
@@ -64,11 +66,9 @@ def make_checkpoint(
     )
     settings = get_settings()
     calibration = calibration_text(options.calibration, settings.cache)
-    if calibration.warning and verbosity is not Verbosity.QUIET:
-        console = Console(stderr=True, highlight=False)
-        console.print(f"warning: {calibration.warning}", markup=False)
+    _warn(calibration.warning, verbosity)
     with WorkerProgress(verbosity) as progress:
-        return make_groupwise_artifact(
+        made = make_groupwise_artifact(
             source.name,
             source,
             chosen,
@@ -83,6 +83,13 @@ def make_checkpoint(
             lineage=lineage,
             on_event=progress.show,
         ).valid()
+    _warn(made.caution, verbosity)
+    return made
+
+
+def _warn(text: str | None, verbosity: Verbosity) -> None:
+    if text and verbosity is not Verbosity.QUIET:
+        Console(stderr=True, highlight=False).print(f"warning: {text}", markup=False)
 
 
 def print_checkpoint(made: JudgedArtifact, *, as_json: bool) -> None:

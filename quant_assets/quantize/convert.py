@@ -1,6 +1,6 @@
 """From one format to another: what is lost, and the folder of plain weights in between.
 
-Every conversion goes through plain float16 weights; what a quantizer took away stays away. A loss
+Every conversion goes through plain 16 bit weights; what a quantizer took away stays away. A loss
 counts as significant, and is confirmed first, when weights that are quantized already are quantized
 again (double quantization), or when the target has fewer than `FEWEST_BITS` bits.
 """
@@ -45,10 +45,11 @@ class UnpackJob(BaseModel):
 
 
 class UnpackResult(BaseModel):
-    """The bits that the matrices had, and how many there were."""
+    """The bits that the matrices had, how many there were, and the type of their numbers now."""
 
     bits: int
     n_matrices: int
+    dtype: str
 
 
 class ConversionLoss(BaseModel):
@@ -136,7 +137,8 @@ def plain_folder(
             DequantizeResult,
             on_event=on_event,
         )
-        weights, libraries = made.weights_file_type, made.library_versions
+        weights, dtype = made.weights_file_type, made.dtype
+        libraries = made.library_versions
     else:
         restored = run_worker(
             "unpack_checkpoint",
@@ -144,8 +146,9 @@ def plain_folder(
             UnpackResult,
             on_event=on_event,
         )
-        weights, libraries = f"{stored.format.upper()}-{restored.bits}", {}
-    _write_manifest(staging, source, weights, libraries)
+        weights, dtype = f"{stored.format.upper()}-{restored.bits}", restored.dtype
+        libraries = {}
+    _write_manifest(staging, source, weights, dtype, libraries)
     staging.replace(output)
     return _plain_source(source, output, weights, settings)
 
@@ -163,7 +166,7 @@ def _provenance(source: SourceModel, weights: str) -> str:
 
 
 def _write_manifest(
-    folder: Path, source: SourceModel, weights: str, libraries: dict[str, str]
+    folder: Path, source: SourceModel, weights: str, dtype: str, libraries: dict[str, str]
 ) -> None:
     manifest = SourceManifest(
         name=source.name,
@@ -171,7 +174,7 @@ def _write_manifest(
         weights_file_type=weights,
         origin_identity=source.identity,
         n_parameters=inspect_model(folder).n_parameters,
-        dtype="float16",
+        dtype=dtype,
         library_versions=libraries,
         created_at=datetime.datetime.now(datetime.UTC),
     )

@@ -23,6 +23,14 @@ Engine = Literal["gptqmodel", "autoawq"]
 EventHandler = Callable[[Event], None]
 
 DEFAULT_ENGINE: Final[dict[GroupwiseFormat, Engine]] = {"gptq": "gptqmodel", "awq": "autoawq"}
+AUTOAWQ_ARCHITECTURES: Final = frozenset({
+    "RefinedWeb", "RefinedWebModel", "Yi", "aquila", "baichuan", "bloom", "cohere", "deepseek_v2",
+    "deepseek_v3", "exaone", "falcon", "gemma", "gemma2", "gpt_bigcode", "gpt_neox", "gptj",
+    "internlm2", "llama", "llava", "llava_next", "minicpm", "minicpm3", "mistral", "mixtral", "mpt",
+    "opt", "phi3", "phi3_v", "qwen", "qwen2", "qwen2_5_omni", "qwen2_5_vl", "qwen2_vl", "qwen3",
+    "qwen3_moe", "stablelm", "starcoder2",
+})  # fmt: skip
+"""What AutoAWQ 0.2.9 knows; it is archived, so that no more will follow."""
 DEFAULT_SAMPLES: Final = 32
 DEFAULT_SEQUENCE_LENGTH: Final = 512
 ENVIRONMENT: Final[dict[Engine, EnvironmentName]] = {"gptqmodel": "gptq", "autoawq": "awq"}
@@ -102,16 +110,27 @@ class GroupwiseResult(BaseModel):
     peak_vram_bytes: int | None
 
 
+def default_engine(method: GroupwiseFormat, architecture: str | None) -> Engine:
+    """The engine for models of an architecture, by its name in config.json; None is a known one."""
+    if method == "awq" and architecture and architecture not in AUTOAWQ_ARCHITECTURES:
+        return "gptqmodel"
+    return DEFAULT_ENGINE[method]
+
+
 def groupwise_settings(
     quantization: GroupQuantization,
     *,
+    architecture: str | None = None,
     engine: Engine | None = None,
     desc_act: bool = False,
     sym: bool = True,
     samples: int = DEFAULT_SAMPLES,
     sequence_length: int = DEFAULT_SEQUENCE_LENGTH,
 ) -> GroupwiseSettings:
-    """Settings of a job, checked; raises `InputError` for a combination that does not exist."""
+    """Settings of a job, checked; raises `InputError` for a combination that does not exist.
+
+    Without an `engine` it is the best one that knows the model's `architecture`.
+    """
     method = quantization.method
     if method == "awq" and desc_act:
         raise InputError(
@@ -135,7 +154,7 @@ def groupwise_settings(
         group_size=quantization.group_size,
         desc_act=desc_act,
         sym=sym and method == "gptq",
-        engine=engine or DEFAULT_ENGINE[method],
+        engine=engine or default_engine(method, architecture),
         samples=samples,
         sequence_length=sequence_length,
     )

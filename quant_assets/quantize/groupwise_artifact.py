@@ -25,7 +25,7 @@ from quant_assets.quantize.groupwise import (
 from quant_assets.quantize.groupwise_layout import check_layout
 from quant_assets.quantize.job import JobSpec, library_versions
 from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest
-from quant_assets.quantize.perplexity_gate import Rounding, Verdict, judge
+from quant_assets.quantize.perplexity_gate import Rounding, Verdict, caution, judge
 from quant_assets.quantize.preflight import check_hf_folder
 from quant_assets.quantize.store import ArtifactStore
 
@@ -43,6 +43,12 @@ class JudgedArtifact(NamedTuple):
     def rejection(self) -> str | None:
         """Why it is rejected, or None."""
         return self.manifest.rejection
+
+    @property
+    def caution(self) -> str | None:
+        """What to say of a valid artifact that is of doubtful use, or None."""
+        ratio = self.manifest.validation.get("ratio_to_source")
+        return None if ratio is None or self.rejection else caution(float(ratio))
 
     def valid(self) -> "JudgedArtifact":
         """Itself; raises `CheckFailed` when it is rejected."""

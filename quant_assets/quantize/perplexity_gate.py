@@ -5,11 +5,12 @@ of the source rounded to nearest at the same bits and group size. The last two a
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.evaluation_text import EvaluationText
@@ -26,6 +27,8 @@ GATE_RATIO: Final = 1.05
 """A model of `GATED_PARAMETERS` and up in 4 bits or more: at most this over its source."""
 NEARLY_LOSSLESS_RATIO: Final = 1.01
 """At 8 bits rounding is as good as anything; being this close to the source passes as well."""
+DOUBTFUL_RATIO: Final = 2.0
+"""From twice the source's perplexity on a warning is given: better than rounding is not good then."""
 DEFAULT_WINDOWS: Final = 8
 DEFAULT_CONTEXT: Final = 512
 _WORKER_ENV: Final = {"GPTQMODEL_CPU_WORKERS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -60,11 +63,16 @@ class CheckpointQualityJob(BaseModel):
     device: Device = "auto"
 
 
+def _not_a_number(value: object) -> object:
+    """JSON has no word for the perplexity of a model that answers with infinities."""
+    return math.nan if value is None else value
+
+
 class CheckpointQuality(BaseModel):
     """Perplexity with its standard error, and how an artifact goes on after "The"."""
 
-    perplexity: float
-    standard_error: float
+    perplexity: Annotated[float, BeforeValidator(_not_a_number)]
+    standard_error: Annotated[float, BeforeValidator(_not_a_number)]
     scored_tokens: int
     generated_text: str | None
 
@@ -118,6 +126,16 @@ def rejection(
             f"{source:.3f}; {100 * (GATE_RATIO - 1):.0f}% are allowed."
         )
     return None
+
+
+def caution(ratio_to_source: float) -> str | None:
+    """What to say of an artifact that passed and is of doubtful use all the same, or None."""
+    if ratio_to_source < DOUBTFUL_RATIO:
+        return None
+    return (
+        f"Its perplexity is {ratio_to_source:.1f} times the source's. It is better than plain "
+        "rounding, and still of doubtful use; take more bits, smaller groups or a larger model."
+    )
 
 
 def measure_checkpoints(

@@ -1,5 +1,6 @@
-"""Worker: a quantized GGUF file to a Hugging Face folder with float16 safetensors."""
+"""Worker: a quantized GGUF file to a Hugging Face folder with 16 bit safetensors."""
 
+import functools
 import importlib.metadata
 import json
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.errors import InputError
+from quant_assets.models.checkpoint_dtype import checkpoint_dtype
 from quant_assets.models.dequantize import DequantizeJob, DequantizeResult
 from quant_assets.workers.protocol import EventChannel, serve
 
@@ -31,9 +33,14 @@ def dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
     # own, which transformers takes for that of an old gguf.
     modeling_gguf_pytorch_utils.is_gguf_available = lambda: True
 
+    # transformers reads the header anew for configuration, weights and tokenizer; with a vocabulary
+    # of 262144 tokens that takes 20 s each time.
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+
     channel.progress("read the GGUF header", 0, 4, "steps")
-    reader = gguf.GGUFReader(job.source)
+    reader = gguf.GGUFReader(str(job.source))
     file_type = gguf.LlamaFileType(int(_value(reader, "general.file_type"))).name
+    dtype = checkpoint_dtype(str(_value(reader, "general.architecture")))
     folder, file = str(job.source.parent), job.source.name
     channel.progress("dequantize the weights", 1, 4, "steps")
     try:
@@ -41,7 +48,7 @@ def dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
             folder,
             gguf_file=file,
             quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.float16,
+            dtype=getattr(torch, dtype),
         )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise InputError(
@@ -51,6 +58,9 @@ def dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
         ) from error
     channel.progress("write the weights", 2, 4, "steps")
     model.save_pretrained(job.output, safe_serialization=True)
+    for weights in job.output.glob("*.safetensors"):
+        # They are written for their owner's eyes only; the other files follow the umask.
+        weights.chmod((job.output / "config.json").stat().st_mode)
     channel.progress("write the tokenizer", 3, 4, "steps")
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(job.output)
     _correct_tokenizer_class(job.output, str(_value(reader, "tokenizer.ggml.model")))
@@ -58,7 +68,7 @@ def dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
     return DequantizeResult(
         weights_file_type=file_type.removeprefix("MOSTLY_"),
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
-        dtype="float16",
+        dtype=dtype,
         library_versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
     )
 

@@ -1,4 +1,4 @@
-"""Worker: a GPTQ or AWQ folder to one with plain float16 weights, a tensor at a time."""
+"""Worker: a GPTQ or AWQ folder to one with plain 16 bit weights, a tensor at a time."""
 
 import json
 import shutil
@@ -10,6 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.models.checkpoint_dtype import checkpoint_dtype
+from quant_assets.models.inspection import inspect_model
 from quant_assets.quantize.convert import UnpackJob, UnpackResult
 from quant_assets.quantize.groupwise_layout import check_layout, quantization_of
 from quant_assets.workers.groupwise.assembly import copy_companions, join_safetensors
@@ -23,6 +25,7 @@ def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
     """Restore every matrix as readers of the checkpoint do, and copy all else."""
     quantization = quantization_of(job.source)
     check_layout(job.source)
+    dtype = checkpoint_dtype(inspect_model(job.source).architecture)
     job.output.mkdir(parents=True)
     work = job.output / "work"
     work.mkdir()
@@ -41,7 +44,7 @@ def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
             packed = {
                 part: _read(names, f"{base}.{part}") for part in _PARTS if f"{base}.{part}" in names
             }
-            tensor = _restored(packed, quantization)
+            tensor = _restored(packed, quantization).to(getattr(torch, dtype))
         else:
             tensor = _read(names, name)
         part_file = work / f"{number:06d}.safetensors"
@@ -49,10 +52,10 @@ def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
         parts.append(part_file)
     join_safetensors(parts, job.output)
     shutil.rmtree(work)
-    copy_companions(job.source, job.output, "float16", {})
+    copy_companions(job.source, job.output, dtype, {})
     _drop_quantization(job.output)
     channel.progress("restore", len(outputs), len(outputs), "tensors")
-    return UnpackResult(bits=int(quantization["bits"]), n_matrices=len(matrices))
+    return UnpackResult(bits=int(quantization["bits"]), n_matrices=len(matrices), dtype=dtype)
 
 
 def _is_other(name: str) -> bool:
@@ -76,7 +79,7 @@ def _restored(parts: dict[str, torch.Tensor], quantization: dict[str, Any]) -> t
         offset = 0 if quantization.get("checkpoint_format") == "gptq_v2" else 1
         zeros = (unpack_columns(parts["qzeros"], bits) + offset) % 2**bits
         index = parts["g_idx"].long()
-    return ((integers - zeros[index]) * scales[index]).t().to(torch.float16)
+    return ((integers - zeros[index]) * scales[index]).t()
 
 
 def _drop_quantization(folder: Path) -> None:

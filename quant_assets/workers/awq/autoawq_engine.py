@@ -11,6 +11,7 @@ from awq.quantize.scale import apply_clip, apply_scale
 
 from quant_assets.errors import InputError
 from quant_assets.quantize.groupwise import GroupwiseSettings
+from quant_assets.workers.awq.scaling import Scaled
 from quant_assets.workers.awq.search import TOKENS_AT_ONCE, best_bounds, best_scales
 from quant_assets.workers.groupwise.loop import installed_versions, linears
 from quant_assets.workers.groupwise.streaming import StreamedModel
@@ -96,11 +97,24 @@ class AutoAwqEngine:
         """Versions of what decides the bytes."""
         return installed_versions(_LIBRARIES)
 
-    def search(
+    def scaling_groups(
         self, layer: torch.nn.Module, features: dict[str, torch.Tensor], kwargs: dict[str, Any]
+    ) -> list[dict[str, Any]]:
+        """See `AwqEngine`."""
+        groups: list[dict[str, Any]] = self._model.get_layers_for_scaling(layer, features, kwargs)
+        return groups
+
+    def best_scales(self, layer: torch.nn.Module, group: dict[str, Any]) -> Scaled:
+        """See `AwqEngine`."""
+        scaled: Scaled = self._search._search_best_scale(layer, **group)
+        return scaled
+
+    def apply_scales(
+        self, layer: torch.nn.Module, found: list[Scaled], features: dict[str, torch.Tensor]
     ) -> None:
-        """Scale and clip the layer's weights in place."""
-        groups = self._model.get_layers_for_scaling(layer, features, kwargs)
-        found = [self._search._search_best_scale(layer, **group) for group in groups]
+        """See `AwqEngine`."""
         apply_scale(layer, found, input_feat_dict=features)
+
+    def clip(self, layer: torch.nn.Module, features: dict[str, torch.Tensor]) -> None:
+        """See `AwqEngine`."""
         apply_clip(layer, self._search._search_best_clip(layer, linears(layer), features))

@@ -18,6 +18,7 @@ from gptqmodel.quantization.awq.quantize.scale import apply_clip, apply_scale
 
 from quant_assets.errors import InputError
 from quant_assets.quantize.groupwise import GroupwiseSettings
+from quant_assets.workers.awq.scaling import Scaled
 from quant_assets.workers.awq.search import TOKENS_AT_ONCE, best_bounds, best_scales
 from quant_assets.workers.groupwise.loop import installed_versions, linears
 from quant_assets.workers.groupwise.streaming import StreamedModel
@@ -83,6 +84,9 @@ class GptqmodelEngine:
         self._definition = object.__new__(kind)
         torch.nn.Module.__init__(self._definition)
         self._definition.model = model.model
+        # The loop passes on what the model computed; gptqmodel would compute it anew, not knowing
+        # that some models have several rotary embeddings.
+        self._definition.awq_preserve_explicit_position_embeddings = True
         config = QuantizeConfig(
             bits=settings.bits,
             group_size=settings.group_size,
@@ -97,18 +101,32 @@ class GptqmodelEngine:
         """Versions of what decides the bytes."""
         return installed_versions(_LIBRARIES)
 
-    def search(
+    def scaling_groups(
         self, layer: torch.nn.Module, features: dict[str, torch.Tensor], kwargs: dict[str, Any]
-    ) -> None:
-        """Scale and clip the layer's weights in place."""
-        groups = self._definition.awq_get_modules_for_scaling(layer, features, kwargs)
-        found = []
+    ) -> list[dict[str, Any]]:
+        """See `AwqEngine`."""
+        groups: list[dict[str, Any]] = self._definition.awq_get_modules_for_scaling(
+            layer, features, kwargs
+        )
         for group in groups:
             group.pop("_input_feature_name", None)
             inspected = group.get("module2inspect") or layer
             group["kwargs"] = self._search._sanitize_kwargs(
                 group.get("kwargs") or kwargs, inspected
             )
-            found.append(self._search._search_best_scale(layer, **group))
+        return groups
+
+    def best_scales(self, layer: torch.nn.Module, group: dict[str, Any]) -> Scaled:
+        """See `AwqEngine`."""
+        scaled: Scaled = self._search._search_best_scale(layer, **group)
+        return scaled
+
+    def apply_scales(
+        self, layer: torch.nn.Module, found: list[Scaled], features: dict[str, torch.Tensor]
+    ) -> None:
+        """See `AwqEngine`."""
         apply_scale(layer, found, input_feat_dict=features)
+
+    def clip(self, layer: torch.nn.Module, features: dict[str, torch.Tensor]) -> None:
+        """See `AwqEngine`."""
         apply_clip(layer, self._search._search_best_clip(layer, linears(layer), features))

@@ -11,6 +11,13 @@ from typing import Any, Protocol
 import torch
 
 from quant_assets.quantize.groupwise import GroupwiseSettings
+from quant_assets.workers.awq.scaling import (
+    Scaled,
+    apply_scales,
+    check_unchanged,
+    norms_before,
+    use_norm_before,
+)
 from quant_assets.workers.groupwise.loop import linears
 from quant_assets.workers.groupwise.packing import pack_awq
 from quant_assets.workers.groupwise.rounding import zero_point_integers
@@ -23,13 +30,24 @@ class AwqEngine(Protocol):
     def library_versions(self) -> dict[str, str]:
         """Versions of what decides the bytes."""
 
-    def search(
+    def scaling_groups(
         self, layer: torch.nn.Module, features: dict[str, torch.Tensor], kwargs: dict[str, Any]
-    ) -> None:
-        """Scale and clip the layer's weights in place; `features` may be changed.
+    ) -> list[dict[str, Any]]:
+        """Linear modules with one input (`layers`), and what produces it (`prev_op`).
 
         `features` holds the inputs of every linear module, windows x tokens x channels.
         """
+
+    def best_scales(self, layer: torch.nn.Module, group: dict[str, Any]) -> Scaled:
+        """Search the scales of one group; nothing is changed."""
+
+    def apply_scales(
+        self, layer: torch.nn.Module, found: list[Scaled], features: dict[str, torch.Tensor]
+    ) -> None:
+        """Apply scales that an operation other than a norm takes; `features` are divided."""
+
+    def clip(self, layer: torch.nn.Module, features: dict[str, torch.Tensor]) -> None:
+        """Search clipping bounds for the scaled weights, and clip them in place."""
 
 
 class AwqQuantizer:
@@ -63,7 +81,8 @@ class AwqQuantizer:
         """Quantize one layer; its outputs are those of the unquantized weights."""
         modules = linears(layer)
         features, outputs = self._features(layer, modules, states, call)
-        self._engine.search(layer, features, dict(call.kwargs))
+        self._scale(layer, features, states[:1], outputs[:1], call)
+        self._engine.clip(layer, features)
         layer.to(self._model.device)
         tensors: dict[str, torch.Tensor] = {}
         for name, module in modules.items():
@@ -72,6 +91,31 @@ class AwqQuantizer:
             if name.removesuffix(".weight") not in modules:
                 tensors[name] = tensor.detach()
         return tensors, outputs
+
+    def _scale(
+        self,
+        layer: torch.nn.Module,
+        features: dict[str, torch.Tensor],
+        window: torch.Tensor,
+        output: torch.Tensor,
+        call: LayerCall,
+    ) -> None:
+        """Search and apply scales; on one window it is checked that the layer stays what it was."""
+
+        def run() -> torch.Tensor:
+            return torch.cat(list(self._model.run_layer(layer, window, call)))
+
+        norms = norms_before(layer, run)
+        groups = self._engine.scaling_groups(layer, features, dict(call.kwargs))
+        for group in groups:
+            use_norm_before(layer, group, norms)
+        found = [self._engine.best_scales(layer, group) for group in groups]
+        apply_scales(
+            layer, found, features,
+            lambda others: self._engine.apply_scales(layer, others, features),
+        )  # fmt: skip
+        layer.to(self._model.device)
+        check_unchanged(output, run(), self._model.config.model_type)
 
     def _features(
         self,

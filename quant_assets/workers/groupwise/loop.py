@@ -18,6 +18,7 @@ import transformers
 from safetensors.torch import save_file
 
 from quant_assets.errors import EnvironmentNotReady, InputError
+from quant_assets.models.checkpoint_dtype import CheckpointDtype, checkpoint_dtype
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.quantize.groupwise import GroupwiseJob, GroupwiseResult, check_shape
 from quant_assets.quantize.preflight import (
@@ -103,6 +104,7 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
         channel.log(message, "warning")
     first = checkpoints.done
     n_layers = len(model.layers)
+    dtype = checkpoint_dtype(shape.architecture)
     channel.progress("calibrate", 0, 1, "texts")
     windows = calibration_windows(
         _tokenizer(job.source), job.calibration, job.settings.samples,
@@ -120,11 +122,14 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
             with model.layer(index) as layer:
                 tensors, states = quantizer.quantize(layer, states, calls[index])
                 prefix = model.layer_prefix(index)
-                named = {prefix + name: _stored(tensor).cpu() for name, tensor in tensors.items()}
+                named = {
+                    prefix + name: _stored(name, tensor, dtype).cpu()
+                    for name, tensor in tensors.items()
+                }
             checkpoints.save(index, named, states)
     channel.progress("quantize", n_layers, n_layers, "layers")
     layer_seconds = (time.monotonic() - layers_started) / max(1, n_layers - first)
-    files = _assemble(job, model, quantizer, checkpoints)
+    files = _assemble(job, model, quantizer, checkpoints, dtype)
     data_bytes, types = tensor_facts(job.output, files)
     expected = _expected_bytes(model, job)
     return GroupwiseResult(
@@ -158,8 +163,11 @@ def _tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def _stored(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.float16) if tensor.is_floating_point() else tensor
+def _stored(name: str, tensor: torch.Tensor, dtype: CheckpointDtype) -> torch.Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    # The integers were chosen for scales of this precision.
+    return tensor.to(torch.float16 if name.endswith(".scales") else getattr(torch, dtype))
 
 
 def _device(job: GroupwiseJob) -> str:
@@ -238,16 +246,20 @@ def _expected_bytes(model: StreamedModel, job: GroupwiseJob) -> int:
 
 
 def _assemble(
-    job: GroupwiseJob, model: StreamedModel, quantizer: LayerQuantizer, checkpoints: Checkpoints
+    job: GroupwiseJob,
+    model: StreamedModel,
+    quantizer: LayerQuantizer,
+    checkpoints: Checkpoints,
+    dtype: CheckpointDtype,
 ) -> list[str]:
     parts: list[Path] = []
     for number, name in enumerate(model.outer_names()):
         path = job.work / f"outer-{number:05d}.safetensors"
-        save_file({name: _stored(model.files.read(name)).contiguous()}, path)
+        save_file({name: _stored(name, model.files.read(name), dtype).contiguous()}, path)
         parts.append(path)
     parts += [checkpoints.layer_file(index) for index in range(len(model.layers))]
     for stale in job.output.glob("*.safetensors"):
         stale.unlink()
     names = join_safetensors(parts, job.output)
-    names += copy_companions(job.source, job.output, "float16", quantizer.quantization_config())
+    names += copy_companions(job.source, job.output, dtype, quantizer.quantization_config())
     return sorted(names)
