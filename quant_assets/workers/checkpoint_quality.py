@@ -3,11 +3,16 @@
 It runs in the environment of gptqmodel, whose kernels read GPTQ and AWQ on CPUs and GPUs.
 """
 
+import io
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 from quant_assets.bench.jobs import QualityJob
+from quant_assets.quantize.convert import UnpackJob
 from quant_assets.quantize.perplexity_gate import (
     Checkpoint,
     CheckpointQualities,
@@ -34,6 +39,7 @@ def _measured(
     """Load an artifact whole, let it generate and score it; score plain weights layer by layer."""
     # These libraries print while they are imported; only now does standard output carry no events.
     from quant_assets.workers.torch_models import (
+        holds_fused_matrices,
         load_model,
         load_tokenizer,
         prepare_torch,
@@ -70,7 +76,14 @@ def _measured(
             streamed.logits, change=lambda layer: _round(layer, checkpoint.rounding)
         )
     else:
-        model = load_model(path, checkpoint.format, device)
+        if checkpoint.format == "gptq" and holds_fused_matrices(checkpoint.path):
+            channel.log(
+                "gptqmodel cannot load fused matrices; they are measured as restored weights.",
+                "warning",
+            )
+            model = _restored(checkpoint.path, device)
+        else:
+            model = load_model(path, checkpoint.format, device)
         inputs = tokenizer(_PROMPT, return_tensors="pt", return_token_type_ids=False).to(device)
         output = model.generate(**inputs, do_sample=False, max_new_tokens=_GENERATED_TOKENS)
         generated = tokenizer.decode(output[0], skip_special_tokens=True)
@@ -82,6 +95,17 @@ def _measured(
         scored_tokens=measured.scored_tokens,
         generated_text=generated,
     )
+
+
+def _restored(folder: Path, device: str) -> Any:
+    """The model with the weights that the packed ones of a folder stand for."""
+    from quant_assets.workers.torch_models import load_model
+    from quant_assets.workers.unpack_checkpoint import unpack
+
+    with TemporaryDirectory(dir=folder.parent, prefix=".restored-") as work:
+        plain = Path(work) / "plain"
+        unpack(UnpackJob(source=folder, output=plain), EventChannel(io.StringIO()))
+        return load_model(str(plain), "hf", device).float()
 
 
 def _round(layer: torch.nn.Module, rounding: Rounding | None) -> None:

@@ -12,6 +12,7 @@ from quant_assets.errors import EnvironmentNotReady, InputError
 from quant_assets.formats.group_quantization import PER_CHANNEL
 from quant_assets.quantize.groupwise_layout import quantization_of
 
+_FUSED = "gate_up_proj"
 _LIBRARIES = ("torch", "transformers", "gptqmodel")
 
 
@@ -39,6 +40,12 @@ def load_model(folder: str, artifact_format: str, device: str) -> Any:
             "Make the artifact again.",
         )
     if artifact_format == "gptq":
+        if holds_fused_matrices(Path(folder)):
+            raise InputError(
+                f"gptqmodel cannot load {folder}.",
+                f"It takes {_FUSED} apart; the folder holds it whole, as transformers and vLLM do.",
+                "Serve the folder with vLLM, or use `quant-assets convert` to make another format.",
+            )
         # gptqmodel's loader demands at least two workers, also on a machine with one core.
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
         if device == "cpu":
@@ -53,6 +60,7 @@ def load_model(folder: str, artifact_format: str, device: str) -> Any:
         model = GPTQModel.load(
             folder, device=device, backend=backend, trust_remote_code=False
         ).model
+        _load_renamed(model, folder)
     else:
         from transformers import AutoModelForCausalLM
 
@@ -66,6 +74,24 @@ def load_model(folder: str, artifact_format: str, device: str) -> Any:
         # most CPUs: 78 s for 512 tokens of a 135M model, 1.4 s in single precision.
         model = model.float()
     return model.eval()
+
+
+def _load_renamed(model: Any, folder: str) -> None:
+    """Load what the files call otherwise than transformers does, which gptqmodel passes over."""
+    from quant_assets.workers.groupwise.streaming import TensorFiles, renamed
+
+    files = TensorFiles(Path(folder))
+    parameters = dict(model.named_parameters())
+    for name, stored in renamed(model, files.names).items():
+        if name in parameters:
+            parameters[name].data.copy_(files.read(stored))
+
+
+def holds_fused_matrices(folder: Path) -> bool:
+    """Whether a GPTQ folder has matrices in one that gptqmodel 7.6.0 loads as two (Phi 3, GLM 4)."""
+    from quant_assets.workers.groupwise.streaming import TensorFiles
+
+    return any(name.endswith(f"{_FUSED}.qweight") for name in TensorFiles(folder).names)
 
 
 def load_tokenizer(folder: str) -> Any:

@@ -34,7 +34,7 @@ def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
         with safe_open(path, framework="pt") as reader:
             names |= dict.fromkeys(reader.keys(), path)
     matrices = {name.removesuffix(".qweight") for name in names if name.endswith(".qweight")}
-    plain = [name for name in names if name.rsplit(".", 1)[0] not in matrices or _is_other(name)]
+    plain = [name for name in names if _is_other(name)]
     outputs = sorted([*plain, *(f"{name}.weight" for name in matrices)])
     parts = []
     for number, name in enumerate(outputs):
@@ -59,7 +59,7 @@ def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
 
 
 def _is_other(name: str) -> bool:
-    """Whether a tensor of a packed matrix's module is none of its packed parts, such as a bias."""
+    """Whether a tensor is neither part of a packed matrix nor the scales of an activation, all ones."""
     return name.rsplit(".", 1)[1] not in _PARTS
 
 

@@ -8,7 +8,7 @@ from quant_assets.errors import InputError
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.inspection import ModelShape
 from quant_assets.quantize.groupwise import check_shape, groupwise_settings
-from quant_assets.quantize.perplexity_gate import rejection
+from quant_assets.quantize.perplexity_gate import CheckpointQuality, caution, rejection
 
 LARGE, SMALL = 1_200_000_000, 135_000_000
 
@@ -36,6 +36,23 @@ def test_rule(
         n_parameters=n_parameters,
     )  # fmt: skip
     assert (reason is None) == passes
+
+
+def test_a_perplexity_that_is_no_number_is_one_and_rejects() -> None:
+    measured = CheckpointQuality(
+        perplexity=math.nan, standard_error=math.nan, scored_tokens=8, generated_text="The"
+    )
+    # What a worker sends is JSON, which writes it as null.
+    sent = CheckpointQuality.model_validate_json(measured.model_dump_json())
+    assert math.isnan(sent.perplexity)
+    assert rejection(
+        perplexity=sent.perplexity, source=25.0, rounding=31.6, bits=4, n_parameters=SMALL
+    )
+
+
+def test_better_than_rounding_can_be_of_no_use() -> None:
+    assert caution(1.5) is None
+    assert "86.9 times the source's" in str(caution(86.9))
 
 
 def quantization(method: str, bits: int = 4, group_size: int = 64) -> GroupQuantization:

@@ -7,7 +7,7 @@ import torch
 from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP
 from awq.models.base import AwqConfig
 from awq.quantize.quantizer import AwqQuantizer
-from awq.quantize.scale import apply_clip, apply_scale
+from awq.quantize.scale import apply_clip
 
 from quant_assets.errors import InputError
 from quant_assets.quantize.groupwise import GroupwiseSettings
@@ -108,12 +108,6 @@ class AutoAwqEngine:
         """See `AwqEngine`."""
         scaled: Scaled = self._search._search_best_scale(layer, **group)
         return scaled
-
-    def apply_scales(
-        self, layer: torch.nn.Module, found: list[Scaled], features: dict[str, torch.Tensor]
-    ) -> None:
-        """See `AwqEngine`."""
-        apply_scale(layer, found, input_feat_dict=features)
 
     def clip(self, layer: torch.nn.Module, features: dict[str, torch.Tensor]) -> None:
         """See `AwqEngine`."""

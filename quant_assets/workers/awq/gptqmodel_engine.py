@@ -14,7 +14,7 @@ from gptqmodel import QuantizeConfig
 from gptqmodel.looper.awq_processor import AWQProcessor
 from gptqmodel.models.auto import MODEL_MAP
 from gptqmodel.quantization import FORMAT, METHOD
-from gptqmodel.quantization.awq.quantize.scale import apply_clip, apply_scale
+from gptqmodel.quantization.awq.quantize.scale import apply_clip
 
 from quant_assets.errors import InputError
 from quant_assets.quantize.groupwise import GroupwiseSettings
@@ -120,12 +120,6 @@ class GptqmodelEngine:
         """See `AwqEngine`."""
         scaled: Scaled = self._search._search_best_scale(layer, **group)
         return scaled
-
-    def apply_scales(
-        self, layer: torch.nn.Module, found: list[Scaled], features: dict[str, torch.Tensor]
-    ) -> None:
-        """See `AwqEngine`."""
-        apply_scale(layer, found, input_feat_dict=features)
 
     def clip(self, layer: torch.nn.Module, features: dict[str, torch.Tensor]) -> None:
         """See `AwqEngine`."""

@@ -5,16 +5,18 @@ through them.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+from transformers.integrations.awq import AWQ_SCALES_MAPPINGS
 
+from quant_assets.errors import QuantAssetsError
 from quant_assets.quantize.groupwise import GroupwiseSettings
 from quant_assets.workers.awq.scaling import (
     Scaled,
     apply_scales,
-    check_unchanged,
+    is_norm,
     norms_before,
     use_norm_before,
 )
@@ -39,12 +41,7 @@ class AwqEngine(Protocol):
         """
 
     def best_scales(self, layer: torch.nn.Module, group: dict[str, Any]) -> Scaled:
-        """Search the scales of one group; nothing is changed."""
-
-    def apply_scales(
-        self, layer: torch.nn.Module, found: list[Scaled], features: dict[str, torch.Tensor]
-    ) -> None:
-        """Apply scales that an operation other than a norm takes; `features` are divided."""
+        """Search the scales of one group; nothing is changed. Raises what the library does."""
 
     def clip(self, layer: torch.nn.Module, features: dict[str, torch.Tensor]) -> None:
         """Search clipping bounds for the scaled weights, and clip them in place."""
@@ -59,6 +56,7 @@ class AwqQuantizer:
         self._model = model
         self._settings = settings
         self._engine = engine
+        self._remarks: list[str] = []
 
     def library_versions(self) -> dict[str, str]:
         """Versions of what decides the bytes."""
@@ -75,6 +73,10 @@ class AwqQuantizer:
             "modules_to_not_convert": None,
         }
 
+    def remarks(self) -> list[str]:
+        """Matrices whose inputs could not be scaled."""
+        return self._remarks
+
     def quantize(
         self, layer: torch.nn.Module, states: torch.Tensor, call: LayerCall
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -84,7 +86,7 @@ class AwqQuantizer:
         self._scale(layer, features, states[:1], outputs[:1], call)
         self._engine.clip(layer, features)
         layer.to(self._model.device)
-        tensors: dict[str, torch.Tensor] = {}
+        tensors = _activation_scales(layer, self._model.config.model_type)
         for name, module in modules.items():
             tensors |= self._packed(name, module)
         for name, tensor in layer.state_dict().items():
@@ -100,22 +102,44 @@ class AwqQuantizer:
         output: torch.Tensor,
         call: LayerCall,
     ) -> None:
-        """Search and apply scales; on one window it is checked that the layer stays what it was."""
+        """Search scales and apply those that leave the layer what it is, as one window shows."""
 
         def run() -> torch.Tensor:
+            layer.to(self._model.device)
             return torch.cat(list(self._model.run_layer(layer, window, call)))
 
         norms = norms_before(layer, run)
         groups = self._engine.scaling_groups(layer, features, dict(call.kwargs))
+        found = []
         for group in groups:
             use_norm_before(layer, group, norms)
-        found = [self._engine.best_scales(layer, group) for group in groups]
-        apply_scales(
-            layer, found, features,
-            lambda others: self._engine.apply_scales(layer, others, features),
-        )  # fmt: skip
-        layer.to(self._model.device)
-        check_unchanged(output, run(), self._model.config.model_type)
+            if is_norm(group["prev_op"]) or isinstance(group["prev_op"], torch.nn.Linear):
+                found += self._searched(layer, group)
+        for scaled in found:
+            if not apply_scales(layer, scaled, features, run, output):
+                self._leave_out(scaled[1], "they would change what the layer computes")
+
+    def _searched(self, layer: torch.nn.Module, group: dict[str, Any]) -> list[Scaled]:
+        """The scales of a group, if the engine can run it."""
+        try:
+            return [self._engine.best_scales(layer, group)]
+        except (QuantAssetsError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the architecture's code raises when called otherwise
+            names = {id(module): name for name, module in layer.named_modules()}
+            self._leave_out(
+                [names[id(linear)] for linear in group["layers"]],
+                f"the engine cannot run them ({type(error).__name__})",
+            )
+            return []
+
+    def _leave_out(self, names: Sequence[str], why: str) -> None:
+        remark = (
+            f"The inputs of {', '.join(names)} are not scaled: {why}, as the engine does not describe "
+            f"{self._model.config.model_type} right. Their weights are clipped and rounded alone."
+        )
+        if remark not in self._remarks:
+            self._remarks.append(remark)
 
     def _features(
         self,
@@ -156,3 +180,18 @@ class AwqQuantizer:
         if module.bias is not None:
             tensors[f"{name}.bias"] = module.bias.detach()
         return tensors
+
+
+def _activation_scales(layer: torch.nn.Module, architecture: str) -> dict[str, torch.Tensor]:
+    """Scales of the activations that readers of this architecture divide by them.
+
+    They are ones, so that readers who know nothing of them compute the same.
+    """
+    known = AWQ_SCALES_MAPPINGS.get(architecture)
+    if known is None:
+        return {}
+    return {
+        f"{name}.{known['act']}.scales": torch.ones(before.out_features)
+        for name, module in layer.named_modules()
+        if (before := getattr(module, known["layer_before_act"], None)) is not None
+    }

@@ -1,9 +1,9 @@
 """AWQ's scales moved from a layer's inputs into its weights, without changing what it computes.
 
-Engines know architectures by tables, and a table can be wrong: gptqmodel 7.6.0 takes Gemma 3 for a
-Llama, whose feed-forward block has another norm before it, and neither engine knows that Gemma 3's
-norms multiply by one plus their weight. So the norms are found by running the layer, how they use
-their weights by running them, and the scaled layer is compared with the unscaled one.
+Engines know architectures by tables, and tables are wrong in places: gptqmodel 7.6.0 takes Gemma 3 and
+OLMo 2 for a Llama, whose norms are elsewhere, and neither engine knows that Gemma 3's norms multiply
+by one plus their weight. So norms are found by running the layer, how they use their weights by
+running them, and scales that change the layer's outputs are taken back.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-
-from quant_assets.errors import InputError
 
 CHANGE_ALLOWED = 1e-3
 """Relative difference of a layer's outputs that rounding in float32 stays far below."""
@@ -41,7 +39,7 @@ def norms_before(layer: torch.nn.Module, run: Run) -> dict[str, torch.nn.Module]
 
     with ExitStack() as stack:
         for name, module in layer.named_modules():
-            if _is_norm(module):
+            if is_norm(module):
                 stack.callback(module.register_forward_hook(keep).remove)
             elif isinstance(module, torch.nn.Linear):
                 stack.callback(module.register_forward_pre_hook(seer(name)).remove)
@@ -61,28 +59,56 @@ def use_norm_before(
 
 def apply_scales(
     layer: torch.nn.Module,
-    found: Sequence[Scaled],
+    scaled: Scaled,
     features: dict[str, torch.Tensor],
-    apply_others: Callable[[list[Scaled]], None],
-) -> None:
-    """Multiply the linear modules' weights, divide what comes before them and their `features`.
+    run: Run,
+    expected: torch.Tensor,
+) -> bool:
+    """Multiply the linear modules' weights, divide those before them and the modules' `features`.
 
-    `apply_others` is the engine's way for scales that no norm takes.
+    Whether that is possible and leaves the layer's outputs as `expected`; if not, nothing is
+    changed.
     """
-    for scaled in found:
-        before, names, scales = scaled[:3]
-        norm = layer.get_submodule(before)
-        if not _is_norm(norm):
-            apply_others([scaled])
-            continue
-        offset = weight_offset(norm)
-        scales = scales.to(norm.weight.device).reshape(-1)
-        norm.weight.data = (norm.weight.data + offset) / scales - offset
-        if getattr(norm, "bias", None) is not None:
-            norm.bias.data = norm.bias.data / scales
+    before, names, scales = layer.get_submodule(scaled[0]), scaled[1], scaled[2].reshape(-1)
+    if len(scales) > len(before.weight):
+        return False
+    modules = [before, *(layer.get_submodule(name) for name in names)]
+    parameters = {
+        parameter: parameter.data for module in modules for parameter in module.parameters()
+    }
+    scales = scales.to(expected.device)
+    for module in modules:
+        _multiply(module, scales) if module is not before else _divide(module, scales)
+    # A change that is not a number compares false with everything, so the good case is asked.
+    unchanged = bool((run() - expected).norm() <= CHANGE_ALLOWED * expected.norm())
+    if unchanged:
         for name in names:
-            layer.get_submodule(name).weight.data *= scales
             features[name] /= scales.to(features[name].device)
+    else:
+        for parameter, data in parameters.items():
+            parameter.data = data
+    return unchanged
+
+
+def _multiply(linear: torch.nn.Module, scales: torch.Tensor) -> None:
+    linear.weight.data = linear.weight.data * scales.to(linear.weight.device)
+
+
+def _divide(before: torch.nn.Module, scales: torch.Tensor) -> None:
+    """Divide what a norm, or the last rows of a linear module, gives."""
+    scales = scales.to(before.weight.device)
+    if is_norm(before):
+        offset = weight_offset(before)
+        before.weight.data = (before.weight.data + offset) / scales - offset
+    else:
+        before.weight.data = _last_divided(before.weight.data, scales[:, None])
+    if getattr(before, "bias", None) is not None:
+        before.bias.data = _last_divided(before.bias.data, scales)
+
+
+def _last_divided(tensor: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    kept = len(tensor) - len(scales)
+    return torch.cat([tensor[:kept], tensor[kept:] / scales])
 
 
 def weight_offset(norm: torch.nn.Module) -> float:
@@ -100,19 +126,7 @@ def weight_offset(norm: torch.nn.Module) -> float:
     return round(float((at_zero * normalized).sum() / (normalized * normalized).sum()))
 
 
-def check_unchanged(before: torch.Tensor, after: torch.Tensor, architecture: str) -> None:
-    """Raise `InputError` when scaling changed a layer's outputs."""
-    change = float((after - before).norm() / before.norm())
-    # A change that is not a number compares false with everything, so the good case is asked.
-    if not change <= CHANGE_ALLOWED:
-        raise InputError(
-            f"AWQ cannot scale the layers of {architecture}.",
-            f"The engine's description of them does not fit: a layer's outputs change by "
-            f"{100 * change:.2g}% before anything is rounded.",
-            "Use the other --engine, --to gptq or --to gguf.",
-        )
-
-
-def _is_norm(module: torch.nn.Module) -> bool:
+def is_norm(module: torch.nn.Module) -> bool:
+    """Whether a module multiplies each channel by one weight."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, torch.Tensor) and weight.dim() == 1 and not list(module.children())

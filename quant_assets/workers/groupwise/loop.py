@@ -64,6 +64,9 @@ class LayerQuantizer(Protocol):
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """(the layer's tensors by their names inside it, the next layer's inputs)."""
 
+    def remarks(self) -> list[str]:
+        """What could not be done as usual in the layers so far, each once; only added to."""
+
 
 MakeQuantizer = Callable[[StreamedModel], LayerQuantizer]
 
@@ -94,6 +97,7 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
     # and CPUs multiply it faster than 16-bit types. GPUs do so in TF32.
     torch.set_float32_matmul_precision("high")
     model = StreamedModel(job.source, device, torch.float32)
+    _check_linears(model)
     quantizer = make_quantizer(model)
     if device == "cpu":
         _warn_of_time(job, shape, channel)
@@ -103,6 +107,7 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
     for message in checkpoints.messages:
         channel.log(message, "warning")
     first = checkpoints.done
+    told = 0
     n_layers = len(model.layers)
     dtype = checkpoint_dtype(shape.architecture)
     channel.progress("calibrate", 0, 1, "texts")
@@ -127,6 +132,9 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
                     for name, tensor in tensors.items()
                 }
             checkpoints.save(index, named, states)
+            for remark in quantizer.remarks()[told:]:
+                channel.log(remark, "warning")
+            told = len(quantizer.remarks())
     channel.progress("quantize", n_layers, n_layers, "layers")
     layer_seconds = (time.monotonic() - layers_started) / max(1, n_layers - first)
     files = _assemble(job, model, quantizer, checkpoints, dtype)
@@ -212,6 +220,16 @@ def _warn_of_time(job: GroupwiseJob, shape: ModelShape, channel: EventChannel) -
         f"{max(1, round(seconds / 60))} min.",
         "warning",
     )
+
+
+def _check_linears(model: StreamedModel) -> None:
+    without = [index for index, layer in enumerate(model.layers) if not linears(layer)]
+    if without:
+        raise InputError(
+            f"Models of the architecture {model.config.model_type} are not quantized here.",
+            f"Layer {without[0]} has no linear modules; it multiplies in another way.",
+            "Use --to gguf.",
+        )
 
 
 def _identity(job: GroupwiseJob, device: str, versions: Mapping[str, str]) -> dict[str, str]:

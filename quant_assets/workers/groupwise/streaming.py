@@ -16,7 +16,7 @@ from safetensors import safe_open
 from quant_assets.errors import InputError
 
 _TUPLE_OUTPUT = int(transformers.__version__.split(".", 1)[0]) < 5
-_BEFORE_ROPE_PARAMETERS = _TUPLE_OUTPUT
+_BEFORE_ROPE_PARAMETERS = _BEFORE_RENAMING = _TUPLE_OUTPUT
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,26 @@ def _restore_rope(config: Any, folder: Path) -> None:
     config.rope_theta = rope["rope_theta"]
     if rope.get("rope_type", "default") != "default":
         config.rope_scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+
+
+def renamed(model: Any, names: list[str]) -> dict[str, str]:
+    """Parameters that transformers calls otherwise than the files do: their names in the files."""
+    if _BEFORE_RENAMING:
+        return {}
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    renamings = [
+        change for change in get_model_conversion_mapping(model) if type(change) is WeightRenaming
+    ]
+    found = {}
+    for name in names:
+        now = name
+        for renaming in renamings:
+            now = renaming.rename_source_key(now)[0]
+        if now != name:
+            found[now] = name
+    return found
 
 
 class TensorFiles:
@@ -112,6 +132,11 @@ class StreamedModel:
                 "Use a model of an architecture that this version knows, or --to gguf.",
             ) from error
         self.prefix, self.layers = self._find_layers()
+        self._stored_as = {
+            name: stored
+            for name, stored in renamed(self.model, self.files.names).items()
+            if not name.startswith(f"{self.prefix}.")
+        }
         self._check_names(folder)
 
     def _find_layers(self) -> tuple[str, torch.nn.ModuleList]:
@@ -126,7 +151,7 @@ class StreamedModel:
         )
 
     def _check_names(self, folder: Path) -> None:
-        have = set(self.files.names)
+        have = {*self.files.names, *self._stored_as}
         if getattr(self.config, "tie_word_embeddings", False):
             # The head is the embeddings once more; most files do not repeat it.
             have |= self._head_names()
@@ -156,8 +181,9 @@ class StreamedModel:
 
     def _load(self, names: list[str]) -> None:
         for name in names:
+            value = self.files.read(self._stored_as.get(name, name))
             set_module_tensor_to_device(
-                self.model, name, self.device, value=self.files.read(name), dtype=self.dtype
+                self.model, name, self.device, value=value, dtype=self.dtype
             )
 
     def first_inputs(
@@ -223,7 +249,7 @@ class StreamedModel:
             for name, _ in self.model.named_parameters()
             if not name.startswith(f"{self.prefix}.")
             and name not in passed_over
-            and name in self.files
+            and (name in self.files or name in self._stored_as)
         ]
         self._load(outer)
         self._move_buffers()
