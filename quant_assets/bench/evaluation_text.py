@@ -4,17 +4,13 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-import requests
 from pydantic import BaseModel
 
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.bench.hub_text import wikitext
 from quant_assets.errors import InputError
 
 TextChoice = Literal["auto", "wikitext-2", "python-reference"]
-
-_WIKITEXT_REPOSITORY = "Salesforce/wikitext"
-_WIKITEXT_FILE = "wikitext-2-raw-v1/test-00000-of-00001.parquet"
-_HUB_TIMEOUT_S = 10
 
 
 class EvaluationText(BaseModel):
@@ -63,24 +59,17 @@ def _python_reference(cache: Path) -> Path:
 
 
 def _wikitext(cache: Path) -> Path:
-    """The test split as one text, as in the file `wiki.test.raw` that llama.cpp's tools use."""
+    """The test split, kept as a file."""
     path = cache / "texts" / "wikitext-2.txt"
     if path.exists():
         return path
-    import duckdb
-    from huggingface_hub import constants, hf_hub_download
-
     try:
-        # The hub's client repeats a request for half a minute before it says that it is offline.
-        requests.head(constants.ENDPOINT, timeout=_HUB_TIMEOUT_S)
-        parquet = hf_hub_download(_WIKITEXT_REPOSITORY, _WIKITEXT_FILE, repo_type="dataset")
-        with duckdb.connect() as connection:
-            rows = connection.execute("select text from read_parquet(?)", [parquet]).fetchall()
+        text = wikitext("test")
     except Exception as error:  # the hub's client raises many kinds when there is no network
         raise InputError(
             "WikiText-2 cannot be fetched.",
             f"{type(error).__name__}: {error}",
             "Check the network, or choose the text python-reference.",
         ) from error
-    write_text_atomically(path, "".join(row[0] for row in rows))
+    write_text_atomically(path, text)
     return path

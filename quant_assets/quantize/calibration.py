@@ -9,12 +9,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.bench.hub_text import hub_file, reach_hub, wikitext
 from quant_assets.errors import InputError
 from quant_assets.models.identity import sha256_of
 
-_REPOSITORY = "Salesforce/wikitext"
-_FILE = "wikitext-2-raw-v1/train-00000-of-00001.parquet"
-_HUB_TIMEOUT_S = 10
 _HUB_PREFIX = "hub:"
 _TEXT_FIELDS = ("text", "content", "prompt", "instruction", "question")
 _SHORTEST_TEXT = 200  # characters; less than this calibrates nothing
@@ -133,9 +131,10 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
 
 def _hub_rows(repository: str) -> list[dict[str, Any]]:
     """The rows of the first Parquet file of a data set's training split."""
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi
 
     try:
+        reach_hub()
         names = [
             name
             for name in HfApi().list_repo_files(repository, repo_type="dataset")
@@ -144,14 +143,14 @@ def _hub_rows(repository: str) -> list[dict[str, Any]]:
         name = next((name for name in names if "train" in name), names[0] if names else None)
         if name is None:
             raise FileNotFoundError("it has no Parquet file")
-        file = hf_hub_download(repository, name, repo_type="dataset", etag_timeout=_HUB_TIMEOUT_S)
+        file = hub_file(repository, name)
     except Exception as error:  # the hub's client raises many kinds
         raise InputError(
             f"The data set {repository} cannot be fetched.",
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             "Check its name and the network, or give a file.",
         ) from error
-    return _parquet_rows(Path(file))
+    return _parquet_rows(file)
 
 
 def default_calibration_text(cache: Path) -> CalibrationText:
@@ -160,10 +159,10 @@ def default_calibration_text(cache: Path) -> CalibrationText:
     Perplexity is measured on other text: WikiText-2's test split, or the reference's first half,
     of which this takes the second.
     """
-    wikitext = cache / "texts" / "wikitext-2-train.txt"
+    kept = cache / "texts" / "wikitext-2-train.txt"
     try:
-        if not wikitext.exists():
-            write_text_atomically(wikitext, _fetch_wikitext())
+        if not kept.exists():
+            write_text_atomically(kept, wikitext("train"))
     except Exception as error:  # the hub's client raises many kinds when there is no network
         reference = cache / "texts" / "python-reference-second-half.txt"
         write_text_atomically(reference, _python_reference_second_half())
@@ -174,17 +173,7 @@ def default_calibration_text(cache: Path) -> CalibrationText:
             warning="WikiText-2 cannot be fetched, so Python's language reference is used "
             f"({type(error).__name__}).",
         )
-    return CalibrationText(name="wikitext-2-train", path=wikitext, sha256=sha256_of(wikitext))
-
-
-def _fetch_wikitext() -> str:
-    import duckdb
-    from huggingface_hub import hf_hub_download
-
-    parquet = hf_hub_download(_REPOSITORY, _FILE, repo_type="dataset", etag_timeout=_HUB_TIMEOUT_S)
-    with duckdb.connect() as connection:
-        rows = connection.execute("select text from read_parquet(?)", [parquet]).fetchall()
-    return "".join(row[0] for row in rows)
+    return CalibrationText(name="wikitext-2-train", path=kept, sha256=sha256_of(kept))
 
 
 def _python_reference_second_half() -> str:

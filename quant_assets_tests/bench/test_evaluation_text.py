@@ -1,6 +1,7 @@
 import hashlib
 from pathlib import Path
 
+import duckdb
 import pytest
 from huggingface_hub import constants
 
@@ -31,6 +32,22 @@ def test_a_text_fetched_before_needs_no_network(tmp_path: Path, offline: None) -
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "wikitext-2.txt").write_text(" = Title = \n")
     assert evaluation_text("auto", tmp_path).name == "wikitext-2"
+
+
+def test_offline_the_cache_of_the_hub_is_used(
+    tmp_path: Path, offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "b" * 40
+    repository = tmp_path / "hub" / "datasets--Salesforce--wikitext"
+    folder = repository / "snapshots" / commit / "wikitext-2-raw-v1"
+    folder.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    rows = "select unnest([' = Title = \n', 'words \n']) as text"
+    duckdb.sql(f"copy ({rows}) to '{folder / 'test-00000-of-00001.parquet'}'")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    text = evaluation_text("wikitext-2", tmp_path)
+    assert text.path.read_text() == " = Title = \nwords \n"
 
 
 def test_a_file_of_ones_own_can_be_named(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""WikiText-2 and other data sets of the hub."""
+
+from pathlib import Path
+from typing import Final, Literal
+
+import requests
+
+_WIKITEXT: Final = "Salesforce/wikitext"
+_TIMEOUT_S: Final = 10
+
+
+def wikitext(split: Literal["train", "test"]) -> str:
+    """A split of WikiText-2 as one text, as in the file `wiki.<split>.raw`, from cache or hub.
+
+    Raises what the hub's client does when neither has it.
+    """
+    import duckdb
+
+    parquet = hub_file(_WIKITEXT, f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet")
+    with duckdb.connect() as connection:
+        rows = connection.execute("select text from read_parquet(?)", [str(parquet)]).fetchall()
+    return "".join(row[0] for row in rows)
+
+
+def hub_file(repository: str, file: str) -> Path:
+    """A file of a data set, from the hub's cache or the hub; raises what its client does."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, file, repo_type="dataset", local_files_only=True))
+    except LocalEntryNotFoundError:
+        reach_hub()
+        return Path(hf_hub_download(repository, file, repo_type="dataset"))
+
+
+def reach_hub() -> None:
+    """Raise at once when the hub cannot be reached.
+
+    The hub's client repeats a request for half a minute before it says so.
+    """
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        requests.head(constants.ENDPOINT, timeout=_TIMEOUT_S)
