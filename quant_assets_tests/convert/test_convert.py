@@ -133,6 +133,28 @@ def test_gguf_to_plain_folder_keeps_tokens_and_chat_template(smollm2: Path, tmp_
     assert template == model.metadata["tokenizer.chat_template"]
 
 
+def test_gemma_keeps_its_tokens_and_its_range(tmp_path: Path) -> None:
+    """No space before the first word, and a type that its activations fit into."""
+    from tiny_models import make_model, tokenizer_model
+
+    folder = make_model(tmp_path / "gemma", "gemma3", tokenizer_model())
+    file = tmp_path / "gemma-Q8_0.gguf"
+    for source, *options in ((folder, "gguf", "--level", "Q8_0", "--threads", "1"), (file, "hf")):
+        run = CliRunner().invoke(
+            app,
+            ["convert", str(source), "--to", *options, "--yes", "--verbosity", "quiet",
+             "--output-dir", str(tmp_path)],
+        )  # fmt: skip
+        assert run.exit_code == 0, run.exception
+    plain = tmp_path / "gemma-Q8_0-hf"
+    assert gguf_tokens(file) == hf_tokens(plain)
+    assert json.loads((plain / "config.json").read_text())["dtype"] == "bfloat16"
+    manifest = source_manifest(plain)
+    assert manifest is not None and manifest.dtype == "bfloat16"
+    modes = {path.stat().st_mode for path in plain.iterdir()}
+    assert len(modes) == 1, "every file can be read by those who can read the others"
+
+
 def gguf_tokens(file: Path) -> list[list[int]]:
     from llama_cpp import Llama
 
