@@ -45,9 +45,11 @@ _SIDE_BYTES = 2  # scales, embeddings and norms are 16 bits
 _SCRATCH_BYTES = 800_000_000  # Python, torch and its libraries, measured
 # A layer, its gradient-free statistics and the candidates of a search.
 _LAYER_COPIES = 6
-# Multiply-adds a second that two CPU cores were seen to do; for the estimate of time alone.
+# As seen with two models of 100M weights on two cores, for the estimate of time alone: operations a
+# second, passes of all tokens through the model, and the search's own seconds a weight.
 _CPU_FLOPS_PER_CORE = 4e10
-_PASSES = {"gptq": 4.0, "awq": 30.0}
+_PASSES = {"gptq": 4.0, "awq": 15.0}
+_CORE_SECONDS_PER_WEIGHT = 1.6e-6
 
 
 class LayerQuantizer(Protocol):
@@ -214,7 +216,8 @@ def _preflight(job: GroupwiseJob, channel: EventChannel) -> ModelShape:
 def _warn_of_time(job: GroupwiseJob, shape: ModelShape, channel: EventChannel) -> None:
     tokens = job.settings.samples * job.settings.sequence_length
     work = 2.0 * shape.n_linear_parameters * tokens * _PASSES[job.settings.format]
-    seconds = work / (_CPU_FLOPS_PER_CORE * torch.get_num_threads())
+    core_seconds = work / _CPU_FLOPS_PER_CORE + _CORE_SECONDS_PER_WEIGHT * shape.n_linear_parameters
+    seconds = core_seconds / torch.get_num_threads()
     channel.log(
         f"No GPU is used; on {torch.get_num_threads()} CPU threads this takes about "
         f"{max(1, round(seconds / 60))} min.",
