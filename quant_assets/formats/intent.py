@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from quant_assets.errors import InputError
 from quant_assets.formats.ggml_types import GGML_TYPES
 from quant_assets.listings.registry import Gpu
+from quant_assets.models.checkpoint_dtype import checkpoint_dtype
 from quant_assets.models.gguf_header import read_gguf_header
 
 Method = Literal["none", "int8", "int4", "fp8", "auto"]
@@ -117,13 +118,19 @@ class UnifiedQuantizationConfig(BaseModel):
         `auto` takes the method from the files of `model`; without a model it quantizes nothing.
         Raises `InputError` for what the backend or the GPU cannot do.
         """
+        answer = self._translated(backend, gpu, model)
+        if model is not None:
+            _check_range(answer, gpu, model)
+        return answer
+
+    def _translated(self, backend: Backend, gpu: Gpu | None, model: Path | None) -> BackendParams:
         name = str(model) if model else "MODEL"
         _require_known_gpu(backend, gpu)
         if self.method == "auto":
             stored = detect_quantization(model) if model else _FLOAT
             if stored.format != "float":
                 return _STORED[backend](stored, gpu, name)
-            return self.model_copy(update={"method": "none"}).to_backend_params(backend, gpu, model)
+            return self.model_copy(update={"method": "none"})._translated(backend, gpu, model)
         if self.backend_method and self.backend_method not in _BACKEND_METHODS[backend]:
             raise _impossible(
                 f"{backend} has no method {self.backend_method!r}.",
@@ -219,6 +226,31 @@ def _require(gpu: Gpu | None, least: tuple[int, int], what: str, nearest: str) -
             f"It needs compute capability {least[0]}.{least[1]}; this GPU has "
             f"{gpu.compute_capability} ({gpu.architecture}).",
             nearest,
+        )
+
+
+def _check_range(answer: BackendParams, gpu: Gpu | None, model: Path) -> None:
+    """Refuse to compute in float16 what exceeds it; see `checkpoint_dtype`."""
+    try:
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    architecture = str(config.get("model_type", "")) if isinstance(config, dict) else ""
+    if answer.backend not in ("pytorch", "vllm") or checkpoint_dtype(architecture) == "float16":
+        return
+    capability = _capability(gpu)
+    if gpu is not None and capability is not None and capability < AMPERE:
+        raise _impossible(
+            f"{answer.backend} cannot compute {architecture} right on {gpu.canonical_name}.",
+            "The model's activations exceed float16, and bfloat16 needs compute capability 8.0; this "
+            f"GPU has {gpu.compute_capability}.",
+            "the backend llamacpp, or a GPU of the Ampere generation or newer",
+        )
+    if answer.params.get("dtype") == "float16":
+        raise _impossible(
+            f"vLLM's awq kernel cannot compute {architecture} right.",
+            "It multiplies in float16 only, which the model's activations exceed.",
+            "the kernel awq_marlin, which a GPU of the Ampere generation or newer has (--gpu)",
         )
 
 

@@ -128,6 +128,32 @@ def test_auto_reads_the_models_own_config(
     assert answer.params.get("quantization") == name
 
 
+@pytest.mark.parametrize(
+    ("backend", "card", "nearest"),
+    [
+        ("vllm", "T4", "llamacpp"),
+        ("pytorch", "T4", "llamacpp"),
+        ("vllm", None, "awq_marlin"),
+        ("vllm", "L4", None),
+        ("pytorch", None, None),
+    ],
+)
+def test_activations_beyond_float16_need_bfloat16(
+    tmp_path: Path, backend: Backend, card: str | None, nearest: str | None
+) -> None:
+    model = tmp_path / "gemma"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "gemma3_text"}')
+    config, card_or_none = UnifiedQuantizationConfig(method="int4"), gpu(card) if card else None
+    if nearest is None:
+        answer = config.to_backend_params(backend, card_or_none, model)
+        assert "float16" not in answer.params.values()
+        return
+    with pytest.raises(InputError, match="gemma3_text") as caught:
+        config.to_backend_params(backend, card_or_none, model)
+    assert nearest in caught.value.next_step
+
+
 def test_auto_refuses_what_the_backend_cannot_load(tmp_path: Path) -> None:
     model = checkpoint(tmp_path, {"quant_method": "awq", "bits": 4})
     config = UnifiedQuantizationConfig(method="auto")
