@@ -28,6 +28,7 @@ from quant_assets.quantize.perplexity_gate import Checkpoint, measure_checkpoint
 from quant_assets.settings import Settings
 from quant_assets.workers.awq.scaling import (
     apply_scales,
+    change_since_now,
     norms_before,
     use_norm_before,
     weight_offset,
@@ -83,7 +84,8 @@ def test_scaling_changes_no_output(gemma: Path, fits: bool) -> None:
             scaled = (names[id(group["prev_op"])], GATE_AND_UP, torch.linspace(0.3, 3, 256))
             features = {name: torch.ones(2, 32, 256) for name in GATE_AND_UP}
             weights = modules["mlp.up_proj"].weight.clone()
-            assert apply_scales(layer, scaled, features, run, expected) == fits
+            change = change_since_now(run, states)
+            assert apply_scales(layer, scaled, features, change) == fits
             assert torch.allclose(run(), expected, rtol=1e-3, atol=1e-3)
             grown = scaled[2] if fits else torch.ones(256)
             assert torch.allclose(modules["mlp.up_proj"].weight, weights * grown)
@@ -104,7 +106,8 @@ def test_scales_of_values_need_as_many_heads(heads: int, tmp_path: Path) -> None
 
             scaled = ("self_attn.v_proj", ("self_attn.o_proj",), torch.linspace(0.3, 3, 256))
             features = {"self_attn.o_proj": torch.ones(2, 32, 256)}
-            assert apply_scales(layer, scaled, features, run, run()) == (heads == 4)
+            change = change_since_now(run, states)
+            assert apply_scales(layer, scaled, features, change) == (heads == 4)
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from quant_assets.quantize.groupwise import GroupwiseSettings
 from quant_assets.workers.awq.scaling import (
     Scaled,
     apply_scales,
+    change_since_now,
     is_norm,
     norms_before,
     use_norm_before,
@@ -83,7 +84,7 @@ class AwqQuantizer:
         """Quantize one layer; its outputs are those of the unquantized weights."""
         modules = linears(layer)
         features, outputs = self._features(layer, modules, states, call)
-        self._scale(layer, features, states[:1], outputs[:1], call)
+        self._scale(layer, features, states[:1], call)
         self._engine.clip(layer, features)
         layer.to(self._model.device)
         tensors = _activation_scales(layer, self._model.config.model_type)
@@ -99,7 +100,6 @@ class AwqQuantizer:
         layer: torch.nn.Module,
         features: dict[str, torch.Tensor],
         window: torch.Tensor,
-        output: torch.Tensor,
         call: LayerCall,
     ) -> None:
         """Search scales and apply those that leave the layer what it is, as one window shows."""
@@ -115,8 +115,9 @@ class AwqQuantizer:
             use_norm_before(layer, group, norms)
             if is_norm(group["prev_op"]) or isinstance(group["prev_op"], torch.nn.Linear):
                 found += self._searched(layer, group)
+        change = change_since_now(run, window)
         for scaled in found:
-            if not apply_scales(layer, scaled, features, run, output):
+            if not apply_scales(layer, scaled, features, change):
                 self._leave_out(scaled[1], "they would change what the layer computes")
 
     def _searched(self, layer: torch.nn.Module, group: dict[str, Any]) -> list[Scaled]:
