@@ -115,7 +115,7 @@ def _quantized(
 ) -> float:
     """Put quantized layers into `whole`; seconds a layer."""
     model = StreamedModel(arguments.model, "cpu", torch.float32)
-    quantizer = AwqQuantizer(model, settings, engine(model, settings)) if engine else None
+    quantizer = AwqQuantizer(model, settings, engine(model, settings), print) if engine else None
     states, calls = model.first_inputs(windows, only_calls=False)
     layers = dict(whole.named_modules())[model.prefix]
     started = time.perf_counter()

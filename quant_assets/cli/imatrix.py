@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.cli.worker_progress import Verbosity, WorkerProgress, print_warning
 from quant_assets.errors import InputError
 from quant_assets.models.source import resolve_source
 from quant_assets.quantize.calibration import default_calibration_text
@@ -41,8 +40,7 @@ def imatrix(
     if text is None:
         default = default_calibration_text(settings.cache)
         text, name = default.path, default.name
-        if default.warning and verbosity is not Verbosity.QUIET:
-            Console(stderr=True, highlight=False).print(f"warning: {default.warning}", markup=False)
+        print_warning(default.warning, verbosity)
     elif text.is_file():
         name = text.name
     else:

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from quant_assets.bench.evaluation_text import evaluation_text
 from quant_assets.bench.settings import Device
 from quant_assets.cli.output import output_console
-from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.cli.worker_progress import Verbosity, WorkerProgress, print_warning
 from quant_assets.formats.group_quantization import parse_group_quantization
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
@@ -66,7 +65,7 @@ def make_checkpoint(
     )
     settings = get_settings()
     calibration = calibration_text(options.calibration, settings.cache)
-    _warn(calibration.warning, verbosity)
+    print_warning(calibration.warning, verbosity)
     with WorkerProgress(verbosity) as progress:
         made = make_groupwise_artifact(
             source.name,
@@ -83,13 +82,8 @@ def make_checkpoint(
             lineage=lineage,
             on_event=progress.show,
         ).valid()
-    _warn(made.caution, verbosity)
+    print_warning(made.caution, verbosity)
     return made
-
-
-def _warn(text: str | None, verbosity: Verbosity) -> None:
-    if text and verbosity is not Verbosity.QUIET:
-        Console(stderr=True, highlight=False).print(f"warning: {text}", markup=False)
 
 
 def print_checkpoint(made: JudgedArtifact, *, as_json: bool) -> None:

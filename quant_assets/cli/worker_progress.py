@@ -30,6 +30,12 @@ class Verbosity(StrEnum):
     DEBUG = "debug"
 
 
+def print_warning(text: str | None, verbosity: Verbosity) -> None:
+    """Print a warning on standard error, if there is one and anything is to be shown."""
+    if text and verbosity is not Verbosity.QUIET:
+        Console(stderr=True, highlight=False).print(f"warning: {text}", markup=False)
+
+
 class WorkerProgress:
     """Shows a worker's events while the block runs; `show` is the handler for `run_worker`.
 

@@ -231,21 +231,21 @@ def _require(gpu: Gpu | None, least: tuple[int, int], what: str, nearest: str) -
 
 def _check_range(answer: BackendParams, gpu: Gpu | None, model: Path) -> None:
     """Refuse to compute in float16 what exceeds it; see `checkpoint_dtype`."""
+    if answer.backend not in ("pytorch", "vllm"):
+        return
     try:
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return
     architecture = str(config.get("model_type", "")) if isinstance(config, dict) else ""
-    if answer.backend not in ("pytorch", "vllm") or checkpoint_dtype(architecture) == "float16":
+    if checkpoint_dtype(architecture) == "float16":
         return
-    capability = _capability(gpu)
-    if gpu is not None and capability is not None and capability < AMPERE:
-        raise _impossible(
-            f"{answer.backend} cannot compute {architecture} right on {gpu.canonical_name}.",
-            "The model's activations exceed float16, and bfloat16 needs compute capability 8.0; this "
-            f"GPU has {gpu.compute_capability}.",
-            "the backend llamacpp, or a GPU of the Ampere generation or newer",
-        )
+    _require(
+        gpu,
+        AMPERE,
+        f"{answer.backend} with {architecture} in bfloat16 (its activations exceed float16)",
+        "the backend llamacpp, or a GPU of the Ampere generation or newer",
+    )
     if answer.params.get("dtype") == "float16":
         raise _impossible(
             f"vLLM's awq kernel cannot compute {architecture} right.",

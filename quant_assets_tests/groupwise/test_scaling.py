@@ -3,6 +3,8 @@
 import io
 import json
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from quant_assets.quantize.groupwise import (
 from quant_assets.quantize.perplexity_gate import Checkpoint, measure_checkpoints
 from quant_assets.settings import Settings
 from quant_assets.workers.awq.scaling import (
+    Run,
     apply_scales,
     change_since_now,
     norms_before,
@@ -58,56 +61,56 @@ def test_how_a_norm_uses_its_weight(norm: torch.nn.Module, offset: int) -> None:
         assert torch.equal(weight, norm.weight)  # type: ignore[arg-type]
 
 
+@contextmanager
+def first_layer(folder: Path) -> Iterator[tuple[torch.nn.Module, torch.Tensor, Run]]:
+    """(a model's first layer, its inputs for some random tokens, what computes its outputs)"""
+    model = StreamedModel(folder, "cpu", torch.float32)
+    tokens = random_tokens()
+    with torch.no_grad():
+        states, calls = model.first_inputs(tokens, only_calls=False)
+        with model.layer(0) as layer:
+            yield layer, states, lambda: torch.cat(list(model.run_layer(layer, states, calls[0])))
+
+
+def random_tokens() -> torch.Tensor:
+    """Two windows, always the same."""
+    return torch.randint(4, 500, (2, 32), generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("fits", [True, False])
 def test_scaling_changes_no_output(gemma: Path, fits: bool) -> None:
-    model = StreamedModel(gemma, "cpu", torch.float32)
-    windows = torch.randint(4, 500, (2, 32), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        states, calls = model.first_inputs(windows, only_calls=False)
-        with model.layer(0) as layer:
-
-            def run() -> torch.Tensor:
-                return torch.cat(list(model.run_layer(layer, states, calls[0])))
-
-            expected, modules = run(), dict(layer.named_modules())
-            norms = norms_before(layer, run)
-            assert norms["self_attn.q_proj"] is modules["input_layernorm"]
-            assert norms["mlp.up_proj"] is modules["pre_feedforward_layernorm"]
-            assert "mlp.down_proj" not in norms
-            group = {
-                "prev_op": modules["post_attention_layernorm"],
-                "layers": [modules[name] for name in GATE_AND_UP],
-            }
-            if fits:
-                use_norm_before(layer, group, norms)
-            names = {id(module): name for name, module in modules.items()}
-            scaled = (names[id(group["prev_op"])], GATE_AND_UP, torch.linspace(0.3, 3, 256))
-            features = {name: torch.ones(2, 32, 256) for name in GATE_AND_UP}
-            weights = modules["mlp.up_proj"].weight.clone()
-            change = change_since_now(run, states)
-            assert apply_scales(layer, scaled, features, change) == fits
-            assert torch.allclose(run(), expected, rtol=1e-3, atol=1e-3)
-            grown = scaled[2] if fits else torch.ones(256)
-            assert torch.allclose(modules["mlp.up_proj"].weight, weights * grown)
-            assert torch.allclose(features["mlp.up_proj"][0, 0] * grown, torch.ones(256))
+    with first_layer(gemma) as (layer, states, run):
+        expected, modules = run(), dict(layer.named_modules())
+        norms = norms_before(layer, run)
+        assert norms[modules["self_attn.q_proj"]] is modules["input_layernorm"]
+        assert norms[modules["mlp.up_proj"]] is modules["pre_feedforward_layernorm"]
+        assert modules["mlp.down_proj"] not in norms
+        group = {
+            "prev_op": modules["post_attention_layernorm"],
+            "layers": [modules[name] for name in GATE_AND_UP],
+        }
+        if fits:
+            use_norm_before(group, norms)
+        names = {id(module): name for name, module in modules.items()}
+        scaled = (names[id(group["prev_op"])], GATE_AND_UP, torch.linspace(0.3, 3, 256))
+        features = {name: torch.ones(2, 32, 256) for name in GATE_AND_UP}
+        weights = modules["mlp.up_proj"].weight.clone()
+        change = change_since_now(run, states)
+        assert apply_scales(layer, scaled, features, change) == fits
+        assert torch.allclose(run(), expected, rtol=1e-3, atol=1e-3)
+        grown = scaled[2] if fits else torch.ones(256)
+        assert torch.allclose(modules["mlp.up_proj"].weight, weights * grown)
+        assert torch.allclose(features["mlp.up_proj"][0, 0] * grown, torch.ones(256))
 
 
 @pytest.mark.parametrize("heads", [4, 2])
 def test_scales_of_values_need_as_many_heads(heads: int, tmp_path: Path) -> None:
     folder = make_model(tmp_path / "llama", "llama", tokenizer_model(), num_key_value_heads=heads)
-    model = StreamedModel(folder, "cpu", torch.float32)
-    windows = torch.randint(4, 500, (2, 32), generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        states, calls = model.first_inputs(windows, only_calls=False)
-        with model.layer(0) as layer:
-
-            def run() -> torch.Tensor:
-                return torch.cat(list(model.run_layer(layer, states, calls[0])))
-
-            scaled = ("self_attn.v_proj", ("self_attn.o_proj",), torch.linspace(0.3, 3, 256))
-            features = {"self_attn.o_proj": torch.ones(2, 32, 256)}
-            change = change_since_now(run, states)
-            assert apply_scales(layer, scaled, features, change) == (heads == 4)
+    with first_layer(folder) as (layer, states, run):
+        scaled = ("self_attn.v_proj", ("self_attn.o_proj",), torch.linspace(0.3, 3, 256))
+        features = {"self_attn.o_proj": torch.ones(2, 32, 256)}
+        change = change_since_now(run, states)
+        assert apply_scales(layer, scaled, features, change) == (heads == 4)
 
 
 @pytest.mark.slow
@@ -137,7 +140,7 @@ def test_architectures_that_tables_describe_wrongly(
         for method in ("gptq", "awq")
     ]
     drive(jobs)
-    tokens = torch.randint(4, 500, (2, 32), generator=torch.Generator().manual_seed(1))
+    tokens = random_tokens()
     checkpoints = []
     for job in jobs:
         architecture = job.output.name.split("-")[0]
@@ -162,7 +165,7 @@ def test_architectures_that_tables_describe_wrongly(
 
 
 def tiny(folder: Path, architecture: str, **changes: int) -> Path:
-    """A random model of an architecture that the other tests do not need."""
+    """A random model that 4 bits change little, unlike `make_model`'s, whose norms are large."""
     values = {
         "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,

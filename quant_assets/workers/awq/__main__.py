@@ -18,14 +18,17 @@ def handle(job: GroupwiseJob, channel: EventChannel) -> GroupwiseResult:
     from quant_assets.workers.awq.quantizer import AwqQuantizer
     from quant_assets.workers.groupwise.loop import run
 
+    def warn(message: str) -> None:
+        channel.log(message, "warning")
+
     def make(model: "StreamedModel") -> "AwqQuantizer":
         if engine == "autoawq":
             from quant_assets.workers.awq.autoawq_engine import AutoAwqEngine
 
-            return AwqQuantizer(model, job.settings, AutoAwqEngine(model, job.settings))
+            return AwqQuantizer(model, job.settings, AutoAwqEngine(model, job.settings), warn)
         from quant_assets.workers.awq.gptqmodel_engine import GptqmodelEngine
 
-        return AwqQuantizer(model, job.settings, GptqmodelEngine(model, job.settings))
+        return AwqQuantizer(model, job.settings, GptqmodelEngine(model, job.settings), warn)
 
     channel.progress(f"load {engine}", 1, 1, "libraries")
     return run(job, channel, make)

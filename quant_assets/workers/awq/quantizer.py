@@ -4,6 +4,7 @@ The inputs of every layer are those of the unquantized model, so layers depend o
 through them.
 """
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -49,15 +50,22 @@ class AwqEngine(Protocol):
 
 
 class AwqQuantizer:
-    """Quantizes layers of one model; see `LayerQuantizer`."""
+    """Quantizes layers of one model; see `LayerQuantizer`.
+
+    `warn` is told of matrices whose inputs cannot be scaled, once.
+    """
 
     def __init__(
-        self, model: StreamedModel, settings: GroupwiseSettings, engine: AwqEngine
+        self,
+        model: StreamedModel,
+        settings: GroupwiseSettings,
+        engine: AwqEngine,
+        warn: Callable[[str], None],
     ) -> None:
         self._model = model
         self._settings = settings
         self._engine = engine
-        self._remarks: list[str] = []
+        self._warn = functools.cache(warn)  # every layer may have the same to say
 
     def library_versions(self) -> dict[str, str]:
         """Versions of what decides the bytes."""
@@ -73,10 +81,6 @@ class AwqQuantizer:
             "version": "gemm",
             "modules_to_not_convert": None,
         }
-
-    def remarks(self) -> list[str]:
-        """Matrices whose inputs could not be scaled."""
-        return self._remarks
 
     def quantize(
         self, layer: torch.nn.Module, states: torch.Tensor, call: LayerCall
@@ -112,7 +116,7 @@ class AwqQuantizer:
         groups = self._engine.scaling_groups(layer, features, dict(call.kwargs))
         found = []
         for group in groups:
-            use_norm_before(layer, group, norms)
+            use_norm_before(group, norms)
             if is_norm(group["prev_op"]) or isinstance(group["prev_op"], torch.nn.Linear):
                 found += self._searched(layer, group)
         change = change_since_now(run, window)
@@ -135,12 +139,10 @@ class AwqQuantizer:
             return []
 
     def _leave_out(self, names: Sequence[str], why: str) -> None:
-        remark = (
+        self._warn(
             f"The inputs of {', '.join(names)} are not scaled: {why}, as the engine does not describe "
             f"{self._model.config.model_type} right. Their weights are clipped and rounded alone."
         )
-        if remark not in self._remarks:
-            self._remarks.append(remark)
 
     def _features(
         self,

@@ -23,40 +23,34 @@ Scaled = Sequence[Any]
 """(name of the operation before, names of the linear modules, scales, ...), as engines say it."""
 
 
-def norms_before(layer: torch.nn.Module, run: Run) -> dict[str, torch.nn.Module]:
+def norms_before(layer: torch.nn.Module, run: Run) -> dict[torch.nn.Module, torch.nn.Module]:
     """For each linear module whose input is a norm's output: the norm."""
     produced: list[tuple[torch.Tensor, torch.nn.Module]] = []
-    found: dict[str, torch.nn.Module] = {}
+    found: dict[torch.nn.Module, torch.nn.Module] = {}
 
     def keep(norm: torch.nn.Module, _: Any, output: torch.Tensor) -> None:
         produced.append((output, norm))
 
-    def seer(name: str) -> Callable[..., None]:
-        def see(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            for output, norm in produced:
-                if output is args[0]:
-                    found[name] = norm
-
-        return see
+    def see(linear: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        for output, norm in produced:
+            if output is args[0]:
+                found[linear] = norm
 
     with ExitStack() as stack:
-        for name, module in layer.named_modules():
+        for module in layer.modules():
             if is_norm(module):
                 stack.callback(module.register_forward_hook(keep).remove)
             elif isinstance(module, torch.nn.Linear):
-                stack.callback(module.register_forward_pre_hook(seer(name)).remove)
+                stack.callback(module.register_forward_pre_hook(see).remove)
         run()
     return found
 
 
 def use_norm_before(
-    layer: torch.nn.Module, group: dict[str, Any], norms: Mapping[str, torch.nn.Module]
+    group: dict[str, Any], norms: Mapping[torch.nn.Module, torch.nn.Module]
 ) -> None:
     """Let a group of linear modules be scaled by the norm that they were seen to read from."""
-    names = {id(module): name for name, module in layer.named_modules()}
-    norm = norms.get(names[id(group["layers"][0])])
-    if norm is not None:
-        group["prev_op"] = norm
+    group["prev_op"] = norms.get(group["layers"][0], group["prev_op"])
 
 
 def change_since_now(run: Run, inputs: torch.Tensor) -> Change:

@@ -90,10 +90,6 @@ class GptqQuantizer:
             "meta": {"quantizer": [f"gptqmodel:{self.library_versions()['gptqmodel']}"]},
         }
 
-    def remarks(self) -> list[str]:
-        """None: GPTQ needs no knowledge of the architecture."""
-        return []
-
     def quantize(
         self, layer: torch.nn.Module, states: torch.Tensor, call: LayerCall
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

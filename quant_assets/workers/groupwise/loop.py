@@ -66,9 +66,6 @@ class LayerQuantizer(Protocol):
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """(the layer's tensors by their names inside it, the next layer's inputs)."""
 
-    def remarks(self) -> list[str]:
-        """What could not be done as usual in the layers so far, each once; only added to."""
-
 
 MakeQuantizer = Callable[[StreamedModel], LayerQuantizer]
 
@@ -109,7 +106,6 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
     for message in checkpoints.messages:
         channel.log(message, "warning")
     first = checkpoints.done
-    told = 0
     n_layers = len(model.layers)
     dtype = checkpoint_dtype(shape.architecture)
     channel.progress("calibrate", 0, 1, "texts")
@@ -134,9 +130,6 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
                     for name, tensor in tensors.items()
                 }
             checkpoints.save(index, named, states)
-            for remark in quantizer.remarks()[told:]:
-                channel.log(remark, "warning")
-            told = len(quantizer.remarks())
     channel.progress("quantize", n_layers, n_layers, "layers")
     layer_seconds = (time.monotonic() - layers_started) / max(1, n_layers - first)
     files = _assemble(job, model, quantizer, checkpoints, dtype)

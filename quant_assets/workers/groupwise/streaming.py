@@ -72,10 +72,14 @@ def renamed(model: Any, names: list[str]) -> dict[str, str]:
 
 
 class TensorFiles:
-    """The tensors of a folder of safetensors files, by name."""
+    """The tensors of a folder of safetensors files, by name.
+
+    `stored_as` holds further names that tensors can be read by.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.stored_as: dict[str, str] = {}
         index = folder / "model.safetensors.index.json"
         if index.exists():
             weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -88,16 +92,17 @@ class TensorFiles:
 
     @property
     def names(self) -> list[str]:
-        """All names, sorted."""
+        """All names in the files, sorted."""
         return sorted(self._file)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file
+        return name in self._file or name in self.stored_as
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU."""
-        with safe_open(self._folder / self._file[name], framework="pt") as reader:
-            tensor: torch.Tensor = reader.get_tensor(name)
+        stored = self.stored_as.get(name, name)
+        with safe_open(self._folder / self._file[stored], framework="pt") as reader:
+            tensor: torch.Tensor = reader.get_tensor(stored)
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -132,7 +137,7 @@ class StreamedModel:
                 "Use a model of an architecture that this version knows, or --to gguf.",
             ) from error
         self.prefix, self.layers = self._find_layers()
-        self._stored_as = {
+        self.files.stored_as = {
             name: stored
             for name, stored in renamed(self.model, self.files.names).items()
             if not name.startswith(f"{self.prefix}.")
@@ -151,7 +156,7 @@ class StreamedModel:
         )
 
     def _check_names(self, folder: Path) -> None:
-        have = {*self.files.names, *self._stored_as}
+        have = {*self.files.names, *self.files.stored_as}
         if getattr(self.config, "tie_word_embeddings", False):
             # The head is the embeddings once more; most files do not repeat it.
             have |= self._head_names()
@@ -181,9 +186,8 @@ class StreamedModel:
 
     def _load(self, names: list[str]) -> None:
         for name in names:
-            value = self.files.read(self._stored_as.get(name, name))
             set_module_tensor_to_device(
-                self.model, name, self.device, value=value, dtype=self.dtype
+                self.model, name, self.device, value=self.files.read(name), dtype=self.dtype
             )
 
     def first_inputs(
@@ -249,7 +253,7 @@ class StreamedModel:
             for name, _ in self.model.named_parameters()
             if not name.startswith(f"{self.prefix}.")
             and name not in passed_over
-            and (name in self.files or name in self._stored_as)
+            and name in self.files
         ]
         self._load(outer)
         self._move_buffers()
