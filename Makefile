@@ -3,7 +3,7 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) environments/bootstrap.py
 BIN = .venv/bin
 
-.PHONY: demo test test-groupwise ui check setup setup-groupwise bench-gguf bench-listings bench-peers
+.PHONY: demo test test-groupwise fuzz ui check setup setup-groupwise bench-gguf bench-listings bench-peers
 
 demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
 	@$(BOOTSTRAP) main --with demo
@@ -18,6 +18,10 @@ test-groupwise:  ## set up the worker environments of GPTQ and AWQ, and run thei
 	@$(BOOTSTRAP) gptq
 	@$(BOOTSTRAP) awq
 	@$(BIN)/python -m pytest quant_assets_tests/groupwise $(PYTEST_ARGS)
+
+fuzz:  ## 20,000 mutated files of every kind, with fresh seeds
+	@$(BOOTSTRAP) main --with demo --with test --with live
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -m fuzz --timeout 7200 $(PYTEST_ARGS)
 
 check:  ## set up and run the linter, the formatter's check and the type checker
 	@$(BOOTSTRAP) main --with demo --with test --with live

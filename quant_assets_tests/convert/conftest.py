@@ -1,20 +1,17 @@
 """A tiny checkpoint, and the same packed by plain rounding."""
 
 import json
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "gguf"))
+from quant_assets_tests.gguf.tiny_models import make_model, tokenizer_model
 
 
 @pytest.fixture(scope="session")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tiny_models import make_model, tokenizer_model
-
     folder = tmp_path_factory.mktemp("plain") / "tiny"
     return make_model(
         folder, "llama", tokenizer_model(), dtype="float16", hidden_size=64, head_dim=16,

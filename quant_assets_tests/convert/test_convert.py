@@ -15,6 +15,7 @@ from quant_assets.models.source import resolve_source
 from quant_assets.quantize.convert import UnpackJob, conversion_loss, plain_folder
 from quant_assets.settings import Settings
 from quant_assets.workers.protocol import EventChannel
+from quant_assets_tests.gguf.tiny_models import make_model, tokenizer_model
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -135,8 +136,6 @@ def test_gguf_to_plain_folder_keeps_tokens_and_chat_template(smollm2: Path, tmp_
 
 def test_gemma_keeps_its_tokens_and_its_range(tmp_path: Path) -> None:
     """No space before the first word, and a type that its activations fit into."""
-    from tiny_models import make_model, tokenizer_model
-
     folder = make_model(tmp_path / "gemma", "gemma3", tokenizer_model())
     file = tmp_path / "gemma-Q8_0.gguf"
     for source, *options in ((folder, "gguf", "--level", "Q8_0", "--threads", "1"), (file, "hf")):

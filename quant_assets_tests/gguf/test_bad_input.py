@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import make_model
 
 from quant_assets.errors import InputError, QuantAssetsError, ResourceError
 from quant_assets.models.source import resolve_source
@@ -18,6 +17,7 @@ from quant_assets.settings import Settings
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.imatrix_file import MatrixInputs, write_imatrix
 from quant_assets.workers.protocol import Event, EventChannel, ProgressEvent
+from quant_assets_tests.gguf.tiny_models import make_model
 
 
 def job_of(source: Path, output: Path, **changes: object) -> QuantizeGgufJob:

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from child_scripts import FAST_LEVELS, IQ_LEVELS, run_scripts, tasks
-from tiny_models import ARCHITECTURES, make_model
 
 from quant_assets.formats.gguf_levels import GGUF_LEVELS, parse_level
+from quant_assets_tests.gguf.child_scripts import FAST_LEVELS, IQ_LEVELS, run_scripts, tasks
+from quant_assets_tests.gguf.tiny_models import ARCHITECTURES, make_model
 
 
 def assert_same_files(reference: Path, ours: Path, names: list[str]) -> None:

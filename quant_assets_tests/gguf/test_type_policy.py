@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from tiny_models import ARCHITECTURES
 
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_levels import GGUF_LEVELS, parse_level
 from quant_assets.workers.gguf import plan
 from quant_assets.workers.gguf.ggml import GgufMetadata, type_name
 from quant_assets.workers.gguf.imatrix_file import read_imatrix
+from quant_assets_tests.gguf.tiny_models import ARCHITECTURES
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

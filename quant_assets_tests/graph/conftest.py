@@ -3,12 +3,19 @@
 from collections.abc import Iterator
 
 import pytest
-from tiny_installation import LISTINGS, MODELS, QUALITY, VARIANTS, Installation, cell
-from tiny_models import make_model, tokenizer_model
 
 from quant_assets.definitions import build_definitions
 from quant_assets.resources.instance import dagster_instance
 from quant_assets.settings import Settings
+from quant_assets_tests.gguf.tiny_models import make_model, tokenizer_model
+from quant_assets_tests.graph.tiny_installation import (
+    LISTINGS,
+    MODELS,
+    QUALITY,
+    VARIANTS,
+    Installation,
+    cell,
+)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,8 @@ import json
 import time
 
 import dagster as dg
-from tiny_installation import LISTINGS, Installation, cell
+
+from quant_assets_tests.graph.tiny_installation import LISTINGS, Installation, cell
 
 
 def evaluate(

@@ -10,7 +10,6 @@ import dagster as dg
 import duckdb
 import psutil
 import pytest
-from tiny_installation import QUALITY, Installation, cell
 
 from quant_assets.automation.checks import build_checks
 from quant_assets.bench.results import ResultStore
@@ -18,6 +17,7 @@ from quant_assets.quantize.store import ArtifactStore
 from quant_assets.resources.stores import DataRoot
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.rebuild import rebuild_raw_tables
+from quant_assets_tests.graph.tiny_installation import QUALITY, Installation, cell
 
 
 def query(installation: Installation, sql: str) -> list[tuple[object, ...]]:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from tiny_installation import Installation
 
 from quant_assets.assets.groupwise import build_groupwise_artifacts
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import ModelConfig
+from quant_assets_tests.graph.tiny_installation import Installation
 
 
 def test_the_failure_says_how_to_make_the_environment(

@@ -13,10 +13,10 @@ from pathlib import Path
 import duckdb
 import pytest
 import requests
-from tiny_installation import Installation, cell
 
 from quant_assets.settings import PROJECT_ROOT
 from quant_assets.warehouse.connection import Warehouse
+from quant_assets_tests.graph.tiny_installation import Installation, cell
 
 LAUNCH = """
 mutation Launch($params: LaunchBackfillParams!) {

@@ -11,7 +11,7 @@ import pytest
 from quant_assets.bench.evaluation_text import EvaluationText, evaluation_text
 from quant_assets.models.source import SourceModel, resolve_source
 from quant_assets.quantize.calibration import CalibrationText, default_calibration_text
-from quant_assets.settings import Settings, get_settings
+from quant_assets.settings import PROJECT_ROOT, Settings, get_settings
 
 SAMPLES, SEQUENCE_LENGTH = 64, 64
 CALIBRATION = {"samples": SAMPLES, "sequence_length": SEQUENCE_LENGTH}
@@ -20,9 +20,8 @@ TRAIN = """
 import sys
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[2])
 import torch
-from tiny_models import calibration_text, make_model, tokenizer_model
+from quant_assets_tests.gguf.tiny_models import calibration_text, make_model, tokenizer_model
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
@@ -71,9 +70,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(home: Path) -> Path:
     """A Llama of 3 layers, trained for some seconds in a process of its own."""
     folder = home / "models" / "tiny"
-    tiny_models = Path(__file__).parent.parent / "gguf"
     done = subprocess.run(
-        [sys.executable, "-c", TRAIN, folder, tiny_models], capture_output=True, text=True
+        [sys.executable, "-c", TRAIN, folder], capture_output=True, text=True, cwd=PROJECT_ROOT
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from groupwise_jobs import drive, job_of
 from safetensors.torch import save_file
 
 from quant_assets.errors import ResourceError
@@ -13,6 +12,7 @@ from quant_assets.models.identity import sha256_of
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import CalibrationText
 from quant_assets.workers.groupwise.checkpoint import Checkpoints
+from quant_assets_tests.groupwise.groupwise_jobs import drive, job_of
 
 IDENTITY = {"bits": "4", "source": "abc"}
 

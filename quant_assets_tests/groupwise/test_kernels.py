@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from groupwise_jobs import drive, job_of
 
 from quant_assets.bench.evaluation_text import EvaluationText
 from quant_assets.models.source import SourceModel
@@ -15,6 +14,7 @@ from quant_assets.quantize.groupwise_layout import check_layout
 from quant_assets.quantize.perplexity_gate import Checkpoint, Rounding, measure_checkpoints
 from quant_assets.workers.protocol import EventChannel
 from quant_assets.workers.unpack_checkpoint import unpack
+from quant_assets_tests.groupwise.groupwise_jobs import drive, job_of
 
 CASES: dict[str, dict[str, Any]] = {
     "2bit-g32-zero-point": {"bits": 2, "group_size": 32, "sym": False},

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from groupwise_jobs import drive, job_of
-from tiny_models import make_model, tokenizer_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -40,6 +38,8 @@ from quant_assets.workers.environments import interpreter
 from quant_assets.workers.groupwise.streaming import StreamedModel
 from quant_assets.workers.protocol import EventChannel
 from quant_assets.workers.unpack_checkpoint import unpack
+from quant_assets_tests.gguf.tiny_models import make_model, tokenizer_model
+from quant_assets_tests.groupwise.groupwise_jobs import drive, job_of
 
 GATE_AND_UP = ("mlp.gate_proj", "mlp.up_proj")
 

@@ -1,19 +1,15 @@
 """`quant-assets info` on a folder that a test makes."""
 
 import json
-import sys
 from pathlib import Path
 
 from typer.testing import CliRunner
 
 from quant_assets.cli.app import app
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "gguf"))
+from quant_assets_tests.gguf.tiny_models import make_model, tokenizer_model
 
 
 def test_a_source_folder(tmp_path: Path) -> None:
-    from tiny_models import make_model, tokenizer_model
-
     folder = make_model(tmp_path / "tiny", "qwen3", tokenizer_model())
     run = CliRunner().invoke(app, ["info", str(folder), "--format", "json"])
     assert run.exit_code == 0, run.exception

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from marts_world import dbt, fill
 
 from quant_assets.warehouse.connection import Warehouse
+from quant_assets_tests.marts.marts_world import dbt, fill
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from marts_world import NOW
 
 from quant_assets.errors import InputError
 from quant_assets.report.content import DecisionReport
@@ -21,6 +20,7 @@ from quant_assets.report.decision import (
 from quant_assets.report.figures import draw
 from quant_assets.settings import Settings
 from quant_assets.warehouse.connection import Warehouse
+from quant_assets_tests.marts.marts_world import NOW
 
 
 @pytest.fixture(scope="module")

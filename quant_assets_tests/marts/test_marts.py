@@ -7,9 +7,9 @@ from typing import Any
 
 import duckdb
 import pytest
-from marts_world import CPU_EFFICIENCIES, dbt
 
 from quant_assets.warehouse.connection import Warehouse
+from quant_assets_tests.marts.marts_world import CPU_EFFICIENCIES, dbt
 
 
 def rows(warehouse: Warehouse, query: str) -> list[tuple[Any, ...]]:

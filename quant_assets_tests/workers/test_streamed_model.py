@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from tiny_models import make_model, tokenizer_model
 
 from quant_assets.errors import InputError
+from quant_assets_tests.gguf.tiny_models import make_model, tokenizer_model
 
 
 @pytest.mark.parametrize("architecture", ["llama", "llama_tied", "qwen3"])

@@ -1,0 +1,1 @@
+"""Tests of GPTQ and AWQ."""

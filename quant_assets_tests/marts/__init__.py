@@ -1,0 +1,1 @@
+"""Tests of the dbt marts and what reads them."""
