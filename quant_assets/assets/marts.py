@@ -9,11 +9,11 @@ from typing import Any
 
 import dagster as dg
 from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_assets
-from filelock import FileLock
 
 from quant_assets.assets.artifacts import OWNERS
 from quant_assets.assets.tables import FOLLOWS_ITS_INPUTS, WAREHOUSE_POOL
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.host.locks import exclusive_lock
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.settings import PROJECT_ROOT, Settings
@@ -54,7 +54,7 @@ def dbt_project(settings: Settings) -> DbtProject:
     )
     stamp = settings.dbt_target / "manifest.sha256"
     fingerprint = _fingerprint()
-    with FileLock(settings.dbt_target / "manifest.lock"):
+    with exclusive_lock(settings.dbt_target / "manifest.lock", "the parsed dbt project"):
         known = stamp.read_text(encoding="utf-8") if stamp.exists() else ""
         if known != fingerprint or not project.manifest_path.exists():
             settings.warehouse.parent.mkdir(parents=True, exist_ok=True)

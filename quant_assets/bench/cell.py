@@ -5,12 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from filelock import FileLock
-
 from quant_assets.bench.jobs import CellJob, CellMeasurement, RunSample
 from quant_assets.bench.record import BenchmarkRecord, make_record
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
+from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
 from quant_assets.settings import get_settings
 from quant_assets.workers.environments import EnvironmentName
 from quant_assets.workers.protocol import Event
@@ -28,10 +27,13 @@ class MeasuredCell(NamedTuple):
 
 @contextmanager
 def machine_lock(locks: Path | None = None) -> Iterator[None]:
-    """Hold the machine for one benchmark: whoever comes next waits, in any process."""
+    """Hold the machine for one benchmark: whoever comes next waits, in any process.
+
+    Raises `ResourceError` when it was not free within `LONG_WAIT_S` seconds.
+    """
     folder = locks or get_settings().locks
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "benchmark.lock"):
+    purpose = "the benchmarks of this machine, which run one at a time"
+    with exclusive_lock(folder / "benchmark.lock", purpose, wait_s=LONG_WAIT_S):
         yield
 
 

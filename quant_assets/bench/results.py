@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from filelock import FileLock
 from pydantic import TypeAdapter, ValidationError
 
 from quant_assets.atomic_files import path_inside, write_text_atomically
 from quant_assets.bench.jobs import RunSample
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.errors import InputError
+from quant_assets.host.locks import exclusive_lock
 
 _RECORDS: TypeAdapter[list[BenchmarkRecord]] = TypeAdapter(list[BenchmarkRecord])
 _SAMPLES: TypeAdapter[list[RunSample]] = TypeAdapter(list[RunSample])
@@ -52,7 +52,7 @@ class ResultStore:
             text = _SAMPLES.dump_json(samples).decode()
             write_text_atomically(path_inside(self.folder, samples_file), text)
             record = record.model_copy(update={"samples_file": samples_file})
-        with FileLock(self.folder / _LOCK_NAME):
+        with exclusive_lock(self.folder / _LOCK_NAME, "the benchmark results"):
             earlier = read_records(path) if path.exists() else []
             kept = [item for item in earlier if item.record_id != record.record_id]
             text = _RECORDS.dump_json([*kept, record], indent=2).decode()

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from filelock import FileLock
 from pydantic import BaseModel
 
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
 from quant_assets.models.gguf_header import read_gguf_header
 from quant_assets.models.identity import SOURCE_MANIFEST
 from quant_assets.models.source import SourceModel, resolve_configured_source, resolve_source
@@ -97,8 +97,8 @@ def dequantized_folder(
     """
     folder = settings.sources / name
     settings.sources.mkdir(parents=True, exist_ok=True)
-    settings.locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(settings.locks / f"source-{name}.lock"):
+    lock = settings.locks / f"source-{name}.lock"
+    with exclusive_lock(lock, f"the source model {name}", wait_s=LONG_WAIT_S):
         manifest = source_manifest(folder)
         if manifest is None or manifest.origin_identity != source.identity:
             with session() as extra_env:

@@ -5,9 +5,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from filelock import FileLock
-
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.host.locks import exclusive_lock
 
 MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
 SOURCE_MANIFEST = "source_manifest.json"
@@ -37,8 +36,8 @@ class HashCache:
         if key in known:
             return known[key]
         digest = sha256_of(file)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self._path}.lock"):
+        lock = self._path.with_name(f"{self._path.name}.lock")
+        with exclusive_lock(lock, "the remembered hashes of files"):
             write_text_atomically(self._path, json.dumps({**self._load(), key: digest}, indent=0))
         return digest
 
