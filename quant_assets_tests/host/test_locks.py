@@ -63,7 +63,7 @@ def test_a_wait_is_announced_and_ends_when_the_lock_is_free(
     announced = threading.Event()
 
     class LetGo(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+        def emit(self, record: logging.LogRecord) -> None:  # noqa: ARG002
             announced.set()
             assert holder.stdin is not None
             holder.stdin.write("\n")
