@@ -1,9 +1,13 @@
 """The `quant-assets` command: assembles the commands and prints errors without a traceback."""
 
+import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import typer
-from rich.console import Console
+from typer.core import TyperGroup
 
 from quant_assets.cli.bench import bench
 from quant_assets.cli.collect import collect
@@ -15,6 +19,7 @@ from quant_assets.cli.estimate import estimate
 from quant_assets.cli.imatrix import imatrix
 from quant_assets.cli.info import info
 from quant_assets.cli.intent import intent
+from quant_assets.cli.output import message_console
 from quant_assets.cli.pipeline import pipeline
 from quant_assets.cli.quantize import quantize
 from quant_assets.cli.recommend import recommend
@@ -24,10 +29,38 @@ from quant_assets.cli.types import types
 from quant_assets.cli.ui import ui
 from quant_assets.cli.validate import validate
 from quant_assets.errors import QuantAssetsError
+from quant_assets.escaping import terminal_text
 from quant_assets.redaction import redact
+
+
+class CommandGroup(TyperGroup):
+    """The commands; complaints about wrong usage quote arguments, which may be file names."""
+
+    def make_context(self, *arguments: Any, **extra: Any) -> Any:
+        """The context of one call, see click."""
+        with _visible_complaints():
+            return super().make_context(*arguments, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was named, see click."""
+        with _visible_complaints():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _visible_complaints() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        message = getattr(error, "message", None)
+        if isinstance(message, str):
+            error.message = terminal_text(message)  # type: ignore[attr-defined]
+        raise
+
 
 app = typer.Typer(
     name="quant-assets",
+    cls=CommandGroup,
     help="Which quantized variant of a model, on which GPU, at what speed, quality and cost.",
     no_args_is_help=True,
     add_completion=False,
@@ -62,14 +95,18 @@ app.command()(validate)
 
 def main() -> None:
     """Entry point: exit 0 on success, 2 on wrong usage, else the error's own exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal without UTF-8 shows what it lacks as an escape; nothing fails for it.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except QuantAssetsError as error:
-        console = Console(stderr=True, soft_wrap=True, highlight=False)
+        console = message_console()
         console.print("error:", style="bold red", end=" ")
-        console.print(redact(error.what), markup=False)
-        console.print(redact(error.why), markup=False)
-        console.print(redact(error.next_step), style="bold", markup=False)
+        console.print(redact(error.what))
+        console.print(redact(error.why))
+        console.print(redact(error.next_step), style="bold")
         sys.exit(error.exit_code)
 
 

@@ -40,7 +40,7 @@ from quant_assets.bench.settings import (
 from quant_assets.bench.statistics import Ratio
 from quant_assets.bench.thresholds import check_records, load_thresholds
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant, load_settings, load_variants
-from quant_assets.cli.output import output_console
+from quant_assets.cli.output import output_console, print_line
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.errors import InputError
 from quant_assets.models.config import load_models
@@ -331,7 +331,7 @@ def _print_plan(plan: list[PlannedCell]) -> None:
         )
     _print(table)
     total = sum(cell.estimate_s or 0 for cell in plan)
-    typer.echo(f"{len(plan)} cells, about {total / 60:.0f} min in all")
+    print_line(f"{len(plan)} cells, about {total / 60:.0f} min in all")
 
 
 def _print_outcomes(outcomes: list[CellOutcome]) -> None:
@@ -339,11 +339,11 @@ def _print_outcomes(outcomes: list[CellOutcome]) -> None:
     for item in outcomes:
         name = f"{item.cell.variant} batch {item.cell.batch_size}"
         if item.resumed:
-            typer.echo(f"{name}: measured before the interruption")
+            print_line(f"{name}: measured before the interruption")
         elif item.error is not None:
-            typer.echo(f"{name}: failed: {item.error}")
+            print_line(f"{name}: failed: {item.error}")
         elif item.record is None:
-            typer.echo(f"{name}: skipped: {item.cell.skipped}")
+            print_line(f"{name}: skipped: {item.cell.skipped}")
 
 
 def _print_records(records: list[BenchmarkRecord]) -> None:

@@ -7,6 +7,7 @@ import typer
 
 from quant_assets.bench.collect import collect_csv
 from quant_assets.bench.results import ResultStore
+from quant_assets.cli.output import print_line
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import load_benchmarks
@@ -20,8 +21,8 @@ def collect(
     settings = get_settings()
     folder = results_dir or settings.results
     count = collect_csv(folder, output_csv)
-    typer.echo(f"{count} records in {output_csv}")
+    print_line(f"{count} records in {output_csv}")
     if folder.resolve() == settings.results.resolve():
         with Warehouse(settings.warehouse).write() as connection:
             rows = load_benchmarks(connection, ResultStore(folder))
-        typer.echo(f"{rows} records in {settings.warehouse}")
+        print_line(f"{rows} records in {settings.warehouse}")

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.settings import Device
+from quant_assets.cli.output import message_console, print_path
 from quant_assets.cli.quantize_groupwise import GroupwiseOptions, make_checkpoint, print_checkpoint
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.errors import ConfirmationRequired
@@ -72,9 +72,9 @@ def convert(
         plain = plain_folder(source, output / f"{source.name}-hf", settings, on_event=progress.show)
     origin = lineage(source, detect_quantization(source.path), loss)
     if to == "hf":
-        typer.echo(plain.path)
+        print_path(plain.path)
     elif to == "gguf":
-        typer.echo(_to_gguf(plain, level, output, origin, threads, verbosity))
+        print_path(_to_gguf(plain, level, output, origin, threads, verbosity))
     else:
         options = GroupwiseOptions(
             bits=bits, group_size=group_size, desc_act=False, sym=True, engine=engine,
@@ -94,7 +94,7 @@ def _target_bits(to: ConversionTarget, level: str, bits: int, group_size: int) -
 
 
 def _agree(loss: ConversionLoss, *, yes: bool) -> None:
-    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(loss.text)
+    message_console().print(loss.text)
     if not loss.significant or yes:
         return
     if not sys.stdin.isatty() or not typer.confirm("Convert nevertheless?", err=True):

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from quant_assets.cli.output import print_line
 from quant_assets.settings import get_settings
 
 
@@ -20,4 +21,4 @@ def decision_report(
     settings = get_settings()
     report = build_decision_report(settings)
     for path in write_decision_report(report, output or settings.decision_report):
-        typer.echo(f"report: {path}", err=True)
+        print_line(f"report: {path}", err=True)

@@ -5,10 +5,9 @@ import warnings
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from quant_assets.cli.output import output_console, standard_output_unseen
+from quant_assets.cli.output import message_console, output_console, standard_output_unseen
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import row_counts
@@ -40,7 +39,7 @@ def demo(
 
     settings = get_settings()
     os.environ.update(dagster_environment(settings))
-    progress = Console(stderr=True, highlight=False, markup=False)
+    progress = message_console()
     # What the steps print, dbt's log above all, is in their compute logs.
     with standard_output_unseen(), warnings.catch_warnings():
         _ignore_notes_to_developers()
@@ -50,7 +49,7 @@ def demo(
             settings,
             overrides={"generated_tokens": generated_tokens, "prompt_tokens": prompt_tokens},
             quality={"windows": quality_windows, "obedience": obedience},
-            say=lambda line: progress.print(line, soft_wrap=True),
+            say=progress.print,
         )
     with Warehouse(settings.warehouse).read() as connection:
         options = cheapest_deployment_options(connection, TOP_ROWS)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from quant_assets.cli.output import output_console
+from quant_assets.cli.output import output_console, print_json
 from quant_assets.formats.estimates import (
     estimate_of_model,
     estimate_of_size,
@@ -80,7 +80,7 @@ def estimate(
             **result.model_dump(mode="json"),
             "gpus": [entry.model_dump(mode="json") for entry in found],
         }
-        typer.echo(json.dumps(report, indent=2))
+        print_json(json.dumps(report, indent=2))
         return
     console = output_console()
     console.print(_memory_table(result))

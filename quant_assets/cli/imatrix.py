@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from quant_assets.cli.output import print_path
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress, print_warning
 from quant_assets.errors import InputError
 from quant_assets.models.source import resolve_source
@@ -61,4 +62,4 @@ def imatrix(
             ),
             on_event=progress.show,
         )
-    typer.echo(result.output)
+    print_path(result.output)

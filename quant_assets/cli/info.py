@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from quant_assets.cli.output import output_console
+from quant_assets.cli.output import output_console, print_json
 from quant_assets.formats.intent import detect_quantization
 from quant_assets.models.inspection import inspect_model
 from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest
@@ -27,7 +27,7 @@ def info(
     """
     facts = _facts(path)
     if output_format == "json":
-        typer.echo(json.dumps(facts, indent=2, default=str))
+        print_json(json.dumps(facts, indent=2, default=str))
         return
     table = Table(show_header=False, box=None)
     table.add_column(style="bold")

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
+from quant_assets.cli.output import LiteralConsole, print_json
 from quant_assets.errors import InputError
 from quant_assets.formats.intent import Backend, BackendParams, Method, UnifiedQuantizationConfig
 from quant_assets.listings.registry import load_registry
@@ -55,13 +55,13 @@ def intent(
     card = load_registry().variants(gpu)[0] if gpu else None
     answer = config.to_backend_params(backend, card, model)
     if output_format == "json":
-        typer.echo(answer.model_dump_json(indent=2))
+        print_json(answer.model_dump_json(indent=2))
     else:
         _show(answer)
 
 
 def _show(answer: BackendParams) -> None:
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = LiteralConsole(soft_wrap=True)
     table = Table(title=f"{answer.method} on {answer.backend}", title_justify="left")
     table.add_column("parameter")
     table.add_column("value")

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from quant_assets.cli.output import message_console
 from quant_assets.listings.pipeline import PipelineOptions, PipelineResult
 from quant_assets.listings.quarantine import QuarantineReason
 
@@ -50,14 +50,13 @@ def make_options(
 
 def print_result(result: PipelineResult) -> None:
     """Say on stderr what became of the rows and where they are."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = message_console()
     counts, rate = result.counts, result.normalized.match_rate
     shown_rate = "" if rate is None else f", match rate {rate:.1%}"
     console.print(
         f"{counts['rows'] + counts['rejected']} rows: {counts['enriched']} enriched, "
         f"{counts['quarantined']} quarantined, {counts['collapsed_duplicates']} duplicates collapsed"
-        f"{shown_rate}",
-        markup=False,
+        f"{shown_rate}"
     )
     if result.normalized.quarantine_counts:
         table = Table("rows", "reason", "meaning", title="Quarantine")
@@ -66,4 +65,4 @@ def print_result(result: PipelineResult) -> None:
         console.print(table)
     for label, path in (("offers", result.output), ("quarantine", result.quarantine)):
         if path is not None:
-            console.print(f"{label}: {path}", markup=False)
+            console.print(f"{label}: {path}")

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from quant_assets.bench.settings import Device
-from quant_assets.cli.output import output_console
+from quant_assets.cli.output import output_console, print_json
 from quant_assets.cli.quantize_groupwise import (
     GroupwiseOptions,
     make_checkpoint,
@@ -180,7 +180,7 @@ def quantize(
             )
     console = output_console()
     if output_format is OutputFormat.JSON:
-        typer.echo(answer.model_dump_json(indent=2))
+        print_json(answer.model_dump_json(indent=2))
     elif isinstance(answer, GgufPlan):
         console.print(_plan_table(answer))
         console.print(_facts(_plan_facts(answer)))

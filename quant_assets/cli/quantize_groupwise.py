@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import typer
 from rich.table import Table
 
 from quant_assets.bench.evaluation_text import evaluation_text
 from quant_assets.bench.settings import Device
-from quant_assets.cli.output import output_console
+from quant_assets.cli.output import output_console, print_json
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress, print_warning
 from quant_assets.formats.group_quantization import parse_group_quantization
 from quant_assets.models.inspection import inspect_model
@@ -90,7 +89,7 @@ def print_checkpoint(made: JudgedArtifact, *, as_json: bool) -> None:
     """The manifest on standard output, as JSON or as a table."""
     manifest = made.manifest
     if as_json:
-        typer.echo(manifest.model_dump_json(indent=2))
+        print_json(manifest.model_dump_json(indent=2))
         return
     facts = {
         "folder": str(made.folder) + (" (found, nothing was done)" if made.reused else ""),

@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from quant_assets.cli.output import output_console
+from quant_assets.cli.output import output_console, print_json
 from quant_assets.errors import InputError
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
@@ -65,7 +65,7 @@ def recommend(
     with Warehouse(get_settings().warehouse).read() as connection:
         answer = answer_question(connection, question)
     if output_format is OutputFormat.json:
-        typer.echo(json.dumps(answer.model_dump(mode="json"), indent=2))
+        print_json(json.dumps(answer.model_dump(mode="json"), indent=2))
     else:
         _print(answer)
 

@@ -12,6 +12,7 @@ from quant_assets.cli.listing_options import (
     make_options,
     print_result,
 )
+from quant_assets.cli.output import print_line
 from quant_assets.listings.pipeline import run_pipeline
 from quant_assets.listings.report import build_report, write_report
 from quant_assets.settings import get_settings
@@ -41,4 +42,4 @@ def report(
     print_result(result)
     target = output or settings.home / "reports" / "listings.html"
     for path in write_report(build_report(result, overhead_gb=overhead_gb), target):
-        typer.echo(f"report: {path}", err=True)
+        print_line(f"report: {path}", err=True)

@@ -4,9 +4,9 @@ import json
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from quant_assets.cli.output import LiteralConsole, print_json
 from quant_assets.formats.estimates import parse_parameter_count
 from quant_assets.formats.quantization_types import QuantizationType, quantization_types
 
@@ -32,9 +32,9 @@ def types(
     n_parameters = parse_parameter_count(params)
     entries = quantization_types()
     if output_format == "json":
-        typer.echo(json.dumps([_as_json(entry, n_parameters) for entry in entries], indent=2))
+        print_json(json.dumps([_as_json(entry, n_parameters) for entry in entries], indent=2))
         return
-    console = Console(highlight=False, markup=False)
+    console = LiteralConsole()
     # Cut into a narrow column, the advice would make every row five lines high.
     console.width = max(console.width, _MIN_WIDTH)
     for kind, title in _TITLES.items():

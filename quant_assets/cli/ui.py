@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from quant_assets.cli.output import print_line
 from quant_assets.settings import PROJECT_ROOT, get_settings
 
 
@@ -17,7 +18,7 @@ def ui(
     from quant_assets.resources.instance import dagster_environment
 
     os.environ.update(dagster_environment(get_settings()))
-    typer.echo(f"Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)", err=True)
+    print_line(f"Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)", err=True)
     command = ["-m", "dagster", "dev", "-w", str(PROJECT_ROOT / "workspace.yaml")]
     os.execv(  # noqa: S606
         sys.executable, [sys.executable, *command, "-h", "127.0.0.1", "-p", str(port)]

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from quant_assets.bench.settings import Device
+from quant_assets.cli.output import print_line
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.quantize.validation import validate_artifact
 
@@ -27,4 +28,4 @@ def validate(
     with WorkerProgress(verbosity) as progress:
         report = validate_artifact(path, text=text, device=device, on_event=progress.show)
     for check, answer in report.items():
-        typer.echo(f"{check}: {answer}")
+        print_line(f"{check}: {answer}")

@@ -15,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from quant_assets.cli.output import LiteralConsole
+from quant_assets.escaping import terminal_line, terminal_text
 from quant_assets.workers.protocol import Event, LogEvent, MemoryEvent, ProgressEvent
 
 _LINE_INTERVAL_S = 10.0
@@ -33,7 +35,7 @@ class Verbosity(StrEnum):
 def print_warning(text: str | None, verbosity: Verbosity) -> None:
     """Print a warning on standard error, if there is one and anything is to be shown."""
     if text and verbosity is not Verbosity.QUIET:
-        Console(stderr=True, highlight=False).print(f"warning: {text}", markup=False)
+        LiteralConsole(stderr=True).print(f"warning: {text}")
 
 
 class WorkerProgress:
@@ -45,18 +47,18 @@ class WorkerProgress:
 
     def __init__(self, verbosity: Verbosity, console: Console | None = None) -> None:
         self._verbosity = verbosity
-        self._console = console or Console(stderr=True, highlight=False)
+        self._console = console or LiteralConsole(stderr=True)
         self._memory = ""
         self._steps: dict[str, _Step] = {}
         self._bars: Progress | None = None
         if self._console.is_terminal and verbosity is not Verbosity.QUIET:
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TaskProgressColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[memory]}"),
+                TextColumn("{task.fields[memory]}", markup=False),
                 console=self._console,
             )
 
@@ -115,7 +117,9 @@ class WorkerProgress:
     def _new_bar(self, event: ProgressEvent) -> TaskID | None:
         if self._bars is None:
             return None
-        return self._bars.add_task(event.step, total=event.total, memory=self._memory)
+        return self._bars.add_task(
+            terminal_line(event.step), total=event.total, memory=self._memory
+        )
 
     def _show_memory(self, event: MemoryEvent) -> None:
         self._memory = (
@@ -136,7 +140,7 @@ class WorkerProgress:
         return f", memory {self._memory}" if self._memory else ""
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(terminal_text(text), markup=False, emoji=False, soft_wrap=True)
 
 
 class _Step:
