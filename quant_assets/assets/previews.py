@@ -4,6 +4,8 @@ import dagster as dg
 import duckdb
 import pandas as pd
 
+from quant_assets.escaping import markdown_text
+
 PREVIEW_ROWS = 10
 _CELL_CHARACTERS = 60
 
@@ -25,14 +27,16 @@ def table_metadata(
 
 
 def preview_table(frame: pd.DataFrame) -> str:
-    """A Markdown table of `frame`, with long cells cut and control characters shown as spaces."""
+    """A Markdown table of `frame` with long cells cut; cells and names are shown as they are."""
 
     def cell(value: object) -> str:
         text = f"{value:.4g}" if isinstance(value, float) else str(value)
-        text = " ".join(text.split()).replace("|", "\\|")
-        return text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
+        text = " ".join(text.split())
+        return markdown_text(
+            text if len(text) <= _CELL_CHARACTERS else text[: _CELL_CHARACTERS - 1] + "…"
+        )
 
-    header = [str(column) for column in frame.columns]
+    header = [cell(column) for column in frame.columns]
     lines = [header, ["---"] * len(header)]
     lines += [[cell(value) for value in row] for row in frame.itertuples(index=False)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -9,8 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from quant_assets.escaping import markdown_text
+
 PAGE_TEMPLATES = Path(__file__).parent / "templates"
-_MARKDOWN_SIGNS = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]<>|#!"})
 
 
 def render_html_page(templates: Path, name: str, **content: Any) -> str:
@@ -24,9 +25,7 @@ def render_html_page(templates: Path, name: str, **content: Any) -> str:
 def render_markdown_page(templates: Path, name: str, **content: Any) -> str:
     """A Markdown template; the filter `text` escapes what others wrote."""
     environment = _environment(templates, autoescape=False)
-    environment.filters["text"] = lambda value: " ".join(str(value or "").split()).translate(
-        _MARKDOWN_SIGNS
-    )
+    environment.filters["text"] = lambda value: markdown_text(str(value or ""))
     return environment.get_template(name).render(**content)
 
 

@@ -4,13 +4,17 @@ import datetime
 import json
 import re
 import shutil
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 
 import duckdb
 import pytest
+from markdown_it import MarkdownIt
+from pydantic import BaseModel
 
 from quant_assets.errors import InputError
-from quant_assets.report.content import DecisionReport
+from quant_assets.report.content import DecisionReport, QuarantineReason
 from quant_assets.report.decision import (
     build_decision_report,
     render_html,
@@ -95,6 +99,60 @@ def test_sellers_texts_are_escaped(report: DecisionReport):
     hostile = report.model_copy(update={"recommendations": [option]})
     assert "<b>" not in render_html(hostile).split("</script>", 1)[1]
     assert r"\<b\>\|x\|" in render_markdown(hostile)
+
+
+HOSTILE = (
+    "</script><script>alert(1)</script>[x](javascript:alert(1))<img src=x onerror=alert(1)>|`\n"
+)
+
+
+def test_no_text_of_the_marts_becomes_markup(report: DecisionReport):
+    """Every string of the report is replaced; the page's elements and the tables stay the same."""
+
+    def poisoned(row: BaseModel) -> BaseModel:
+        fixed = {"price_kind", "quality_basis"}
+        texts = {
+            name: HOSTILE for name, value in row if isinstance(value, str) and name not in fixed
+        }
+        return row.model_copy(update=texts)
+
+    lists = ("variants", "cells", "card_offers", "recommendations")
+    hostile = report.model_copy(
+        update={name: [poisoned(row) for row in getattr(report, name)] for name in lists}
+        | {
+            "models": [HOSTILE],
+            "stale": [HOSTILE],
+            "quarantine": [QuarantineReason(reason=HOSTILE, rows=1, examples=[HOSTILE])],
+        }
+    )
+    elements = Elements()
+    elements.feed(render_html(hostile))
+    assert elements.seen["script"] == 2 + 5, "the page's own two and one for each plot"
+    assert elements.seen["img"] == 0
+    assert elements.handlers == []
+    markdown = MarkdownIt("gfm-like", {"linkify": False}).parse(render_markdown(hostile))
+    parts = {part.type for token in markdown for part in token.children or ()}
+    assert parts <= {"text", "text_special", "softbreak"}
+    rows = [token.type for token in markdown].count("tr_open")
+    headings = 4
+    assert rows == headings + sum(len(getattr(report, name)) for name in lists)
+
+
+class Elements(HTMLParser):
+    """Counts the elements of a page, and collects what runs when something happens to one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+        self.handlers: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen[tag] += 1
+        self.handlers += [
+            value or ""
+            for name, value in attributes
+            if name.startswith("on") or (value or "").lower().startswith("javascript:")
+        ]
 
 
 def test_without_marts_it_says_what_to_do(tmp_path: Path):
