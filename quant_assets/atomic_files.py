@@ -8,6 +8,8 @@ from pathlib import Path
 
 from quant_assets.errors import InputError
 
+_LONGEST_STEM_BYTES = 200  # names have up to 255 bytes
+
 
 def fsync_directory(folder: Path) -> None:
     """Make renames inside `folder` durable."""
@@ -32,15 +34,30 @@ def replace_durably(temporary: Path, final: Path) -> None:
     fsync_directory(final.parent)
 
 
+def create_file(path: Path, mode: int = 0o666) -> int:
+    """Create `path` and return its descriptor, open for writing.
+
+    Raises `FileExistsError` for a name that is taken, also by a link: nothing is followed.
+    """
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+
+def _temporary_beside(final: Path) -> Path:
+    """A hidden random name in the folder of `final`, never longer than a file system takes."""
+    stem = os.fsencode(final.name)[:_LONGEST_STEM_BYTES].decode(errors="ignore")
+    return final.with_name(f".{stem}.{secrets.token_hex(6)}.tmp")
+
+
 @contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `final`; it becomes `final` when the block succeeds.
+    """Yield a new, empty file beside `final`; it becomes `final` when the block succeeds.
 
     The folder is created. When the block raises, the temporary file is removed and `final` stays
-    as it was.
+    as it was. A link at `final` is replaced; what it points to stays as it was.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.tmp")
+    temporary = _temporary_beside(final)
+    os.close(create_file(temporary))
     try:
         yield temporary
         replace_durably(temporary, final)

@@ -1,0 +1,118 @@
+"""Files in folders that others may write to: opened only where they are this user's, and locked.
+
+A name in a shared folder can be a link to somebody's file, a pipe, or a second name of a file that
+must not be touched. A file that is about to be changed in place is therefore opened without
+following links and looked at before it is used.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from quant_assets.errors import ResourceError
+
+_MODE = 0o644
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe must not block the opening
+# What `open` says of a link (Linux and macOS, FreeBSD), a socket, and a folder.
+_NOT_A_FILE = frozenset({errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EOPNOTSUPP, errno.EISDIR})
+_MOST_TRIES = 100
+
+
+def open_own_file(path: Path, flags: int) -> int:
+    """Open `path` with `flags` (as of `os.open`); returns the descriptor.
+
+    Raises `ResourceError` unless it is a regular file of this user with one name, and `OSError`
+    when it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, flags | _FLAGS, _MODE)
+    except OSError as error:
+        if error.errno in _NOT_A_FILE:
+            raise _refused(path, "is a link, a folder or a device, not a regular file") from error
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _refused(path, "is a pipe or a device, not a regular file")
+        if status.st_nlink > 1:
+            raise _refused(path, "is a second name (a hard link) of another file")
+        if status.st_uid not in (os.geteuid(), _owner_of_new_files(path.parent, status.st_uid)):
+            raise _refused(path, f"belongs to another user (number {status.st_uid})")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _owner_of_new_files(folder: Path, seen: int) -> int:
+    """Whom the file system names as the owner of what this user creates: some name one for all."""
+    if seen == os.geteuid():
+        return seen
+    with tempfile.TemporaryFile(dir=folder) as new:
+        return os.fstat(new.fileno()).st_uid
+
+
+def _refused(path: Path, why: str) -> ResourceError:
+    return ResourceError(
+        f"The file {path} is not written to.",
+        f"It {why}; somebody else's data could be lost.",
+        "Remove it, or choose another output folder.",
+    )
+
+
+def is_named(path: Path, descriptor: int) -> bool:
+    """Whether `path` is still the name of the open file `descriptor`."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def locked_file(path: Path, purpose: str, *, remove: bool = False) -> Iterator[int]:
+    """Hold `path`, created if missing, open and locked while the block runs; its descriptor.
+
+    The lock is that of the file which has this name once it is locked: when another process renamed
+    or removed the file between opening and locking, the new file of that name is taken. The content
+    is left alone. The lock ends with the process. With `remove` the file is deleted at the end,
+    still under its lock.
+
+    Raises `ResourceError` when another process holds it, named by `purpose` ("the file x.gguf"),
+    and what `open_own_file` raises.
+    """
+    descriptor = _open_locked(path, purpose)
+    try:
+        yield descriptor
+    finally:
+        if remove and is_named(path, descriptor):
+            path.unlink()
+        os.close(descriptor)
+
+
+def _open_locked(path: Path, purpose: str) -> int:
+    for _ in range(_MOST_TRIES):
+        descriptor = open_own_file(path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            held = False
+        except BaseException:
+            os.close(descriptor)
+            raise
+        named = is_named(path, descriptor)
+        if held and named:
+            return descriptor
+        os.close(descriptor)
+        if named:
+            break
+    raise ResourceError(
+        f"Another run is writing {purpose}.",
+        f"It holds the lock of {path}.",
+        "Wait for it to end, or choose another output folder.",
+    )
