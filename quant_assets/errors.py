@@ -4,6 +4,9 @@ Every error a user can meet derives from `QuantAssetsError`. The CLI prints the 
 exits with `exit_code`; Dagster shows them as a Failure with metadata.
 """
 
+import errno
+import os
+import re
 from typing import ClassVar
 
 
@@ -61,3 +64,60 @@ class EnvironmentNotReady(QuantAssetsError):
     """A Python environment, package or tool that the operation needs is not installed."""
 
     exit_code = 8
+
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_REFUSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def explained(error: BaseException) -> QuantAssetsError | None:
+    """The three-part error for whatever a library raises of the system: disk, permissions, memory.
+
+    None for an exception that is about something else.
+    """
+    if isinstance(error, QuantAssetsError):
+        return error
+    if isinstance(error, MemoryError):
+        return ResourceError(
+            "A process ran out of memory.",
+            "An allocation failed.",
+            "Close other programs, use a smaller model or level, or a machine with more memory.",
+        )
+    if isinstance(error, OSError):
+        return _system_error(error)
+    # Libraries written in Rust hand the system's error on as text.
+    found = _RUST_ERROR.search(str(error))
+    if found is None:
+        return None
+    number = int(found[1])
+    return _system_error(OSError(number, os.strerror(number)))
+
+
+def _system_error(error: OSError) -> QuantAssetsError:
+    name = error.filename2 or error.filename
+    place = os.fsencode(name).decode(errors="backslashreplace") if isinstance(name, str) else None
+    said = f"The system said: {error.strerror or error}."
+    if error.errno in _DISK_FULL:
+        return ResourceError(
+            f"The disk filled up while writing {f'to {place}' if place else 'the output'}.",
+            said,
+            "Free some space or choose another folder, then run the same command again.",
+        )
+    if error.errno in _REFUSED:
+        return ResourceError(
+            f"The system refuses access to {place or 'a file'}.",
+            said,
+            "Change its permissions, or choose another folder.",
+        )
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(
+            f"The name {place} is too long.",
+            f"{said} Names have up to 255 bytes, of which unfinished and temporary files need some.",
+            "Use a shorter name for the model or the folder.",
+        )
+    return QuantAssetsError(
+        f"The system could not use {place}." if place else "A call of the system failed.",
+        said,
+        "Check that the files and folders of the command exist and are what they should be.",
+    )

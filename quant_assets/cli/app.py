@@ -1,6 +1,7 @@
 """The `quant-assets` command: assembles the commands and prints errors without a traceback."""
 
 import io
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from quant_assets.cli.sql import sql
 from quant_assets.cli.types import types
 from quant_assets.cli.ui import ui
 from quant_assets.cli.validate import validate
-from quant_assets.errors import QuantAssetsError
+from quant_assets.errors import explained
 from quant_assets.escaping import terminal_text
 from quant_assets.redaction import redact
 
@@ -100,14 +101,32 @@ def main() -> None:
             # A terminal without UTF-8 shows what it lacks as an escape; nothing fails for it.
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except QuantAssetsError as error:
+        with _whole_output():
+            app()
+    except Exception as raised:
+        error = explained(raised)
+        if error is None:
+            raise
         console = message_console()
         console.print("error:", style="bold red", end=" ")
         console.print(redact(error.what))
         console.print(redact(error.why))
         console.print(redact(error.next_step), style="bold")
         sys.exit(error.exit_code)
+
+
+@contextmanager
+def _whole_output() -> Iterator[None]:
+    """Write what is left of standard output, so that a full disk is an error like any other."""
+    try:
+        yield
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # Python would try once more at its end, and complain in its own way.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise
 
 
 if __name__ == "__main__":

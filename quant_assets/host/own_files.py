@@ -41,7 +41,7 @@ def open_own_file(path: Path, flags: int) -> int:
             raise _refused(path, "is a pipe or a device, not a regular file")
         if status.st_nlink > 1:
             raise _refused(path, "is a second name (a hard link) of another file")
-        if status.st_uid not in (os.geteuid(), _owner_of_new_files(path.parent, status.st_uid)):
+        if status.st_uid != os.geteuid() and status.st_uid != _owner_of_new_files(path.parent):
             raise _refused(path, f"belongs to another user (number {status.st_uid})")
     except BaseException:
         os.close(descriptor)
@@ -49,10 +49,8 @@ def open_own_file(path: Path, flags: int) -> int:
     return descriptor
 
 
-def _owner_of_new_files(folder: Path, seen: int) -> int:
-    """Whom the file system names as the owner of what this user creates: some name one for all."""
-    if seen == os.geteuid():
-        return seen
+def _owner_of_new_files(folder: Path) -> int:
+    """The owner that a file system gives to what this user creates; some have one for all users."""
     with tempfile.TemporaryFile(dir=folder) as new:
         return os.fstat(new.fileno()).st_uid
 

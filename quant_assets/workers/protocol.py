@@ -4,7 +4,6 @@ The worker's side is `serve`; the parent's side is `quant_assets.workers.supervi
 """
 
 import ctypes
-import errno
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter
 
-from quant_assets.errors import QuantAssetsError, ResourceError
+from quant_assets.errors import QuantAssetsError, explained
 from quant_assets.redaction import redact
 
 if TYPE_CHECKING:
@@ -155,28 +154,9 @@ class EventChannel:
         )
 
 
-def out_of_disk(error: OSError, folder: str | Path) -> ResourceError:
-    """The error for a disk that filled up while `folder` was written."""
-    return ResourceError(
-        f"The disk filled up while writing to {folder}.",
-        f"The system said: {error.strerror}.",
-        "Free some space or choose another folder, then run the same command again.",
-    )
-
-
 def _known_error(error: Exception) -> QuantAssetsError:
     """The three-part error for anything a job can raise."""
-    if isinstance(error, QuantAssetsError):
-        return error
-    if isinstance(error, MemoryError):
-        return ResourceError(
-            "The worker ran out of memory.",
-            "An allocation failed.",
-            "Close other programs, use a smaller model or level, or a machine with more memory.",
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return out_of_disk(error, error.filename or "the output folder")
-    return QuantAssetsError(
+    return explained(error) or QuantAssetsError(
         f"The job failed with {type(error).__name__}.",
         str(error) or "The library gave no reason.",
         "If the input is sound, report it with the worker's log.",
