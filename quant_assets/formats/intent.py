@@ -6,7 +6,6 @@ generation runs what is from vLLM's table of supported hardware, TensorRT-LLM's 
 the documentation of bitsandbytes.
 """
 
-import json
 import shlex
 from collections import Counter
 from collections.abc import Callable
@@ -17,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from quant_assets.errors import InputError
 from quant_assets.formats.ggml_types import GGML_TYPES
+from quant_assets.formats.gguf_header import read_gguf_header
 from quant_assets.listings.registry import Gpu
 from quant_assets.models.checkpoint_dtype import checkpoint_dtype
-from quant_assets.models.gguf_header import read_gguf_header
+from quant_assets.models.hf_config import CONFIG_NAME, read_config, short
 
 Method = Literal["none", "int8", "int4", "fp8", "auto"]
 Backend = Literal["pytorch", "vllm", "tensorrt", "llamacpp"]
@@ -151,15 +151,7 @@ def detect_quantization(model: Path) -> StoredQuantization:
     """
     if model.is_file():
         return _detect_gguf(model)
-    try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"The folder {model} has no readable config.json.",
-            f"{error}.",
-            "Give a Hugging Face folder or a GGUF file.",
-        ) from error
-    quantization = config.get("quantization_config") if isinstance(config, dict) else None
+    quantization = read_config(model).get("quantization_config")
     if not isinstance(quantization, dict):
         return _FLOAT
     kind = str(quantization.get("quant_method", "")).lower()
@@ -168,11 +160,12 @@ def detect_quantization(model: Path) -> StoredQuantization:
     if kind == "bitsandbytes":
         bits = 4 if quantization.get("load_in_4bit") else 8
     else:
-        bits = int(quantization.get("bits") or quantization.get("w_bit") or 0)
+        found = quantization.get("bits") or quantization.get("w_bit")
+        bits = found if type(found) is int and 0 < found <= _BITS["none"] else 0
     if kind not in ("gptq", "awq", "bitsandbytes") or not bits:
         raise InputError(
             f"The model {model} is quantized in a way that is not known here.",
-            f"Its config.json says quant_method {kind!r}.",
+            f"Its config.json says quant_method {short(kind)}.",
             "Name the method instead of auto.",
         )
     stored: StoredFormat = "gptq" if kind == "gptq" else "awq" if kind == "awq" else "bitsandbytes"
@@ -233,11 +226,9 @@ def _check_range(answer: BackendParams, gpu: Gpu | None, model: Path) -> None:
     """Refuse to compute in float16 what exceeds it; see `checkpoint_dtype`."""
     if answer.backend not in ("pytorch", "vllm"):
         return
-    try:
-        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not (model / CONFIG_NAME).is_file():
         return
-    architecture = str(config.get("model_type", "")) if isinstance(config, dict) else ""
+    architecture = str(read_config(model).get("model_type", ""))
     if checkpoint_dtype(architecture) == "float16":
         return
     _require(

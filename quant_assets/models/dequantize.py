@@ -13,8 +13,8 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.formats.gguf_header import read_gguf_header
 from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
-from quant_assets.models.gguf_header import read_gguf_header
 from quant_assets.models.identity import SOURCE_MANIFEST
 from quant_assets.models.source import SourceModel, resolve_configured_source, resolve_source
 from quant_assets.settings import Settings

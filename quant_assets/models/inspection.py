@@ -1,23 +1,34 @@
 """The shape of a model, read from its headers alone: no weight is loaded, no code of it is run."""
 
-import json
-import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant_assets.errors import InputError
-from quant_assets.models.gguf_header import GgufHeader, read_gguf_header
+from quant_assets.formats.gguf_header import (
+    GgufHeader,
+    Value,
+    read_gguf_header,
+    require_single_file,
+)
+from quant_assets.formats.safetensors_header import StoredTensor, tensors_of_folder
+from quant_assets.models.hf_config import (
+    CONFIG_NAME,
+    LIMITS,
+    MAX_CONTEXT_LENGTH,
+    MAX_EXPERTS,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCABULARY,
+    MAX_WIDTH,
+    check_limit,
+    count,
+    read_config,
+)
 
-_MAX_SAFETENSORS_HEADER_BYTES: Final = 100_000_000  # the limit of the safetensors format
-_SAFETENSORS_BYTES: Final = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
-    "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
-}  # fmt: skip
 _QUANTIZATION_SIDE_TENSORS: Final = (".qzeros", ".scales", ".g_idx")
 _ATTENTION_LAYERS: Final = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
@@ -34,19 +45,21 @@ class ModelShape(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     architecture: str
-    n_layers: int = Field(gt=0)
-    hidden_size: int = Field(gt=0)
+    n_layers: int = Field(gt=0, le=MAX_LAYERS)
+    hidden_size: int = Field(gt=0, le=MAX_WIDTH)
     intermediate_size: int = Field(ge=0)
-    n_heads: int = Field(gt=0)
-    kv_heads_by_layer: tuple[int, ...]
+    n_heads: int = Field(gt=0, le=MAX_HEADS)
+    kv_heads_by_layer: tuple[Annotated[int, Field(ge=0, le=MAX_HEADS)], ...] = Field(
+        min_length=1, max_length=MAX_LAYERS
+    )
     head_dim_k: int = Field(gt=0)
     head_dim_v: int = Field(ge=0)
-    vocab_size: int = Field(gt=0)
-    context_length: int | None = None
-    sliding_window: int | None = None
-    n_sliding_layers: int = 0
-    n_experts: int = 0
-    n_experts_used: int = 0
+    vocab_size: int = Field(gt=0, le=MAX_VOCABULARY)
+    context_length: int | None = Field(default=None, gt=0, le=MAX_CONTEXT_LENGTH)
+    sliding_window: int | None = Field(default=None, gt=0, le=MAX_CONTEXT_LENGTH)
+    n_sliding_layers: int = Field(default=0, ge=0, le=MAX_LAYERS)
+    n_experts: int = Field(default=0, ge=0, le=MAX_EXPERTS)
+    n_experts_used: int = Field(default=0, ge=0, le=MAX_EXPERTS)
     n_parameters: int = Field(gt=0)
     n_linear_parameters: int = Field(ge=0)
     weights_bytes: int | None = None
@@ -91,21 +104,16 @@ def _inspect_gguf(path: Path) -> ModelShape:
     architecture = header.values.get("general.architecture")
     if not isinstance(architecture, str):
         raise _missing(path, "general.architecture")
-    parts = header.values.get("split.count", 0)
-    if isinstance(parts, int) and parts > 1:
-        raise InputError(
-            f"The file {path} is one of {parts} parts of a model.",
-            "Its header lists only its own tensors.",
-            "Merge the parts with llama.cpp's gguf-split first.",
-        )
+    require_single_file(header, path)
 
     def number(key: str, default: int | None = None) -> int:
-        value = header.values.get(f"{architecture}.{key}", default)
-        if isinstance(value, tuple):
-            value = max((int(item) for item in value), default=default)
-        if value is None:
-            raise _missing(path, f"{architecture}.{key}")
-        return int(value)
+        name = f"{architecture}.{key}"
+        if name not in header.values:
+            if default is None:
+                raise _missing(path, name)
+            return default
+        check_limit(header.values[name], LIMITS[key], name, path)
+        return count(header.values[name], name, path)
 
     n_layers = number("block_count")
     hidden_size = number("embedding_length")
@@ -130,7 +138,11 @@ def _inspect_gguf(path: Path) -> ModelShape:
         hidden_size=hidden_size,
         intermediate_size=number("feed_forward_length", 0),
         n_heads=n_heads,
-        kv_heads_by_layer=_gguf_kv_heads(header, architecture, n_layers, n_heads),
+        kv_heads_by_layer=_by_layer(
+            header.values.get(f"{architecture}.attention.head_count_kv", n_heads),
+            n_layers,
+            number("attention.head_count_kv", n_heads),
+        ),
         head_dim_k=head_dim,
         head_dim_v=0 if latent else number("attention.value_length", head_dim),
         vocab_size=tokens if tokens else number("vocab_size"),
@@ -143,13 +155,11 @@ def _inspect_gguf(path: Path) -> ModelShape:
     )
 
 
-def _gguf_kv_heads(
-    header: GgufHeader, architecture: str, n_layers: int, n_heads: int
-) -> tuple[int, ...]:
-    heads = header.values.get(f"{architecture}.attention.head_count_kv", n_heads)
-    if isinstance(heads, tuple):
-        return tuple(int(count) for count in heads)
-    return (int(heads),) * n_layers
+def _by_layer(value: Value, n_layers: int, largest: int) -> tuple[int, ...]:
+    """The heads of every layer, from a number for all or a list of `largest` at most."""
+    if isinstance(value, tuple):
+        return tuple(int(heads) for heads in value)
+    return (largest,) * n_layers
 
 
 def _gguf_sliding(header: GgufHeader, architecture: str, n_layers: int) -> tuple[int | None, int]:
@@ -170,25 +180,16 @@ def _gguf_sliding(header: GgufHeader, architecture: str, n_layers: int) -> tuple
 
 
 def _inspect_folder(folder: Path) -> ModelShape:
-    config_path = folder / "config.json"
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"The file {config_path} cannot be read.",
-            f"{error}.",
-            "Give a folder with config.json and safetensors files, or a GGUF file.",
-        ) from error
+    config_path = folder / CONFIG_NAME
+    config = read_config(folder)
     # Models that also see or hear keep the language model's part in `text_config`.
-    text = config.get("text_config") if isinstance(config, dict) else None
+    text = config.get("text_config")
     fields = {**config, **text} if isinstance(text, dict) else config
-    if not isinstance(fields, dict):
-        raise _missing(config_path, "model_type")
 
     def number(*keys: str, default: int | None = None) -> int:
         for key in keys:
-            if isinstance(value := fields.get(key), int):
-                return value
+            if fields.get(key) is not None:
+                return count(fields[key], key, config_path)
         if default is None:
             raise _missing(config_path, keys[0])
         return default
@@ -203,10 +204,16 @@ def _inspect_folder(folder: Path) -> ModelShape:
         n_kv_heads, head_dim_v = 1, 0
         head_dim_k = latent_rank + number("qk_rope_head_dim", default=0)
     layer_types = fields.get("layer_types")
-    if not isinstance(layer_types, list) or len(layer_types) != n_layers:
+    if (
+        not isinstance(layer_types, list)
+        or len(layer_types) != n_layers
+        or not all(isinstance(kind, str) for kind in layer_types)
+    ):
         layer_types = ["full_attention"] * n_layers
     sliding_window = fields.get("sliding_window")
-    if not isinstance(sliding_window, int) or fields.get("use_sliding_window") is False:
+    if type(sliding_window) is not int or sliding_window <= 0:
+        sliding_window = None  # some models say so with -1
+    if fields.get("use_sliding_window") is False:
         sliding_window = None
     quantization = fields.get("quantization_config")
     bits = quantization.get("bits") if isinstance(quantization, dict) else None
@@ -228,76 +235,25 @@ def _inspect_folder(folder: Path) -> ModelShape:
         n_experts=number("num_local_experts", "num_experts", "n_routed_experts", default=0),
         n_experts_used=number("num_experts_per_tok", default=0),
         **_totals(
-            tensor
-            for path in _safetensors_files(folder)
-            for tensor in _safetensors(path, bits if isinstance(bits, int) else None)
+            _safetensors_tensor(tensor, bits if type(bits) is int and bits > 0 else None)
+            for _, tensor in tensors_of_folder(folder).values()
         ),
     )
 
 
-def _safetensors_files(folder: Path) -> list[Path]:
-    """The weight files of the model; a repository may carry a second copy in another layout."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(
-                f"The file {index} cannot be read.", f"{error}.", "Fetch the model again."
-            ) from error
-        # The index may name files only inside the folder.
-        files = [folder / Path(str(name)).name for name in names]
-    elif (single := folder / "model.safetensors").exists():
-        files = [single]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    missing = [file.name for file in files if not file.exists()]
-    if missing or not files:
-        raise InputError(
-            f"The folder {folder} lacks weight files.",
-            f"Missing: {', '.join(missing) or 'any *.safetensors'}.",
-            "Fetch the model again, or give a GGUF file.",
-        )
-    return files
-
-
-def _safetensors(path: Path, packed_bits: int | None) -> list[_Tensor]:
-    try:
-        with path.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            if length > _MAX_SAFETENSORS_HEADER_BYTES:
-                raise ValueError(f"its header claims {length} bytes")
-            header: dict[str, Any] = json.loads(stream.read(length))
-        return [
-            _safetensors_tensor(name, entry, packed_bits)
-            for name, entry in header.items()
-            if name != "__metadata__"
-        ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise InputError(
-            f"The safetensors file {path} cannot be read.",
-            f"Its header is damaged or cut off: {error}.",
-            "Fetch the file again.",
-        ) from error
-
-
-def _safetensors_tensor(name: str, entry: Mapping[str, Any], packed_bits: int | None) -> _Tensor:
-    shape = [int(extent) for extent in entry["shape"]]
-    stored = prod(shape)
-    n_elements = stored
-    if name.endswith(_QUANTIZATION_SIDE_TENSORS):
+def _safetensors_tensor(tensor: StoredTensor, packed_bits: int | None) -> _Tensor:
+    n_elements = tensor.n_elements
+    if tensor.name.endswith(_QUANTIZATION_SIDE_TENSORS):
         n_elements = 0
-    elif name.endswith(".qweight") and packed_bits:
-        n_elements = stored * 32 // packed_bits  # packed into 32-bit integers
-    inside_block = ".layers." in name or ".h." in name or ".blocks." in name
+    elif tensor.name.endswith(".qweight") and packed_bits:
+        n_elements = n_elements * 32 // packed_bits  # packed into 32-bit integers
+    inside_block = any(part in tensor.name for part in (".layers.", ".h.", ".blocks."))
     return _Tensor(
-        name=name,
+        name=tensor.name,
         n_elements=n_elements,
-        n_bytes=stored * _SAFETENSORS_BYTES[entry["dtype"]],
-        is_linear=inside_block and sum(extent > 1 for extent in shape) >= 2,
-        type_name=entry["dtype"],
+        n_bytes=tensor.n_bytes,
+        is_linear=inside_block and sum(extent > 1 for extent in tensor.shape) >= 2,
+        type_name=tensor.dtype,
     )
 
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import re
-import struct
 from pathlib import Path
 from typing import Literal
 
@@ -11,13 +10,13 @@ from pydantic import BaseModel, ConfigDict
 from quant_assets.atomic_files import path_inside
 from quant_assets.errors import EnvironmentNotReady, InputError
 from quant_assets.models.identity import HashCache, identity_of, model_files
+from quant_assets.models.integrity import check_gguf
 from quant_assets.redaction import redact
 from quant_assets.settings import Settings
 
 _PACKAGE_SOURCE = re.compile(r"^package:(?P<distribution>[\w.-]+)/(?P<file>[\w./-]+)$")
 _HUB_SOURCE = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?$")
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
-GGUF_MAGIC = b"GGUF"
 
 
 class SourceModel(BaseModel):
@@ -103,7 +102,7 @@ def _file_in_package(distribution: str, file: str) -> Path:
 def _from_path(path: Path, settings: Settings, *, provenance: str) -> SourceModel:
     cache = HashCache(settings.cache / "file_hashes.json")
     if path.is_file():
-        require_gguf(path)
+        check_gguf(path)
         return SourceModel(
             name=path.stem,
             kind="gguf",
@@ -130,25 +129,6 @@ def _from_path(path: Path, settings: Settings, *, provenance: str) -> SourceMode
         identity=identity_of(model_files(path), cache),
         provenance=provenance,
     )
-
-
-def require_gguf(path: Path) -> None:
-    """Raise `InputError` unless `path` begins like a GGUF file of a version that is read here."""
-    with path.open("rb") as stream:
-        head = stream.read(8)
-    if len(head) < 8 or head[:4] != GGUF_MAGIC:
-        raise InputError(
-            f"The file {path} is not a GGUF file.",
-            f"It begins with {head[:4]!r} where a GGUF file begins with {GGUF_MAGIC!r}.",
-            "Give a GGUF file or a Hugging Face folder.",
-        )
-    (version,) = struct.unpack("<I", head[4:])
-    if version not in (2, 3):
-        raise InputError(
-            f"The file {path} is GGUF version {version}.",
-            "Versions 2 and 3, little-endian, are read.",
-            "Convert the file with a current llama.cpp first.",
-        )
 
 
 def _from_hub(repo: str, revision: str | None, settings: Settings) -> SourceModel:

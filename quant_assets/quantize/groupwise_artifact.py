@@ -11,6 +11,7 @@ from quant_assets.errors import CheckFailed, InputError
 from quant_assets.formats.intent import detect_quantization
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.inspection import inspect_model
+from quant_assets.models.integrity import check_hf_folder
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import CalibrationText
 from quant_assets.quantize.groupwise import (
@@ -26,7 +27,6 @@ from quant_assets.quantize.groupwise_layout import check_layout
 from quant_assets.quantize.job import JobSpec, library_versions
 from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest
 from quant_assets.quantize.perplexity_gate import Rounding, Verdict, caution, judge
-from quant_assets.quantize.preflight import check_hf_folder
 from quant_assets.quantize.store import ArtifactStore
 
 _SIZE_TOLERANCE = 0.02

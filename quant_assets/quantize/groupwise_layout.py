@@ -5,33 +5,41 @@ Layouts: GPTQ has `qweight` (inputs * bits / 32 x outputs), `qzeros` (groups x o
 outputs / 8), `qzeros` (groups x outputs / 8) and `scales`.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from quant_assets.errors import CheckFailed, InputError
-from quant_assets.quantize.preflight import check_hf_folder, read_safetensors_header
+from quant_assets.formats.group_quantization import PER_CHANNEL
+from quant_assets.formats.safetensors_header import tensors_of_folder
+from quant_assets.models.hf_config import read_config, short
+from quant_assets.models.integrity import check_hf_folder
 
 _WORD = 32
+_PACKED_BITS = (2, 3, 4, 8)
 _FLOATS = ("F16", "BF16")
 
 
 def quantization_of(folder: Path) -> dict[str, Any]:
     """`quantization_config` of a folder; raises `InputError` when it has none of GPTQ or AWQ."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"The file {folder / 'config.json'} cannot be read.",
-            f"{error}.",
-            "Give the folder of a GPTQ or AWQ artifact.",
-        ) from error
-    found = config.get("quantization_config") if isinstance(config, dict) else None
+    found = read_config(folder).get("quantization_config")
     if not isinstance(found, dict) or found.get("quant_method") not in ("gptq", "awq"):
         raise InputError(
             f"{folder} is no GPTQ or AWQ folder.",
             "Its config.json has no quantization_config of either.",
             "Give the folder of a GPTQ or AWQ artifact.",
+        )
+    bits, group_size = found.get("bits"), found.get("group_size")
+    if type(bits) is not int or bits not in _PACKED_BITS or type(group_size) is not int:
+        raise InputError(
+            f"The quantization_config of {folder} is not one of {found['quant_method'].upper()}.",
+            f"Its bits are {short(bits)} and its group_size is {short(group_size)}.",
+            "Give the folder of a GPTQ or AWQ artifact, unchanged.",
+        )
+    if group_size != PER_CHANNEL and group_size <= 0:
+        raise InputError(
+            f"The quantization_config of {folder} names an impossible group_size.",
+            f"It is {short(group_size)}; a group has at least one row, -1 stands for all.",
+            "Give the folder of a GPTQ or AWQ artifact, unchanged.",
         )
     return found
 
@@ -44,9 +52,7 @@ def check_layout(folder: Path) -> int:
     """
     quantization = quantization_of(folder)
     check_hf_folder(folder)
-    tensors: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors |= read_safetensors_header(path)
+    tensors = {name: tensor for name, (_, tensor) in tensors_of_folder(folder).items()}
     bits, group_size = int(quantization["bits"]), int(quantization["group_size"])
     gptq = quantization["quant_method"] == "gptq"
     names = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
@@ -57,27 +63,30 @@ def check_layout(folder: Path) -> int:
             part: tensors.get(f"{name}.{part}")
             for part in ("qweight", "qzeros", "scales", *(("g_idx",) if gptq else ()))
         }
-        for part, description in parts.items():
-            if description is None:
+        for part, tensor in parts.items():
+            if tensor is None:
                 raise _failed(folder, f"{name}.{part} is missing.")
-        rows, columns = parts["qweight"]["shape"]  # type: ignore[index]
+        packed = tensors[f"{name}.qweight"]
+        if len(packed.shape) != 2:
+            raise _failed(folder, f"{name}.qweight has {len(packed.shape)} dimensions.")
+        rows, columns = packed.shape
         inputs, outputs = (
             (rows * _WORD // bits, columns) if gptq else (rows, columns * _WORD // bits)
         )
-        groups = 1 if group_size == -1 else -(-inputs // group_size)
+        groups = 1 if group_size == PER_CHANNEL else -(-inputs // group_size)
         expected = {
-            "qweight": ("I32", [rows, columns]),
-            "qzeros": ("I32", [groups, outputs * bits // _WORD]),
+            "qweight": (("I32",), [rows, columns]),
+            "qzeros": (("I32",), [groups, outputs * bits // _WORD]),
             "scales": (_FLOATS, [groups, outputs]),
-            "g_idx": ("I32", [inputs]),
+            "g_idx": (("I32",), [inputs]),
         }
-        for part, description in parts.items():
-            assert description is not None
+        for part, tensor in parts.items():
+            assert tensor is not None
             kinds, shape = expected[part]
-            if description["dtype"] not in kinds or description["shape"] != shape:
+            if tensor.dtype not in kinds or list(tensor.shape) != shape:
                 raise _failed(
                     folder,
-                    f"{name}.{part} is {description['dtype']} {description['shape']}, not {shape}.",
+                    f"{name}.{part} is {tensor.dtype} {list(tensor.shape)}, not {shape}.",
                 )
     return len(names)
 

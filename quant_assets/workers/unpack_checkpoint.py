@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.formats.safetensors_header import tensors_of_folder
 from quant_assets.models.checkpoint_dtype import checkpoint_dtype
 from quant_assets.models.inspection import inspect_model
 from quant_assets.quantize.convert import UnpackJob, UnpackResult
@@ -29,10 +30,7 @@ def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
     job.output.mkdir(parents=True)
     work = job.output / "work"
     work.mkdir()
-    names: dict[str, Path] = {}
-    for path in sorted(job.source.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as reader:
-            names |= dict.fromkeys(reader.keys(), path)
+    names = {name: path for name, (path, _) in tensors_of_folder(job.source).items()}
     matrices = {name.removesuffix(".qweight") for name in names if name.endswith(".qweight")}
     plain = [name for name in names if _is_other(name)]
     outputs = sorted([*plain, *(f"{name}.weight" for name in matrices)])

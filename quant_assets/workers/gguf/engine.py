@@ -18,6 +18,7 @@ from quant_assets.atomic_files import replace_durably
 from quant_assets.errors import InputError, ResourceError
 from quant_assets.formats.gguf_levels import GgufLevel, parse_level
 from quant_assets.models.identity import sha256_of
+from quant_assets.models.integrity import check_hf_folder
 from quant_assets.quantize.gguf import (
     GgufPlan,
     GgufPlanJob,
@@ -30,7 +31,6 @@ from quant_assets.quantize.gguf import (
 from quant_assets.quantize.job import library_versions
 from quant_assets.quantize.preflight import (
     check_disk,
-    check_hf_folder,
     check_memory,
     check_output_folder,
 )

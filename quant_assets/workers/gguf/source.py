@@ -21,7 +21,8 @@ import numpy.typing as npt
 from rapidfuzz import process
 
 from quant_assets.errors import InputError, QuantAssetsError
-from quant_assets.quantize.preflight import read_safetensors_header
+from quant_assets.formats.safetensors_header import tensors_of_folder
+from quant_assets.models.integrity import check_gguf
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.ggml import GgufMetadata
 
@@ -109,25 +110,12 @@ class GgufSource:
     """An F16, BF16 or F32 GGUF file."""
 
     def __init__(self, path: Path) -> None:
+        check_gguf(path)
         self.metadata = GgufMetadata(path)
-        if self.metadata.split_count > 1:
-            raise InputError(
-                f"The file {path.name} is one part of a model in several GGUF files.",
-                "Such parts are not read one by one.",
-                "Merge them with `llama-gguf-split --merge` first.",
-            )
         self._path = path
         self._tensors = {tensor.name: tensor for tensor in self.metadata.tensors()}
         matrices = [tensor for tensor in self._tensors.values() if tensor.shape[1] > 1]
         self.intermediate = ggml.type_name(matrices[0].ggml_type) if matrices else "F32"
-        end = max(tensor.offset + tensor.n_bytes for tensor in self._tensors.values())
-        size = path.stat().st_size
-        if size < end:
-            raise InputError(
-                f"The file {path} is cut off.",
-                f"Its header describes {end} bytes, it has {size}.",
-                "Fetch or convert the file again.",
-            )
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def open_tensor(self, name: str) -> FileRows:
@@ -218,11 +206,9 @@ def _read_ahead(descriptor: int, offset: int, n_bytes: int) -> None:
 
 def float_type_of(folder: Path) -> str:
     """The float type of the first matrix in a Hugging Face folder's shards; F16 for any other."""
-    for shard in sorted(folder.glob("*.safetensors")):
-        for tensor in read_safetensors_header(shard).values():
-            if len(tensor["shape"]) > 1:
-                dtype = str(tensor["dtype"])
-                return dtype if dtype in _SAFETENSORS_TYPES else "F16"
+    for _, tensor in tensors_of_folder(folder).values():
+        if len(tensor.shape) > 1:
+            return tensor.dtype if tensor.dtype in _SAFETENSORS_TYPES else "F16"
     return "F16"
 
 

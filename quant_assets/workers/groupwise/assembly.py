@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from quant_assets.atomic_files import atomic_path, write_text_atomically
+from quant_assets.formats.safetensors_header import INDEX_NAME, read_safetensors_header
+from quant_assets.models.hf_config import read_config
 
 MAX_SHARD_BYTES = 4_000_000_000
 _COPY_BYTES = 1 << 22
@@ -20,7 +22,7 @@ def join_safetensors(parts: Sequence[Path], folder: Path) -> list[str]:
 
     The tensors' bytes are copied, never loaded; the names of the files written are returned.
     """
-    headers = {part: _read_header(part) for part in parts}
+    headers = {part: read_safetensors_header(part) for part in parts}
     shards: list[list[Path]] = [[]]
     size = 0
     for part in parts:
@@ -42,32 +44,22 @@ def join_safetensors(parts: Sequence[Path], folder: Path) -> list[str]:
         merged: dict[str, Any] = {}
         offset = 0
         for part in members:
-            header, _ = headers[part]
-            for tensor, description in header.items():
-                begin, end = description["data_offsets"]
-                merged[tensor] = {**description, "data_offsets": [begin + offset, end + offset]}
-                weight_map[tensor] = name
-            offset += _data_bytes(header)
+            header = headers[part]
+            for tensor in header.tensors.values():
+                merged[tensor.name] = {
+                    "dtype": tensor.dtype,
+                    "shape": list(tensor.shape),
+                    "data_offsets": [tensor.begin + offset, tensor.end + offset],
+                }
+                weight_map[tensor.name] = name
+            offset += header.data_bytes
         data_bytes += offset
-        _write(folder / name, merged, [(part, headers[part][1]) for part in members])
+        _write(folder / name, merged, [(part, headers[part].data_start) for part in members])
     if total > 1:
         index = {"metadata": {"total_size": data_bytes}, "weight_map": weight_map}
-        write_text_atomically(folder / "model.safetensors.index.json", json.dumps(index, indent=2))
-        return [*names, "model.safetensors.index.json"]
+        write_text_atomically(folder / INDEX_NAME, json.dumps(index, indent=2))
+        return [*names, INDEX_NAME]
     return names
-
-
-def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """(tensor descriptions, where the data begins)"""
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        header: dict[str, Any] = json.loads(stream.read(length))
-    header.pop("__metadata__", None)
-    return header, 8 + length
-
-
-def _data_bytes(header: Mapping[str, Any]) -> int:
-    return max((description["data_offsets"][1] for description in header.values()), default=0)
 
 
 def _write(path: Path, header: Mapping[str, Any], parts: Sequence[tuple[Path, int]]) -> None:
@@ -88,10 +80,10 @@ def tensor_facts(folder: Path, names: Sequence[str]) -> tuple[int, dict[str, int
     types: dict[str, int] = {}
     for name in names:
         if name.endswith(".safetensors"):
-            header, _ = _read_header(folder / name)
-            size += _data_bytes(header)
-            for description in header.values():
-                types[description["dtype"]] = types.get(description["dtype"], 0) + 1
+            header = read_safetensors_header(folder / name)
+            size += header.data_bytes
+            for tensor in header.tensors.values():
+                types[tensor.dtype] = types.get(tensor.dtype, 0) + 1
     return size, types
 
 
@@ -107,7 +99,7 @@ def copy_companions(
         if path.name != "config.json":
             shutil.copyfile(path, output / path.name)
             names.append(path.name)
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_config(source)
     # Both the names of transformers 5 and the older ones, which other software still looks for.
     config["dtype"] = config["torch_dtype"] = dtype
     rope = config.get("rope_parameters")

@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 from quant_assets.errors import EnvironmentNotReady, InputError
 from quant_assets.models.checkpoint_dtype import CheckpointDtype, checkpoint_dtype
 from quant_assets.models.inspection import ModelShape, inspect_model
+from quant_assets.models.integrity import check_hf_folder
 from quant_assets.quantize.groupwise import GroupwiseJob, GroupwiseResult, check_shape
 from quant_assets.quantize.preflight import (
     available_memory,
     check_disk,
-    check_hf_folder,
     check_memory,
     check_output_folder,
 )

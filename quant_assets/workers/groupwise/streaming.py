@@ -1,6 +1,5 @@
 """A causal language model on disk of which one decoder layer at a time is in memory."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from accelerate.utils import set_module_tensor_to_device
 from safetensors import safe_open
 
 from quant_assets.errors import InputError
+from quant_assets.formats.safetensors_header import shard_index, tensors_of_folder
+from quant_assets.models.hf_config import read_config
 
 _TUPLE_OUTPUT = int(transformers.__version__.split(".", 1)[0]) < 5
 _BEFORE_ROPE_PARAMETERS = _BEFORE_RENAMING = _TUPLE_OUTPUT
@@ -35,7 +36,7 @@ def _restore_rope(config: Any, folder: Path) -> None:
     """Give a config that transformers 5 wrote its rotary settings, which version 4 looks for
     elsewhere and, not finding them, silently replaces by defaults.
     """
-    raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    raw = read_config(folder)
     rope = raw.get("rope_parameters")
     if not isinstance(rope, dict):
         return
@@ -78,37 +79,33 @@ class TensorFiles:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self.stored_as: dict[str, str] = {}
-        index = folder / "model.safetensors.index.json"
-        if index.exists():
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            self._file = {name: Path(str(file)).name for name, file in weight_map.items()}
-        else:
-            self._file = {}
-            for path in sorted(folder.glob("*.safetensors")):
-                with safe_open(path, framework="pt") as reader:
-                    self._file |= dict.fromkeys(reader.keys(), path.name)
+        index = shard_index(folder)
+        self._tensors = {
+            name: found
+            for name, found in tensors_of_folder(folder).items()
+            if index is None or name in index
+        }
 
     @property
     def names(self) -> list[str]:
         """All names in the files, sorted."""
-        return sorted(self._file)
+        return sorted(self._tensors)
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file or name in self.stored_as
+        return name in self._tensors or name in self.stored_as
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor, on the CPU."""
         stored = self.stored_as.get(name, name)
-        with safe_open(self._folder / self._file[stored], framework="pt") as reader:
+        path, _ = self._tensors[stored]
+        with safe_open(path, framework="pt") as reader:
             tensor: torch.Tensor = reader.get_tensor(stored)
         return tensor
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor, without reading it."""
-        with safe_open(self._folder / self._file[name], framework="pt") as reader:
-            return tuple(reader.get_slice(name).get_shape())
+        return self._tensors[name][1].shape
 
 
 class StreamedModel:

@@ -1,0 +1,288 @@
+"""Safetensors: the header of a file, the index over several, and the weight files of a folder.
+
+Everything that reads a model's weights, in this process or in a worker, asks here which files hold
+them and where each tensor lies. A file is refused unless its tensors fill its data exactly, without
+gaps or overlaps, as the format's own library demands.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Final, TypeGuard
+
+from quant_assets.errors import InputError
+from quant_assets.formats.json_files import MAX_BYTES, parse_json_object, read_json_object
+from quant_assets.settings import get_settings
+
+INDEX_NAME: Final = "model.safetensors.index.json"
+SUFFIX: Final = ".safetensors"
+BITS_OF_DTYPE: Final = {
+    "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16,
+    "BF16": 16, "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+}  # fmt: skip
+"""Bits of one number of every type that safetensors files hold."""
+
+_MAX_EXTENT: Final = 2**63 - 1  # every reader counts numbers and bytes in 64 bits
+_MAX_DIMS: Final = 64  # the limit of torch
+_NUMBERED_SHARD: Final = re.compile(
+    r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors$"
+)
+_FETCH_AGAIN: Final = "Fetch the file again and compare its checksum with the publisher's."
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor: `begin` and `end` are offsets in bytes from the start of the file's data."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def n_elements(self) -> int:
+        """Numbers in the tensor."""
+        return prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the tensor's data."""
+        return self.end - self.begin
+
+
+@dataclass(frozen=True)
+class SafetensorsHeader:
+    """The tensors of one file by name, in the header's order; their data begins at `data_start`."""
+
+    tensors: dict[str, StoredTensor]
+    data_start: int
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return max((tensor.end for tensor in self.tensors.values()), default=0)
+
+
+def read_safetensors_header(path: Path) -> SafetensorsHeader:
+    """The header of a safetensors file, checked against itself and the file's size.
+
+    Raises `InputError` for a file that is missing, cut off or damaged.
+    """
+    try:
+        if not path.is_file():
+            raise _damaged(path, "It is missing or is not a regular file.")
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            prefix = stream.read(8)
+            n_header = int.from_bytes(prefix, "little")
+            if len(prefix) == 8 and n_header > MAX_BYTES:
+                raise _damaged(path, f"It claims a header of {n_header} bytes.")
+            if len(prefix) < 8 or 8 + n_header > size:
+                raise _cut_off(path, 8 + n_header, size)
+            text = stream.read(n_header)
+        if not text.startswith(b"{"):
+            raise _damaged(path, "It does not begin with an object.")
+        content = parse_json_object(text, allow_constants=False)
+    except ValueError as error:
+        raise _damaged(path, f"As JSON, {error}.") from error
+    except OSError as error:
+        raise InputError(
+            f"The file {path} cannot be read.", f"{error.strerror}.", "Check its path and rights."
+        ) from error
+    metadata = content.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
+        raise _damaged(path, "Its metadata are not texts.")
+    header = SafetensorsHeader(
+        {name: _tensor(path, name, entry) for name, entry in content.items()}, 8 + n_header
+    )
+    _check_extents(path, header, size)
+    return header
+
+
+def _tensor(path: Path, name: str, entry: Any) -> StoredTensor:
+    fields: dict[str, Any] = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if (
+        not isinstance(dtype, str)
+        or dtype not in BITS_OF_DTYPE
+        or not _are_extents(shape)
+        or len(shape) > _MAX_DIMS
+        or not _are_extents(offsets)
+        or len(offsets) != 2
+    ):
+        raise _damaged(path, f"It does not describe the tensor {name[:200]!r} properly.")
+    begin, end = offsets
+    n_elements = prod(shape)
+    expected, odd_bits = divmod(n_elements * BITS_OF_DTYPE[dtype], 8)
+    if n_elements > _MAX_EXTENT or odd_bits or end - begin != expected:
+        raise _damaged(
+            path, f"The tensor {name[:200]!r} needs {expected} bytes and has {end - begin}."
+        )
+    return StoredTensor(name, dtype, tuple(shape), begin, end)
+
+
+def _are_extents(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value <= _MAX_EXTENT for value in values
+    )
+
+
+def _check_extents(path: Path, header: SafetensorsHeader, size: int) -> None:
+    position = 0
+    for tensor in sorted(header.tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
+        if tensor.begin != position:
+            what = "overlaps the tensor before it" if tensor.begin < position else "follows a gap"
+            raise _damaged(path, f"The tensor {tensor.name[:200]!r} {what}.")
+        position = tensor.end
+    expected = header.data_start + position
+    if size < expected:
+        raise _cut_off(path, expected, size)
+    if size > expected:
+        raise _damaged(path, f"The file is {size} bytes, the header describes {expected}.")
+
+
+def _cut_off(path: Path, expected: int, size: int) -> InputError:
+    return InputError(
+        f"The shard {path} is cut off.",
+        f"Its header describes {expected} bytes, it has {size}.",
+        _FETCH_AGAIN,
+    )
+
+
+def _damaged(path: Path, why: str) -> InputError:
+    return InputError(f"The shard {path} has a damaged header.", why, _FETCH_AGAIN)
+
+
+def shard_index(folder: Path) -> dict[str, str] | None:
+    """Which file of `folder` holds each tensor, as its index says; None for a folder without one.
+
+    Raises `InputError` for a damaged index and for one that names anything but plain file names:
+    a path could lead out of the folder, and another suffix to a file that is not safetensors.
+    """
+    path = folder / INDEX_NAME
+    if not path.exists():
+        return None
+    weight_map = read_json_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(
+            f"The index {path} has no weight_map.",
+            "It says which tensor lies in which shard.",
+            "Fetch the file again.",
+        )
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not is_plain_name(name) or not name.endswith(SUFFIX):
+            raise InputError(
+                f"The index {path} does not name a safetensors file of its folder.",
+                f"For the tensor {tensor[:200]!r} it names {str(name)[:200]!r}.",
+                "Do not use this model, or fetch it again from its publisher.",
+            )
+    return weight_map
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` is that of a file in its folder: no separator, no step up, no control."""
+    return name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\:")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the model's weights, sorted by name.
+
+    An index names them; without one it is `model.safetensors`, else the numbered series, else all
+    there are: a repository may carry a second copy in another layout. Raises `InputError` when
+    files are missing, or lead to places outside the folder.
+    """
+    index = shard_index(folder)
+    if index is not None:
+        names = sorted(set(index.values()))
+    else:
+        names = _unindexed(sorted(path.name for path in folder.glob(f"*{SUFFIX}")))
+    if not names:
+        raise InputError(
+            f"The folder {folder} has no model*.safetensors files.",
+            "Weights in other formats (pickle files among them) are not read.",
+            "Save the model with `save_pretrained(..., safe_serialization=True)` first.",
+        )
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(names)} shards of the model in {folder} are missing.",
+            f"There is no {', no '.join(missing[:20])}.",
+            "Fetch the missing files into the folder.",
+        )
+    return [require_own_file(folder / name) for name in names]
+
+
+def _unindexed(found: list[str]) -> list[str]:
+    if (single := f"model{SUFFIX}") in found:
+        return [single]
+    named = [name for name in found if name.startswith("model")] or found
+    numbered = _NUMBERED_SHARD.match(named[0]) if named else None
+    if numbered is None:
+        return named
+    total = int(numbered["total"])
+    return [
+        f"{numbered['stem']}-{number:05d}-of-{total:05d}{SUFFIX}" for number in range(1, total + 1)
+    ]
+
+
+def require_own_file(path: Path) -> Path:
+    """`path`, where it is a file that belongs to its folder.
+
+    A link may lead to another file of the folder, to the blobs of the hub's cache that the folder
+    is part of, or into a folder of `QUANT_ASSETS_MODEL_ROOTS`. Raises `InputError` for others: a
+    model from elsewhere must not make a file of this machine part of an artifact.
+    """
+    try:
+        target, folder = path.resolve(strict=True), path.parent.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise InputError(
+            f"The file {path} cannot be read.", f"{error}.", "Fetch the file again."
+        ) from error
+    if target.is_relative_to(folder) or (
+        # <cache>/models--owner--name/snapshots/<revision>/<file> links to ../../blobs/<hash>
+        folder.parent.name == "snapshots" and target.is_relative_to(folder.parent.parent / "blobs")
+    ):
+        return path
+    settings = get_settings()
+    if any(target.is_relative_to(root.resolve()) for root in settings.model_roots):
+        return path
+    raise InputError(
+        f"The file {path} is a link that leads out of the model's folder.",
+        f"It leads to {target}.",
+        "Replace it by the file itself, or name the target's folder in QUANT_ASSETS_MODEL_ROOTS "
+        '(a JSON list, such as ["/models"]).',
+    )
+
+
+def tensors_of_folder(folder: Path) -> Mapping[str, tuple[Path, StoredTensor]]:
+    """Every tensor of the model with the file that holds it, in the order of files and headers.
+
+    Raises `InputError` for files that are missing or damaged, that lack a tensor which the index
+    puts there, or that hold one of the same name.
+    """
+    expected: dict[str, set[str]] = {}
+    for name, file in (shard_index(folder) or {}).items():
+        expected.setdefault(file, set()).add(name)
+    found: dict[str, tuple[Path, StoredTensor]] = {}
+    for path in weight_files(folder):
+        tensors = read_safetensors_header(path).tensors
+        absent = sorted(expected.get(path.name, set()) - tensors.keys())
+        if absent:
+            raise InputError(
+                f"The shard {path.name} lacks {len(absent)} tensors that the index puts there.",
+                f"The first is {absent[0][:200]!r}.",
+                _FETCH_AGAIN,
+            )
+        for name, tensor in tensors.items():
+            if name in found:
+                raise InputError(
+                    f"Two files in {folder} hold the tensor {name[:200]!r}.",
+                    f"They are {found[name][0].name} and {path.name}.",
+                    "Keep the files of one copy of the model alone.",
+                )
+            found[name] = (path, tensor)
+    return found
