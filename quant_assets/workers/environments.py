@@ -1,13 +1,64 @@
-"""The Python environments workers run in, and their interpreters."""
+"""The Python environments workers run in: their interpreters, and the variables they are given."""
 
+import os
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from quant_assets.errors import EnvironmentNotReady
+from quant_assets.redaction import is_secret_name
 from quant_assets.settings import PROJECT_ROOT
 
 EnvironmentName = Literal["main", "gptq", "awq"]
+
+_PASSED_NAMES = frozenset(
+    [
+        "PATH",
+        "HOME",
+        "USER",
+        "LOGNAME",
+        "LANG",
+        "LANGUAGE",
+        "TZ",
+        "TMPDIR",
+        "TEMP",
+        "TMP",
+        "CC",
+        "CXX",
+        "CFLAGS",
+        "CXXFLAGS",
+        "CPPFLAGS",
+        "LDFLAGS",
+        "SDKROOT",
+        "MACOSX_DEPLOYMENT_TARGET",
+        "LD_LIBRARY_PATH",
+        "LD_PRELOAD",
+        "GLIBC_TUNABLES",
+        "TOKENIZERS_PARALLELISM",
+        "HF_HOME",
+        "HUGGINGFACE_HUB_CACHE",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+    ]
+)
+_PASSED_PREFIXES = re.compile(
+    # The locale and this project; Python; Dagster Pipes
+    "LC_|XDG_|QUANT_ASSETS_|PYTHON|DAGSTER_PIPES_"
+    # Threads and their libraries
+    "|OMP_|GOMP_|KMP_|MKL_|OPENBLAS_|BLIS_|VECLIB_|NUMEXPR_|MALLOC_"
+    # GPUs and their compilers
+    "|CUDA|NVIDIA_|NCCL_|HIP|ROCR_|ROCM_|HSA_|GPU_|DYLD_|TRITON_|TORCH|PYTORCH_"
+    # The engines
+    "|HF_HUB_|HF_DATASETS_|TRANSFORMERS_|SAFETENSORS_|GPTQMODEL_|GGML_|LLAMA_"
+)
 
 
 def interpreter(environment: EnvironmentName) -> Path:
@@ -26,3 +77,22 @@ def interpreter(environment: EnvironmentName) -> Path:
             f"`python3 environments/bootstrap.py {environment}`.",
         )
     return python
+
+
+def worker_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a worker is given of this process's `environment`: what it needs, and no secret.
+
+    Workers read local files alone, so no token is among it. They run code of many packages on
+    files of strangers; what they do not know they cannot leak.
+    """
+    passed = {
+        name: value
+        for name, value in environment.items()
+        if (name.upper() in _PASSED_NAMES or _PASSED_PREFIXES.match(name))
+        and not is_secret_name(name)
+    }
+    # A worker environment does not have the project installed; it sees its source.
+    passed["PYTHONPATH"] = os.pathsep.join(
+        part for part in (str(PROJECT_ROOT), environment.get("PYTHONPATH", "")) if part
+    )
+    return passed

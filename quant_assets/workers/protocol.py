@@ -20,7 +20,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, Field, TypeAdapter
 
 from quant_assets.errors import QuantAssetsError, explained
-from quant_assets.redaction import redact
+from quant_assets.redaction import redact, redact_values
 
 if TYPE_CHECKING:
     from dagster_pipes import PipesContext
@@ -80,6 +80,18 @@ Event = Annotated[
     ProgressEvent | LogEvent | MemoryEvent | ResultEvent | ErrorEvent, Field(discriminator="event")
 ]
 EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+EventT = TypeVar("EventT", bound=BaseModel)
+_WORDS_OF_THE_PROTOCOL = frozenset({"event", "level", "error_type"})
+
+
+def redacted(event: EventT) -> EventT:
+    """`event` without secrets in its texts."""
+    texts = {
+        name: redact_values(value)
+        for name, value in event
+        if name not in _WORDS_OF_THE_PROTOCOL and isinstance(value, str | dict)
+    }
+    return event.model_copy(update=texts)
 
 
 def resident_memory() -> tuple[int, int]:
@@ -111,7 +123,9 @@ class EventChannel:
         self._last_pipes_progress: tuple[str, float] = ("", 0.0)
 
     def _send(self, event: BaseModel) -> None:
-        line = redact(event.model_dump_json())
+        # Before it is serialized: a secret that looks like a number or a word of the protocol must
+        # not break the stream.
+        line = redacted(event).model_dump_json()
         with self._lock:
             self._stream.write(line + "\n")
             self._stream.flush()

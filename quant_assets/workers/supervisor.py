@@ -19,9 +19,9 @@ from pydantic import BaseModel, ValidationError
 
 from quant_assets import errors
 from quant_assets.errors import QuantAssetsError, WorkerError
+from quant_assets.processes import guarded
 from quant_assets.redaction import redact
-from quant_assets.settings import PROJECT_ROOT
-from quant_assets.workers.environments import EnvironmentName, interpreter
+from quant_assets.workers.environments import EnvironmentName, interpreter, worker_variables
 from quant_assets.workers.protocol import (
     EVENT_ADAPTER,
     ErrorEvent,
@@ -29,12 +29,20 @@ from quant_assets.workers.protocol import (
     MemoryEvent,
     ProgressEvent,
     ResultEvent,
+    redacted,
 )
 
 ResultT = TypeVar("ResultT", bound=BaseModel)
 
 STDERR_LINES_KEPT = 8
 DEFAULT_STALL_TIMEOUT_S = 1800.0
+LONGEST_EVENT_BYTES = 64 << 20
+"""The answers of a long evaluation take a few MB; what is longer is not an event."""
+EXIT_LIMIT_S = 60.0
+"""A worker that has answered has nothing left to do; one that lingers is ended."""
+KILL_LIMIT_S = 2.0
+_POLL_S = 1.0
+_STDERR_LINE_BYTES = 1 << 16
 _NATIVE_CRASHES = {signal.SIGSEGV, signal.SIGILL, signal.SIGBUS, signal.SIGFPE}
 
 
@@ -61,15 +69,15 @@ def run_worker(
         target=_follow_stderr, args=(process.stderr, stderr_tail), daemon=True
     )
     stderr_reader.start()
+    # A thread, since a worker that never reads its job must not keep this process.
+    job_writer = threading.Thread(
+        target=_write_job, args=(process.stdin, job.model_dump_json().encode()), daemon=True
+    )
+    job_writer.start()
     outcome: ResultEvent | ErrorEvent | None = None
     last_progress: ProgressEvent | None = None
     last_memory: MemoryEvent | None = None
     try:
-        try:
-            process.stdin.write(job.model_dump_json().encode())
-            process.stdin.close()
-        except BrokenPipeError:
-            pass  # it died at once; its return code says how
         for event in _events(worker, process, stall_timeout_s):
             if isinstance(event, ProgressEvent):
                 last_progress = event
@@ -79,63 +87,104 @@ def run_worker(
                 outcome = event
             if on_event is not None:
                 on_event(event)
-        return_code = process.wait()
     finally:
-        _kill(process)
-        stderr_reader.join(timeout=5)
+        lingered = not _end(process)
+        job_writer.join(timeout=KILL_LIMIT_S)
+        stderr_reader.join(timeout=KILL_LIMIT_S)
         process.stdout.close()
         process.stderr.close()
     if isinstance(outcome, ErrorEvent):
         raise _sent_error(outcome)
-    if return_code != 0 or outcome is None:
-        raise _death(worker, return_code, last_progress, last_memory, list(stderr_tail))
-    return result_type.model_validate(outcome.result)
+    if outcome is None or (process.returncode != 0 and not lingered):
+        raise _death(worker, process.returncode, last_progress, last_memory, list(stderr_tail))
+    try:
+        return result_type.model_validate(outcome.result)
+    except ValidationError as error:
+        raise WorkerError(
+            f"The worker {worker!r} sent an answer of the wrong form.",
+            str(error),
+            "Bring its environment to the project's version with `make setup` or "
+            "`make setup-groupwise`, then run the same command again.",
+        ) from error
 
 
 def _start(
     worker: str, environment: EnvironmentName, extra_env: Mapping[str, str]
 ) -> "subprocess.Popen[bytes]":
-    env = {**os.environ, **extra_env}
-    # A worker environment does not have the project installed; it sees its source.
-    env["PYTHONPATH"] = os.pathsep.join(
-        part for part in (str(PROJECT_ROOT), env.get("PYTHONPATH", "")) if part
-    )
     return subprocess.Popen(
-        [str(interpreter(environment)), "-m", f"quant_assets.workers.{worker}"],
+        guarded([str(interpreter(environment)), "-m", f"quant_assets.workers.{worker}"]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=env,
+        env={**worker_variables(os.environ), **extra_env},
         # A group of its own: Ctrl-C reaches the parent only, which then ends the whole group.
         start_new_session=True,
     )
 
 
+def _write_job(stream: IO[bytes], job: bytes) -> None:
+    # A worker that died at once reads nothing; its return code says how.
+    with contextlib.suppress(BrokenPipeError):
+        stream.write(job)
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
+
+
 def _follow_stderr(stream: IO[bytes], tail: deque[str]) -> None:
-    for line in stream:
+    while line := stream.readline(_STDERR_LINE_BYTES):
         tail.append(redact(line.decode(errors="replace").rstrip()))
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
+def _ended(process: "subprocess.Popen[bytes]") -> bool:
+    """Whether the process has ended; it is not reaped, so its id still names its group."""
+    if process.returncode is not None:
+        return True
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _end(process: "subprocess.Popen[bytes]") -> bool:
+    """End the worker with all that it started, and reap it; whether it had ended by itself.
+
+    The guard kills what it guards when it is told to end. Should it not do so in time, or be dead
+    itself, the group that it led is killed here.
+    """
+    ended = _ended(process)
+    if not ended:
+        os.kill(process.pid, signal.SIGTERM)
+        limit = time.monotonic() + KILL_LIMIT_S
+        while not _ended(process) and time.monotonic() < limit:
+            time.sleep(0.01)
+    _kill_group(process)
+    process.wait()
+    return ended
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def _events(
     worker: str, process: "subprocess.Popen[bytes]", stall_timeout_s: float
 ) -> Iterator[Event]:
-    """Yield the worker's events until its output ends; raise when it stalls."""
+    """Yield the worker's events until its output ends; raise when it stalls or breaks the rules.
+
+    Returns after `EXIT_LIMIT_S` seconds when a worker that has answered does not end.
+    """
     assert process.stdout is not None
     descriptor = process.stdout.fileno()
     selector = selectors.DefaultSelector()
     selector.register(descriptor, selectors.EVENT_READ)
-    buffer = b""
+    buffer = bytearray()
+    answered = False
     last_sign = time.monotonic()
     with selector:
         while True:
-            remaining = last_sign + stall_timeout_s - time.monotonic()
+            limit = EXIT_LIMIT_S if answered else stall_timeout_s
+            remaining = last_sign + limit - time.monotonic()
+            if remaining <= 0 and answered:
+                return
             if remaining <= 0:
                 raise WorkerError(
                     f"The worker {worker!r} was stopped.",
@@ -143,28 +192,46 @@ def _events(
                     "Run the same command again; if it hangs once more, use a smaller model or "
                     "fewer threads.",
                 )
-            if not selector.select(remaining):
+            if not selector.select(min(remaining, _POLL_S)):
+                if _ended(process):
+                    # The guard was killed, and what it guarded may hold the pipe open.
+                    _kill_group(process)
+                    return
                 continue
             chunk = os.read(descriptor, 1 << 16)
             if not chunk:
                 return
-            *lines, buffer = (buffer + chunk).split(b"\n")
+            *lines, rest = chunk.split(b"\n")
             for line in lines:
-                event = _parse(worker, line)
+                event = _parse(worker, bytes(buffer) + line)
+                buffer.clear()
+                if answered:
+                    raise _breach(worker, "something after its answer", line)
+                answered = isinstance(event, ResultEvent | ErrorEvent)
                 if not isinstance(event, MemoryEvent):
                     last_sign = time.monotonic()
                 yield event
+            buffer += rest
+            if len(buffer) > LONGEST_EVENT_BYTES:
+                size = f"a line of more than {LONGEST_EVENT_BYTES >> 20} MiB"
+                raise _breach(worker, size, bytes(buffer[:200]))
 
 
 def _parse(worker: str, line: bytes) -> Event:
     try:
-        return EVENT_ADAPTER.validate_json(line)
-    except ValidationError as error:
-        raise WorkerError(
-            f"The worker {worker!r} sent something that is no event.",
-            f"It sent {line[:200]!r}.",
-            "Something in the worker writes to its event stream; report this.",
-        ) from error
+        event = EVENT_ADAPTER.validate_json(line)
+    except (ValidationError, RecursionError) as error:
+        raise _breach(worker, "something that is no event", line) from error
+    # This process knows secrets that the worker was not given. An answer is used, not shown.
+    return event if isinstance(event, ResultEvent) else redacted(event)
+
+
+def _breach(worker: str, sent: str, line: bytes) -> WorkerError:
+    return WorkerError(
+        f"The worker {worker!r} sent {sent}.",
+        f"It sent {redact(line[:200].decode(errors='replace'))!r}.",
+        "Something in the worker writes to its event stream; report this.",
+    )
 
 
 def _sent_error(event: ErrorEvent) -> QuantAssetsError:

@@ -1,10 +1,13 @@
 """A worker's every end becomes a result or one clear error. The workers here are real processes."""
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import psutil
@@ -12,6 +15,7 @@ import pytest
 from pydantic import BaseModel
 
 from quant_assets.errors import InputError, QuantAssetsError, ResourceError, WorkerError
+from quant_assets.processes import guarded
 from quant_assets.workers import supervisor
 from quant_assets.workers.protocol import Event, ProgressEvent, resident_memory
 from quant_assets.workers.supervisor import run_worker
@@ -30,6 +34,7 @@ class Answer(BaseModel):
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Write the body of a worker's `handle(job, channel)`; returns a function that runs it."""
     package = tmp_path / "quant_assets" / "workers"
+    start = supervisor.subprocess.Popen
 
     def run(body: str, **options: object) -> Answer:
         package.mkdir(parents=True, exist_ok=True)
@@ -45,11 +50,10 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         )
         script = tmp_path / "scripted.py"
         script.write_text(source)
-        start = supervisor.subprocess.Popen
 
         def start_script(command: list[str], **arguments: object) -> object:
-            assert command[1:] == ["-m", "quant_assets.workers.scripted"]
-            return start([sys.executable, str(script)], **arguments)
+            assert command[-2:] == ["-m", "quant_assets.workers.scripted"]
+            return start([*command[:-2], str(script)], **arguments)
 
         monkeypatch.setattr(supervisor.subprocess, "Popen", start_script)
         return run_worker("scripted", Job(), Answer, **options)
@@ -163,6 +167,7 @@ def test_the_token_is_never_shown(worker, monkeypatch: pytest.MonkeyPatch):
             os.abort()
             """,
             on_event=lambda event: lines.append(event.model_dump_json()),
+            extra_env={"HF_TOKEN": "hf_very_secret"},
         )
     assert "hf_very_secret" not in str(raised.value) + "".join(lines)
     assert "<HF_TOKEN>" in raised.value.why
@@ -200,3 +205,200 @@ def test_peak_memory_is_the_workers_own(worker):
         """
     )
     assert len(ballast) > answer.number
+
+
+def test_a_secret_that_looks_like_a_number_breaks_nothing(worker, monkeypatch: pytest.MonkeyPatch):
+    for secret in ("1", "20", "21", "progress", "result", "true"):
+        monkeypatch.setenv("HF_TOKEN", secret)
+        answer = worker(
+            """
+            channel.progress("progress", 1, 20, "steps")
+            return Answer(number=job.number + 1, token="true")
+            """,
+            extra_env={"HF_TOKEN": secret},
+        )
+        assert answer.number == 21
+
+
+def test_a_worker_is_given_what_it_needs_and_no_secret(worker, monkeypatch: pytest.MonkeyPatch):
+    passed = {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "HF_HOME": "/nowhere/hf",
+        "https_proxy": "http://proxy.example:3128",
+        "QUANT_ASSETS_DATA": "/nowhere/data",
+        "LC_ALL": "C.UTF-8",
+        "TZ": "UTC",
+    }
+    secret = "planted-7f3a9c"
+    kept_back = ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "HF_HUB_TOKEN", "SESSION", "DATABASE_URL")
+    for name, value in passed.items():
+        monkeypatch.setenv(name, value)
+    for name in kept_back:
+        monkeypatch.setenv(name, secret)
+    answer = worker(
+        """
+        import json
+        return Answer(number=1, token=json.dumps(dict(os.environ)))
+        """,
+        extra_env={"DAGSTER_PIPES_CONTEXT_OF_A_TEST": "x"},
+    )
+    given = json.loads(answer.token)
+    assert passed.items() <= given.items()
+    assert given["DAGSTER_PIPES_CONTEXT_OF_A_TEST"] == "x"
+    assert secret not in answer.token
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("b'x' * 300_000", "more than 0 MiB"),
+        ("b'\\xff\\xfe{\\n'", "no event"),
+        ("b'[' * 100_000 + b'\\n'", "no event"),
+    ],
+)
+def test_a_stream_that_is_not_the_protocol_is_an_error(
+    worker, monkeypatch: pytest.MonkeyPatch, written: str, said: str
+):
+    monkeypatch.setattr(supervisor, "LONGEST_EVENT_BYTES", 200_000)
+    with pytest.raises(WorkerError, match=said):
+        worker(f"os.write(channel._stream.fileno(), {written}); time.sleep(60)")
+
+
+def test_events_after_the_answer_are_an_error(worker):
+    with pytest.raises(WorkerError, match="after its answer"):
+        worker("channel.result(Answer(number=1)); channel.log('more'); time.sleep(60)")
+
+
+def test_an_answer_of_the_wrong_form_is_an_error(worker):
+    with pytest.raises(WorkerError, match="wrong form"):
+        worker(
+            """
+            class Other(BaseModel):
+                text: str
+            return Other(text="x")
+            """
+        )
+
+
+def test_a_worker_that_lingers_after_its_answer_is_ended(worker, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor, "EXIT_LIMIT_S", 0.2)
+    answer = worker("channel.result(Answer(number=5)); time.sleep(600)")
+    assert answer.number == 5
+
+
+GRANDCHILD = """
+import subprocess
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"],
+                         start_new_session={apart})
+channel.progress("pid", child.pid, 1, "")
+"""
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_grandchild_that_holds_the_pipes_ends_with_the_worker(worker, apart: bool):
+    pids: list[int] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, ProgressEvent):
+            pids.append(int(event.done))
+
+    answer = worker(GRANDCHILD.format(apart=apart) + "return Answer(number=1)", on_event=note)
+    assert answer.number == 1
+    with pytest.raises(WorkerError, match="SIGKILL"):
+        worker(
+            GRANDCHILD.format(apart=apart) + "os.kill(os.getpid(), signal.SIGKILL)", on_event=note
+        )
+    assert len(pids) == 2
+    assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def test_the_death_of_the_guard_is_survived(worker):
+    """Whoever kills what `ps` shows as the worker may hit its guard."""
+    pids: list[int] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, ProgressEvent):
+            pids.append(int(event.done))
+
+    with pytest.raises(WorkerError, match="SIGKILL"):
+        worker(
+            GRANDCHILD.format(apart=False) + "os.kill(os.getppid(), signal.SIGKILL)\n"
+            "time.sleep(600)",
+            on_event=note,
+        )
+    assert ended_in_time(pids)
+
+
+def ended_in_time(pids: list[int]) -> bool:
+    """Whether all processes are gone within the five seconds that are promised."""
+    deadline = time.monotonic() + 5
+    while left := [pid for pid in pids if alive(pid)]:
+        if time.monotonic() > deadline:
+            print("still alive:", left)
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+PARENT = """
+import sys, threading
+from quant_assets.processes import guarded
+import subprocess
+command = [sys.executable, "-S", "-c", '''
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sleeper = [sys.executable, "-S", "-c", "import time; time.sleep(600)"]
+near = subprocess.Popen(sleeper)
+far = subprocess.Popen(sleeper, start_new_session=True)
+print(os.getpid(), near.pid, far.pid, flush=True)
+time.sleep(600)
+''']
+# From a thread that ends at once: what is tied to a thread instead of the process fires here.
+started = threading.Thread(
+    target=lambda: subprocess.Popen(guarded(command, grace_s=0.5), start_new_session=True))
+started.start()
+started.join()
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_nothing_guarded_outlives_its_parent(number: signal.Signals):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 3
+    time.sleep(0.3)
+    assert all(alive(pid) for pid in pids)
+    guard = psutil.Process(pids[0]).parent()
+    assert guard is not None
+    parent.send_signal(number)
+    parent.wait(timeout=5)
+    assert ended_in_time([*pids, guard.pid])
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_guard_that_is_told_to_end_ends_what_ignores_it(number: signal.Signals):
+    command = [sys.executable, "-S", "-c"]
+    deaf = "import os, signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]"
+    guard = subprocess.Popen(
+        guarded([*command, f"{deaf}; print(os.getpid(), flush=True); time.sleep(600)"]),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert guard.stdout is not None
+    pid = int(guard.stdout.readline())
+    guard.send_signal(number)
+    assert guard.wait(timeout=5) == -signal.SIGKILL
+    assert not alive(pid)
