@@ -3,11 +3,15 @@
 Every field can be set by an environment variable with the prefix `QUANT_ASSETS_`.
 """
 
+import os
+import re
 from functools import cache
 from pathlib import Path
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from quant_assets.errors import InputError
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -24,6 +28,23 @@ class Settings(BaseSettings):
     listings_folder: Path | None = None
     model_roots: list[Path] = Field(default_factory=list)
     hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
+
+    @field_validator("home", mode="before")
+    @classmethod
+    def _databases_can_be_there(cls, home: str | Path) -> str | Path:
+        """DuckDB and Dagster's SQLite take their files' paths apart at these signs."""
+        path = os.fsencode(Path(home).absolute())
+        if (
+            re.search(rb"[?\\]|%[0-9A-Fa-f]{2}", path)
+            or path.decode("utf-8", "ignore").encode() != path
+        ):
+            raise InputError(
+                f"The data root {path.decode('utf-8', 'backslashreplace')} cannot be used.",
+                "No database can be in a folder whose path has a question mark, a backslash, a "
+                "percent sign before two hexadecimal digits, or bytes that are not UTF-8.",
+                "Set QUANT_ASSETS_HOME to a folder with another name.",
+            )
+        return home
 
     @property
     def models_yaml(self) -> Path:

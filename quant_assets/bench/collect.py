@@ -8,6 +8,7 @@ from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore
 from quant_assets.errors import InputError
+from quant_assets.spreadsheet_cells import neutralized
 
 
 def collect_csv(results: Path, output: Path) -> int:
@@ -22,7 +23,13 @@ def collect_csv(results: Path, output: Path) -> int:
             "The folder does not exist or has no result files.",
             "Run `quant-assets bench` first, or name another folder.",
         )
-    rows = [record.flat() for record in records]
+    rows = [
+        {
+            name: neutralized(value) if isinstance(value, str) else value
+            for name, value in record.flat().items()
+        }
+        for record in records
+    ]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -5,6 +5,8 @@ from typing import Final, Literal
 
 import requests
 
+from quant_assets.duckdb_files import READ_OPTIONS, readable
+
 _WIKITEXT: Final = "Salesforce/wikitext"
 _TIMEOUT_S: Final = 10
 
@@ -17,8 +19,9 @@ def wikitext(split: Literal["train", "test"]) -> str:
     import duckdb
 
     parquet = hub_file(_WIKITEXT, f"wikitext-2-raw-v1/{split}-00000-of-00001.parquet")
-    with duckdb.connect() as connection:
-        rows = connection.execute("select text from read_parquet(?)", [str(parquet)]).fetchall()
+    query = f"select text from read_parquet(?, {READ_OPTIONS})"  # noqa: S608, own text
+    with duckdb.connect() as connection, readable(parquet) as pattern:
+        rows = connection.execute(query, [pattern]).fetchall()
     return "".join(row[0] for row in rows)
 
 

@@ -11,6 +11,7 @@ import codecs
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,7 @@ import pandas as pd
 from duckdb import DuckDBPyConnection
 
 from quant_assets.atomic_files import atomic_path
+from quant_assets.duckdb_files import READ_OPTIONS, display_name, exact_pattern, readable, writable
 from quant_assets.errors import InputError
 from quant_assets.listings import stages
 from quant_assets.listings.headers import TEXT_COLUMNS, map_columns, require_columns
@@ -83,19 +85,19 @@ class _FileFacts:
 class _Target:
     """Where the parsed rows of one file go: a table of the workspace, or a Parquet file."""
 
-    place: str
+    place: str | Path
     """The table's name, or the file's path."""
-    is_table: bool
 
     def write(
         self, connection: DuckDBPyConnection, query: str, parameters: Sequence[object]
     ) -> int:
         """Write the result of a query there, in place of what was there; returns its rows."""
-        if self.is_table:
-            statement, bound = f"CREATE OR REPLACE TABLE {self.place} AS {query}", [*parameters]
-        else:
-            statement, bound = f"COPY ({query}) TO ? (FORMAT parquet)", [*parameters, self.place]
-        return int(connection.execute(statement, bound).fetchall()[0][0])
+        if isinstance(self.place, str):
+            statement = f"CREATE OR REPLACE TABLE {self.place} AS {query}"
+            return int(connection.execute(statement, [*parameters]).fetchall()[0][0])
+        with writable(self.place) as path:
+            statement = f"COPY ({query}) TO ? (FORMAT parquet)"
+            return int(connection.execute(statement, [*parameters, path]).fetchall()[0][0])
 
 
 def read_raw(paths: Sequence[Path], *, snapshots: Path | None = None) -> RawListings:
@@ -142,7 +144,7 @@ def expand_paths(paths: Sequence[Path]) -> list[tuple[str, Path]]:
                     f"Listing files end in {', '.join(_PARSERS)}.",
                     "Put a listing file there, or name another folder.",
                 )
-            found += [(file.relative_to(path).as_posix(), file) for file in inside]
+            found += [(display_name(file.relative_to(path).as_posix()), file) for file in inside]
         elif not path.is_file():
             raise InputError(
                 f"The input {path} does not exist.",
@@ -156,9 +158,12 @@ def expand_paths(paths: Sequence[Path]) -> list[tuple[str, Path]]:
                 "Rename or convert the file.",
             )
         else:
-            found.append((path.name, path))
+            found.append((display_name(path.name), path))
     names = [name for name, _ in found]
-    return [(name if names.count(name) == 1 else path.as_posix(), path) for name, path in found]
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    return [
+        (display_name(path.as_posix()) if name in repeated else name, path) for name, path in found
+    ]
 
 
 def _read_file(
@@ -174,15 +179,17 @@ def _read_file(
     if table and facts.lines <= stages.ROWS_IN_MEMORY and parse is not _parse_parquet:
         parsed, place, source = True, table, table
         with workspace.connection.cursor() as connection:
-            parse(connection, path, facts, _Target(table, is_table=True))
+            parse(connection, path, facts, _Target(table))
     else:
         snapshot = folder / f"{facts.sha256}{path.suffix.lower()}.v{_PARSER_VERSION}.parquet"
-        parsed, place, source = not snapshot.exists(), str(snapshot), "read_parquet($place)"
+        parsed, place = not snapshot.exists(), str(snapshot)
+        source = f"read_parquet($place, {READ_OPTIONS})"
         if parsed:
             with atomic_path(snapshot) as temporary, connect_in_memory() as connection:
-                parse(connection, path, facts, _Target(str(temporary), is_table=False))
+                parse(connection, path, facts, _Target(temporary))
     counted = f"SELECT count(*) FILTER (reason IS NULL), count(reason) FROM {source}"  # noqa: S608, own names
-    rows, rejected = workspace.query(counted, {} if source == table else {"place": place})[0]
+    bound = {} if source == table else {"place": exact_pattern(Path(place))}
+    rows, rejected = workspace.query(counted, bound)[0]
     if rows + rejected == 0:
         raise InputError(
             f"The file {path} has no rows (after line 1).",
@@ -289,23 +296,24 @@ def _copy_clean_csv(
     False for any other file, which the line-by-line parser must read.
     """
     columns = "{" + ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(header))) + "}"
-    connection.execute("SET VARIABLE csv_path = ?", [str(path)]).fetchall()
     connection.execute("SET VARIABLE csv_delimiter = ?", [delimiter]).fetchall()
-    connection.execute(
-        # Every line is a row: its number follows from the row's place among the kept ones, see
-        # `_assemble`.
-        # Counting here would keep DuckDB to one thread.
-        "CREATE TEMP VIEW parsed AS SELECT NULL::BIGINT AS line_number, * FROM "  # noqa: S608, generated names
-        "read_csv(getvariable('csv_path'), delim=getvariable('csv_delimiter'), quote='\"',"
-        " escape='\"', header=false, skip=1, all_varchar=true, auto_detect=false,"
-        f" strict_mode=true, null_padding=false, columns={columns},"
-        f" max_line_size={MAX_LINE_CHARACTERS})"
-    ).fetchall()
-    try:
-        copied = _keep_rows(connection, header, [], path, target)
-    except duckdb.Error:
-        copied = -1
-    connection.execute("DROP VIEW parsed").fetchall()
+    with readable(path) as pattern:
+        connection.execute("SET VARIABLE csv_path = ?", [pattern]).fetchall()
+        connection.execute(
+            # Every line is a row: its number follows from the row's place among the kept ones, see
+            # `_assemble`.
+            # Counting here would keep DuckDB to one thread.
+            "CREATE TEMP VIEW parsed AS SELECT NULL::BIGINT AS line_number, * FROM "  # noqa: S608, generated names
+            f"read_csv(getvariable('csv_path'), {READ_OPTIONS}, delim=getvariable('csv_delimiter'),"
+            " quote='\"', escape='\"', header=false, skip=1, all_varchar=true, auto_detect=false,"
+            f" strict_mode=true, null_padding=false, columns={columns},"
+            f" max_line_size={MAX_LINE_CHARACTERS})"
+        ).fetchall()
+        try:
+            copied = _keep_rows(connection, header, [], path, target)
+        except duckdb.Error:
+            copied = -1
+        connection.execute("DROP VIEW parsed").fetchall()
     return copied == facts.lines - 1
 
 
@@ -475,17 +483,19 @@ def _parse_parquet(
     connection: DuckDBPyConnection, path: Path, facts: _FileFacts, target: _Target
 ) -> None:
     del facts
+    source = f"read_parquet(?, {READ_OPTIONS})"
     try:
-        described = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(path)])
-        header = [row[0] for row in described.fetchall()]
-        require_columns(header, path)
-        names = ", ".join(f"c{index}" for index in range(len(header)))
-        texts = ", ".join(f"CAST(c{index} AS VARCHAR) AS c{index}" for index in range(len(header)))
-        connection.execute(
-            f"CREATE TEMP TABLE parsed AS SELECT row_number() OVER () AS line_number, {texts} "  # noqa: S608, generated names
-            f"FROM read_parquet(?) AS t({names})",
-            [str(path)],
-        ).fetchall()
+        with readable(path) as pattern:
+            described = connection.execute(f"DESCRIBE FROM {source}", [pattern])
+            header = [row[0] for row in described.fetchall()]
+            require_columns(header, path)
+            columns = [f"c{index}" for index in range(len(header))]
+            texts = ", ".join(f"CAST({name} AS VARCHAR) AS {name}" for name in columns)
+            connection.execute(
+                f"CREATE TEMP TABLE parsed AS SELECT row_number() OVER () AS line_number, {texts} "  # noqa: S608, generated names
+                f"FROM {source} AS t({', '.join(columns)})",
+                [pattern],
+            ).fetchall()
     except duckdb.Error as error:
         raise InputError(
             f"The file {path} cannot be read as Parquet.",
@@ -577,22 +587,23 @@ def _assemble(
 
     `in_table` says that the rows of the one file are in a table of the workspace.
     """
+    places = sorted({file.place for file in read})
     files = workspace.add_frame(
         "files",
         pd.DataFrame(
-            [(file.place, file.source_file, number) for number, file in enumerate(read)],
+            [(places.index(file.place), file.source_file, n) for n, file in enumerate(read)],
             columns=["place", "source_file", "number"],
         ),
     )
-    places = sorted({file.place for file in read})
     if in_table:
-        kept = f"(SELECT *, rowid AS row, '{places[0]}' AS place FROM {places[0]})"  # noqa: S608, own names
+        kept = f"(SELECT *, rowid AS row, 0 AS place FROM {places[0]})"  # noqa: S608, own names
     else:
         paths = workspace.new_name("snapshots")
-        workspace.query(f"SET VARIABLE {paths} = ?", [places])
+        patterns = [exact_pattern(Path(place)) for place in places]
+        workspace.query(f"SET VARIABLE {paths} = ?", [patterns])
         kept = (
-            "(SELECT * RENAME (file_row_number AS row, filename AS place) FROM "  # noqa: S608, own names
-            f"read_parquet(getvariable('{paths}'), filename=true, file_row_number=true))"
+            "(SELECT *, file_row_number AS row, file_index AS place FROM "  # noqa: S608, own names
+            f"read_parquet(getvariable('{paths}'), {READ_OPTIONS}))"
         )
     # 2^40 lines a file: the position orders rows by file, then by line.
     source = f"""

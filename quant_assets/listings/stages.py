@@ -12,6 +12,7 @@ import pandas as pd
 from duckdb import DuckDBPyConnection
 
 from quant_assets.atomic_files import atomic_path
+from quant_assets.duckdb_files import READ_OPTIONS, exact_pattern, readable, writable
 from quant_assets.errors import CheckFailed, InputError
 
 MEMORY_LIMIT = "1.4GB"
@@ -77,11 +78,25 @@ class Workspace:
         if rows <= ROWS_IN_MEMORY:
             self.query(f"CREATE TABLE {name} AS {query}")
             return name
-        path = str(self.path(f"{name}.parquet"))
-        self.query(f"COPY ({query}) TO ? (FORMAT parquet)", [path])
-        self.query(f"SET VARIABLE {name}_path = ?", [path])
-        self.query(f"CREATE VIEW {name} AS SELECT * FROM read_parquet(getvariable('{name}_path'))")  # noqa: S608, own names
+        path = self.path(f"{name}.parquet")
+        self.copy(query, path)
+        self.query(f"SET VARIABLE {name}_path = ?", [exact_pattern(path)])
+        self.query(
+            f"CREATE VIEW {name} AS SELECT * FROM "  # noqa: S608, own names
+            f"read_parquet(getvariable('{name}_path'), {READ_OPTIONS})"
+        )
         return name
+
+    def copy(
+        self,
+        query: str,
+        path: Path,
+        options: str = "FORMAT parquet",
+        parameters: Sequence[object] = (),
+    ) -> None:
+        """Write the result of a query to the file `path`, whose last bound parameter it is."""
+        with writable(path) as target:
+            self.query(f"COPY ({query}) TO ? ({options})", [*parameters, target])
 
     def count(self, table: str) -> int:
         """Number of rows of a table."""
@@ -249,9 +264,7 @@ def check_conservation(
 def _save(workspace: Workspace, folder: Path, tables: Mapping[str, str]) -> None:
     for name, table in tables.items():
         with atomic_path(folder / f"{name}.parquet") as temporary:
-            source = workspace.in_order(table)
-            sql = f"COPY (SELECT * FROM {source}) TO ? (FORMAT parquet)"  # noqa: S608, own names
-            workspace.query(sql, [str(temporary)])
+            workspace.copy(f"SELECT * FROM {workspace.in_order(table)}", temporary)  # noqa: S608, own names
 
 
 def _load(folder: Path, names: Sequence[str]) -> tuple[Any, ...]:
@@ -267,6 +280,10 @@ def _load(folder: Path, names: Sequence[str]) -> tuple[Any, ...]:
                 "Run the stage before this one.",
             )
         table = workspace.new_name(name)
-        workspace.query(f"CREATE TABLE {table} AS SELECT * FROM read_parquet(?)", [str(path)])  # noqa: S608, own names
+        with readable(path) as pattern:
+            workspace.query(
+                f"CREATE TABLE {table} AS SELECT * FROM read_parquet(?, {READ_OPTIONS})",  # noqa: S608, own names
+                [pattern],
+            )
         tables.append(table)
     return (workspace, *tables)

@@ -1,13 +1,16 @@
 """Tables out: CSV, Parquet or JSON by extension, each whole or not at all.
 
-A CSV cell that a spreadsheet would run as a formula is written with an apostrophe before it.
+What sellers wrote goes into CSV files as `spreadsheet_cells` makes it: no spreadsheet runs it.
 """
 
+from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path
 
 from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import InputError
 from quant_assets.listings.stages import Workspace
+from quant_assets.spreadsheet_cells import neutralized, neutralized_sql
 
 _COPY_OPTIONS = {
     ".csv": "FORMAT csv, HEADER true",
@@ -18,8 +21,6 @@ _COPY_OPTIONS = {
     ".parquet": "FORMAT parquet",
 }
 _TEXT_FORMATS = frozenset({".csv", ".tsv"})
-_FORMULA_SIGNS = "=+-@|\t\r"
-"""First characters after which a spreadsheet reads on as a formula."""
 _INTERNAL_COLUMNS = ("position", "extra")
 _OWN_WORDS = frozenset(
     {"row_id", "canonical_name", "match_type", "currency", "price_kind", "reason", "gpu_vendor"}
@@ -46,32 +47,49 @@ def write_table(workspace: Workspace, table: str, path: Path) -> None:
     """
     require_known_format(path)
     suffix = path.suffix.lower()
-    columns = [
-        (name, kind)
+    columns = {
+        name: kind
         for name, kind, *_ in workspace.query(f"DESCRIBE {table}")
         if name not in _INTERNAL_COLUMNS
-    ]
+    }
+    guarded = suffix in _TEXT_FORMATS
     selected = [
-        (name, _quoted(name), kind == "VARCHAR" and name not in _OWN_WORDS)
-        for name, kind in columns
+        _cell(name, _quoted(name), guarded and kind == "VARCHAR" and name not in _OWN_WORDS)
+        for name, kind in columns.items()
     ]
-    parameters: list[str] = []
-    taken = {name.casefold() for name, _ in columns}
-    for key in further_columns(workspace, table):
-        label = key if key.casefold() not in taken else f"input_{key}"
-        taken.add(label.casefold())
-        parameters.append("/" + key.replace("~", "~0").replace("/", "~1"))
-        selected.append((label, f"json_extract_string(extra, ${len(parameters)})", True))
-    expressions = ", ".join(
-        _cell(name, expression, from_seller and suffix in _TEXT_FORMATS)
-        for name, expression, from_seller in selected
-    )
+    keys = further_columns(workspace, table)
+    rows, parameters = workspace.in_order(table), []
+    if keys:
+        # One list for each row: the further columns are many, and JSON is parsed once.
+        values = "json_extract_string(extra, ?)"
+        if guarded:
+            values = f"list_transform({values}, lambda cell: {neutralized_sql('cell')})"
+        rows = f"(SELECT *, {values} AS further_values FROM {rows})"  # noqa: S608, quoted names
+        parameters = [["/" + key.replace("~", "~0").replace("/", "~1") for key in keys]]
+        labels = _labels(keys, columns)
+        selected += [
+            f"further_values[{place}] AS {_quoted(neutralized(label) if guarded else label)}"
+            for place, label in enumerate(labels, start=1)
+        ]
     with atomic_path(path) as temporary:
-        workspace.query(
-            f"COPY (SELECT {expressions} FROM {workspace.in_order(table)}) "  # noqa: S608, quoted names
-            f"TO ${len(parameters) + 1} ({_COPY_OPTIONS[suffix]})",
-            [*parameters, str(temporary)],
-        )
+        query = f"SELECT {', '.join(selected)} FROM {rows}"  # noqa: S608, quoted names
+        workspace.copy(query, temporary, _COPY_OPTIONS[suffix], parameters)
+
+
+def _labels(keys: Sequence[str], taken: Iterable[str]) -> list[str]:
+    """A name for each further column that no other column has, whatever its case."""
+    used = {name.casefold() for name in taken}
+    labels = []
+    for key in keys:
+        label = key if key.casefold() not in used else f"input_{key}"
+        stem = label
+        for number in count(2):
+            if label.casefold() not in used:
+                break
+            label = f"{stem}_{number}"
+        used.add(label.casefold())
+        labels.append(label)
+    return labels
 
 
 def further_columns(workspace: Workspace, table: str) -> list[str]:
@@ -83,18 +101,9 @@ def further_columns(workspace: Workspace, table: str) -> list[str]:
     return list(dict.fromkeys(key for (group,) in sorted(keys) for key in group))
 
 
-def _cell(name: str, expression: str, neutralized: bool) -> str:
-    """One column of a SELECT; its cells and its own name made harmless where asked for."""
-    if not neutralized:
-        return f"{expression} AS {_quoted(name)}"
-    label = f"'{name}" if name.startswith(tuple(_FORMULA_SIGNS)) else name
-    codes = ", ".join(str(ord(sign)) for sign in _FORMULA_SIGNS)
-    # A list, because DuckDB makes a join of a long IN.
-    return (
-        f"CASE WHEN list_contains([{codes}], ascii({expression})) "
-        f"THEN concat(chr(39), {expression}) "
-        f"ELSE {expression} END AS {_quoted(label)}"
-    )
+def _cell(name: str, column: str, guarded: bool) -> str:
+    """One column of a SELECT, its cells made harmless where asked for."""
+    return f"{neutralized_sql(column) if guarded else column} AS {_quoted(name)}"
 
 
 def _quoted(name: str) -> str:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.hub_text import hub_file, reach_hub, wikitext
+from quant_assets.duckdb_files import READ_OPTIONS, readable
 from quant_assets.errors import InputError
 from quant_assets.models.identity import sha256_of
 
@@ -119,8 +120,8 @@ def _parquet_rows(path: Path) -> list[dict[str, Any]]:
     import duckdb
 
     try:
-        with duckdb.connect() as connection:
-            table = connection.execute("select * from read_parquet(?)", [str(path)])
+        with duckdb.connect() as connection, readable(path) as pattern:
+            table = connection.execute(f"from read_parquet(?, {READ_OPTIONS})", [pattern])
             columns = [column[0] for column in table.description or []]
             return [dict(zip(columns, row, strict=True)) for row in table.fetchall()]
     except duckdb.Error as error:

@@ -12,6 +12,7 @@ from quant_assets.bench.obedience import obedience_results
 from quant_assets.bench.quality import QualityStore
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import Variant
+from quant_assets.duckdb_files import READ_OPTIONS, exact_pattern
 from quant_assets.errors import InputError
 from quant_assets.listings.registry import GpuRegistry, load_registry
 from quant_assets.models.inspection import ModelShape, inspect_model
@@ -191,11 +192,12 @@ def load_hosts(connection: duckdb.DuckDBPyConnection, results: Path) -> int:
 def load_listing_history(connection: duckdb.DuckDBPyConnection, folder: Path) -> int:
     """Load `raw.listing_history` from the snapshots in `folder`; return its row count."""
     connection.execute("delete from raw.listing_history").fetchall()
-    if any(folder.glob("*.parquet")):
+    snapshots = [exact_pattern(path) for path in sorted(folder.glob("*.parquet"))]
+    if snapshots:
         connection.execute(
-            "insert into raw.listing_history by name "
-            "select * from read_parquet(?, union_by_name => true)",
-            [str(folder / "*.parquet")],
+            "insert into raw.listing_history by name "  # noqa: S608, own names
+            f"select * from read_parquet(?, union_by_name => true, {READ_OPTIONS})",
+            [snapshots],
         ).fetchall()
     return _count(connection, "listing_history")
 
@@ -206,8 +208,9 @@ def load_listing_table(
     """Replace one listing table by the content of a Parquet snapshot; return its row count."""
     assert table in LISTING_SNAPSHOTS  # a table name cannot be bound as a parameter
     connection.execute(
-        f"create or replace table raw.{table} as select * from read_parquet(?)",  # noqa: S608
-        [str(parquet)],
+        f"create or replace table raw.{table} as "  # noqa: S608
+        f"select * from read_parquet(?, {READ_OPTIONS})",
+        [exact_pattern(parquet)],
     ).fetchall()
     return _count(connection, table)
 

@@ -41,12 +41,9 @@ def record_prices(enriched: EnrichedListings, folder: Path, at: datetime.datetim
     stamp = at.astimezone(datetime.UTC)
     path = folder / f"{stamp:%Y%m%dT%H%M%S.%f}Z_{digest}.parquet"
     with atomic_path(path) as temporary:
-        workspace.query(
-            f"""
-            COPY (
-                SELECT CAST(? AS TIMESTAMPTZ) AS recorded_at, * FROM ({offers}) ORDER BY offer_id
-            ) TO ? (FORMAT parquet)
-            """,  # noqa: S608, own names
-            [stamp.isoformat(), str(temporary)],
+        workspace.copy(
+            f"SELECT CAST(? AS TIMESTAMPTZ) AS recorded_at, * FROM ({offers}) ORDER BY offer_id",  # noqa: S608, own names
+            temporary,
+            parameters=[stamp.isoformat()],
         )
     return path
