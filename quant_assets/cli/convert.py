@@ -14,7 +14,7 @@ from quant_assets.cli.quantize_groupwise import GroupwiseOptions, make_checkpoin
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.errors import ConfirmationRequired
 from quant_assets.formats.gguf_levels import parse_level
-from quant_assets.formats.group_quantization import GroupQuantization
+from quant_assets.formats.group_quantization import group_quantization
 from quant_assets.formats.intent import detect_quantization
 from quant_assets.formats.quantization_types import quantization_type
 from quant_assets.models.source import SourceModel, resolve_source
@@ -25,7 +25,7 @@ from quant_assets.quantize.convert import (
     lineage,
     plain_folder,
 )
-from quant_assets.quantize.gguf import QuantizeGgufJob, quantize_gguf
+from quant_assets.quantize.gguf import MOST_THREADS, QuantizeGgufJob, quantize_gguf
 from quant_assets.quantize.groupwise import DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH, Engine
 from quant_assets.settings import get_settings
 
@@ -52,7 +52,10 @@ def convert(
         Path | None, typer.Option(help="GPTQ, AWQ: file to measure perplexity on.")
     ] = None,
     output_dir: Annotated[Path, typer.Option(help="Where the result goes.")] = Path(),
-    threads: Annotated[int | None, typer.Option(help="Threads.", min=1)] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads.", min=1, max=MOST_THREADS)] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace what was made of another model or is not known.")
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Agree to a significant loss.")] = False,
     verbosity: Annotated[
         Verbosity, typer.Option(help="What is shown on standard error.")
@@ -61,7 +64,7 @@ def convert(
     """Convert between GGUF, GPTQ, AWQ and plain Hugging Face folders.
 
     What is lost is said first. Quantizing again what is quantized already, or to fewer than 4 bits,
-    asks for agreement. Exit code 6: nobody agreed; the others are as of `quantize`.
+    asks for agreement. Exit code 6: nobody agreed; the others, and records, are as of `quantize`.
     """
     settings = get_settings()
     source = resolve_source(model, settings)
@@ -69,12 +72,18 @@ def convert(
     _agree(loss, yes=yes)
     output = output_dir.resolve()
     with WorkerProgress(verbosity) as progress:
-        plain = plain_folder(source, output / f"{source.name}-hf", settings, on_event=progress.show)
+        plain = plain_folder(
+            source,
+            output / f"{source.name}-hf",
+            settings,
+            overwrite=overwrite,
+            on_event=progress.show,
+        )
     origin = lineage(source, detect_quantization(source.path), loss)
     if to == "hf":
         print_path(plain.path)
     elif to == "gguf":
-        print_path(_to_gguf(plain, level, output, origin, threads, verbosity))
+        print_path(_to_gguf(plain, level, output, origin, threads, verbosity, overwrite=overwrite))
     else:
         options = GroupwiseOptions(
             bits=bits, group_size=group_size, desc_act=False, sym=True, engine=engine,
@@ -90,7 +99,7 @@ def _target_bits(to: ConversionTarget, level: str, bits: int, group_size: int) -
         return 16.0
     if to == "gguf":
         return quantization_type(parse_level(level).name).exact_bits_per_weight
-    return GroupQuantization(method=to, bits=bits, group_size=group_size).bits_per_weight()
+    return group_quantization(to, bits, group_size).bits_per_weight()
 
 
 def _agree(loss: ConversionLoss, *, yes: bool) -> None:
@@ -112,6 +121,8 @@ def _to_gguf(
     origin: dict[str, str],
     threads: int | None,
     verbosity: Verbosity,
+    *,
+    overwrite: bool,
 ) -> Path:
     chosen = parse_level(level)
     file = output / f"{plain.name}-{chosen.name}.gguf"
@@ -124,6 +135,8 @@ def _to_gguf(
                 level=chosen.name,
                 output=file,
                 threads=threads,
+                record=True,
+                overwrite=overwrite,
             ),
             on_event=progress.show,
         )

@@ -10,7 +10,7 @@ from quant_assets.cli.worker_progress import Verbosity, WorkerProgress, print_wa
 from quant_assets.errors import InputError
 from quant_assets.models.source import resolve_source
 from quant_assets.quantize.calibration import default_calibration_text
-from quant_assets.quantize.gguf import ImatrixJob, make_imatrix
+from quant_assets.quantize.gguf import MOST_THREADS, ImatrixJob, make_imatrix
 from quant_assets.settings import get_settings
 
 
@@ -26,15 +26,18 @@ def imatrix(
     ] = Path(),
     chunks: Annotated[int, typer.Option(help="Chunks of 512 tokens, at most.", min=1)] = 100,
     threads: Annotated[
-        int | None, typer.Option(help="Threads; all cores by default.", min=1)
+        int | None, typer.Option(help="Threads; all cores by default.", min=1, max=MOST_THREADS)
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option(help="Replace a file that was made of another model or is not known.")
+    ] = False,
     verbosity: Annotated[
         Verbosity, typer.Option(help="What is shown on standard error.")
     ] = Verbosity.NORMAL,
 ) -> None:
     """Run a model over a text and store what every matrix saw, in llama.cpp's GGUF format.
 
-    The path of the file goes to standard output. Exit codes as of `quantize`.
+    The path of the file goes to standard output. Records and exit codes as of `quantize`.
     """
     settings = get_settings()
     source = resolve_source(model, settings)
@@ -59,6 +62,8 @@ def imatrix(
                 output=output_dir.resolve() / f"{source.name}.imatrix.gguf",
                 threads=threads,
                 max_chunks=chunks,
+                record=True,
+                overwrite=overwrite,
             ),
             on_event=progress.show,
         )

@@ -18,6 +18,7 @@ from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.models.source import resolve_source
 from quant_assets.quantize.gguf import (
+    MOST_THREADS,
     GgufPlan,
     GgufPlanJob,
     QuantizeGgufJob,
@@ -64,8 +65,13 @@ def quantize(
         bool, typer.Option("--resume/--no-resume", help="Go on with an interrupted run.")
     ] = True,
     threads: Annotated[
-        int | None, typer.Option(help="Quantizing threads; all cores by default.", min=1)
+        int | None,
+        typer.Option(help="Quantizing threads; all cores by default.", min=1, max=MOST_THREADS),
     ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(help="GGUF: replace a file that was made of another model or is not known."),
+    ] = False,
     bits: Annotated[int, typer.Option(help="GPTQ: 2, 3, 4 or 8; AWQ: 4.")] = 4,
     group_size: Annotated[
         int, typer.Option(help="Weights that share a scale: 32, 64, 128; GPTQ also -1, a row.")
@@ -108,6 +114,9 @@ def quantize(
 ) -> None:
     """Quantize a model to a GGUF file, or to a GPTQ or AWQ folder; both resumable.
 
+    The record <file>.job.json says which job made a GGUF file: the same job finds it done, and
+    another model's file of the same name is not replaced without --overwrite.
+
     GPTQ and AWQ folders get the name of their job inside the output folder; as JSON the result is
     their manifest.
 
@@ -115,8 +124,8 @@ def quantize(
     `QuantizeGgufResult`, with --dry-run those of `GgufPlan` (quant_assets.quantize.gguf).
 
     Exit codes: 0 done; 2 wrong usage; 3 bad input; 4 too little disk or memory, or a folder that
-    cannot be written; 5 the worker died; 7 the finished file failed its validation; 8 something is
-    not installed; 1 anything else.
+    cannot be written; 5 the worker died; 6 a file would be lost and nobody agreed to it; 7 the finished file failed its validation; 8 something
+    is not installed; 1 anything else.
     """
     settings = get_settings()
     if to is not TargetFormat.GGUF:
@@ -175,6 +184,8 @@ def quantize(
                     imatrix=imatrix,
                     threads=threads,
                     resume=resume,
+                    record=True,
+                    overwrite=overwrite,
                 ),
                 on_event=progress.show,
             )
@@ -219,7 +230,7 @@ def _plan_facts(plan: GgufPlan) -> dict[str, str]:
 def _result_facts(result: QuantizeGgufResult) -> dict[str, str]:
     types = ", ".join(f"{name} {count}" for name, count in result.tensor_types.items())
     facts = {
-        "file": str(result.output),
+        "file": str(result.output) + (" (found whole, nothing was done)" if result.reused else ""),
         "size": f"{result.bytes:,} bytes ({result.bytes / 1e9:.3f} GB)",
         "SHA-256": result.sha256,
         "architecture": result.architecture,

@@ -10,7 +10,7 @@ from quant_assets.bench.evaluation_text import evaluation_text
 from quant_assets.bench.settings import Device
 from quant_assets.cli.output import output_console, print_json
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress, print_warning
-from quant_assets.formats.group_quantization import parse_group_quantization
+from quant_assets.formats.group_quantization import group_quantization
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import calibration_text
@@ -50,11 +50,8 @@ def make_checkpoint(
 
     Raises `CheckFailed` for one that the gate rejects.
     """
-    group = "channel" if options.group_size == -1 else f"g{options.group_size}"
-    quantization = parse_group_quantization(f"{method}-{options.bits}bit-{group}")
-    assert quantization is not None
     chosen = groupwise_settings(
-        quantization,
+        group_quantization(method, options.bits, options.group_size),
         architecture=inspect_model(source.path).architecture,
         engine=options.engine,
         desc_act=options.desc_act,

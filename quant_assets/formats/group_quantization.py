@@ -78,15 +78,23 @@ def parse_group_quantization(text: str) -> GroupQuantization | None:
     method: Literal["gptq", "awq"] = "gptq" if match[1] == "gptq" else "awq"
     bits = int(match[2])
     group_size = PER_CHANNEL if match[4] else int(match[3] or DEFAULT_GROUP_SIZE)
+    return group_quantization(method, bits, group_size)
+
+
+def group_quantization(
+    method: Literal["gptq", "awq"], bits: int, group_size: int
+) -> GroupQuantization:
+    """A quantization that exists; raises `InputError` for bits or groups that `method` has not."""
     allowed = GPTQ_BITS if method == "gptq" else AWQ_BITS
+    quantization = GroupQuantization(method=method, bits=bits, group_size=group_size)
     if bits not in allowed or group_size not in GROUP_SIZES:
         raise InputError(
-            f"There is no quantization {text!r}.",
+            f"There is no quantization {quantization.name!r}.",
             f"{method.upper()} has {' or '.join(map(str, allowed))} bits and groups of "
             f"{', '.join(str(size) for size in GROUP_SIZES if size > 0)} weights or of a row.",
             f"Use a name such as {method}-4bit-g128.",
         )
-    return GroupQuantization(method=method, bits=bits, group_size=group_size)
+    return quantization
 
 
 GROUP_QUANTIZATIONS: Final[tuple[GroupQuantization, ...]] = (

@@ -49,6 +49,17 @@ def open_own_file(path: Path, flags: int) -> int:
     return descriptor
 
 
+def read_own_file(path: Path, most_bytes: int) -> bytes:
+    """What a small file of this user holds; nothing when it is missing, longer, or not such a file."""
+    try:
+        descriptor = open_own_file(path, os.O_RDONLY)
+    except (OSError, ResourceError):
+        return b""
+    with os.fdopen(descriptor, "rb") as stream:
+        content = stream.read(most_bytes + 1)
+    return b"" if len(content) > most_bytes else content
+
+
 def _owner_of_new_files(folder: Path) -> int:
     """The owner that a file system gives to what this user creates; some have one for all users."""
     with tempfile.TemporaryFile(dir=folder) as new:
@@ -57,10 +68,27 @@ def _owner_of_new_files(folder: Path) -> int:
 
 def _refused(path: Path, why: str) -> ResourceError:
     return ResourceError(
-        f"The file {path} is not written to.",
+        f"Nothing is written to {path}.",
         f"It {why}; somebody else's data could be lost.",
         "Remove it, or choose another output folder.",
     )
+
+
+def own_folder(path: Path) -> None:
+    """Make the folder `path`, with its parents, unless it exists.
+
+    Raises `ResourceError` for a name that is taken by something else than a folder of this user: a
+    link would lead what is written there, and removed, to somebody else's folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir()
+    except FileExistsError:
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise _refused(path, "is a link or a file, not a folder") from None
+        if status.st_uid != os.geteuid() and status.st_uid != _owner_of_new_files(path.parent):
+            raise _refused(path, f"belongs to another user (number {status.st_uid})") from None
 
 
 def is_named(path: Path, descriptor: int) -> bool:

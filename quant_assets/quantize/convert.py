@@ -13,9 +13,10 @@ from typing import Final, Literal
 
 from pydantic import BaseModel
 
-from quant_assets.atomic_files import write_text_atomically
+from quant_assets.atomic_files import replace_durably, write_text_atomically
 from quant_assets.errors import InputError
 from quant_assets.formats.intent import StoredQuantization, detect_quantization
+from quant_assets.host.own_files import locked_file, own_folder
 from quant_assets.models.dequantize import (
     DequantizeJob,
     DequantizeResult,
@@ -25,6 +26,7 @@ from quant_assets.models.dequantize import (
 from quant_assets.models.identity import SOURCE_MANIFEST
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel, resolve_source
+from quant_assets.quantize.preflight import check_hf_folder, check_output_folder
 from quant_assets.settings import Settings
 from quant_assets.workers.protocol import Event
 from quant_assets.workers.supervisor import run_worker
@@ -101,35 +103,77 @@ def plain_folder(
     output: Path,
     settings: Settings,
     *,
+    overwrite: bool = False,
     on_event: EventHandler | None = None,
 ) -> SourceModel:
     """The model as a Hugging Face folder of plain weights, made at `output` unless it is one.
 
     The folder's `source_manifest.json` says where its weights come from; one that was made of the
-    same source is used again. Raises `InputError` when the source cannot be restored or `output`
-    holds something else.
+    same source is used again, and with `overwrite` one of another source is replaced. Raises
+    `InputError` when the source cannot be restored or `output` holds something else, and
+    `ResourceError` while another process makes the folder.
     """
     stored = detect_quantization(source.path)
     if source.kind == "hf" and stored.format == "float":
         return source
-    if output.exists():
-        earlier = source_manifest(output)
-        if earlier is None or earlier.origin_identity != source.identity:
-            raise InputError(
-                f"The folder {output} exists.",
-                "It does not hold the weights of this source.",
-                "Remove it, or choose another --output-dir.",
-            )
-        return _plain_source(source, output, earlier.weights_file_type, settings)
     if source.kind == "hf" and stored.format not in ("gptq", "awq"):
         raise InputError(
             f"A {stored.format} checkpoint is not converted.",
             "GGUF, GPTQ and AWQ are.",
             "Use the model's original 16 bit checkpoint.",
         )
-    staging = output.with_name(f".{output.name}.part")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.parent.mkdir(parents=True, exist_ok=True)
+    check_output_folder(output.parent)
+    lock = output.with_name(f".{output.name}.lock")
+    with locked_file(lock, f"the folder {output.name}", remove=True):
+        known = _known_folder(source, output, overwrite=overwrite)
+        if known is not None:
+            return _plain_source(source, output, known.weights_file_type, settings)
+        staging = output.with_name(f".{output.name}.part")
+        own_folder(staging)
+        shutil.rmtree(staging)
+        weights = _restore(source, stored, staging, on_event)
+        if output.is_symlink():
+            output.unlink()
+        elif output.exists():
+            _remove_folder(output)
+        replace_durably(staging, output)
+    return _plain_source(source, output, weights, settings)
+
+
+def _known_folder(source: SourceModel, output: Path, *, overwrite: bool) -> SourceManifest | None:
+    """The manifest of the folder at `output` if it is of `source`; None when it may be made."""
+    if not output.exists():
+        return None
+    earlier = source_manifest(output) if output.is_dir() else None
+    if earlier is not None and earlier.origin_identity == source.identity:
+        check_hf_folder(output)
+        return earlier
+    if earlier is not None and overwrite:
+        return None
+    raise InputError(
+        f"The folder {output} exists.",
+        "It does not hold the weights of this source."
+        if earlier is None
+        else f"It does not hold the weights of {source.path}: they were {earlier.provenance}.",
+        "Remove it, or choose another --output-dir."
+        if earlier is None
+        else "Replace it with --overwrite, or choose another --output-dir.",
+    )
+
+
+def _remove_folder(folder: Path) -> None:
+    """Take the name away first, so that no half removed folder is ever found under it."""
+    aside = folder.with_name(f".{folder.name}.old")
+    own_folder(aside)
+    shutil.rmtree(aside)
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+def _restore(
+    source: SourceModel, stored: StoredQuantization, staging: Path, on_event: EventHandler | None
+) -> str:
+    """Make the plain folder `staging`; returns the type that the weights had."""
     if source.kind == "gguf":
         made = run_worker(
             "dequantize",
@@ -149,8 +193,7 @@ def plain_folder(
         weights, dtype = f"{stored.format.upper()}-{restored.bits}", restored.dtype
         libraries = {}
     _write_manifest(staging, source, weights, dtype, libraries)
-    staging.replace(output)
-    return _plain_source(source, output, weights, settings)
+    return weights
 
 
 def _plain_source(

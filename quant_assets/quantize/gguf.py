@@ -6,9 +6,9 @@ one output file and knows nothing of the artifact store.
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from quant_assets.workers.protocol import Event
 from quant_assets.workers.supervisor import run_worker
@@ -18,6 +18,8 @@ Kernel = Literal["own", "ggml"]
 TypePolicy = Literal["library", "dry_run"]
 EventHandler = Callable[[Event], None]
 
+MOST_THREADS: Final = 512
+"""What llama.cpp takes (GGML_MAX_N_THREADS)."""
 _WORKER = "gguf"
 
 
@@ -35,7 +37,7 @@ class GgufPlanJob(BaseModel):
     level: str
     output: Path
     imatrix: Path | None = None
-    threads: int | None = None
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
 
 
 class TensorGroup(BaseModel):
@@ -75,6 +77,10 @@ class QuantizeGgufJob(BaseModel):
     `source_identity` is a content hash of the source. With `resume` an interrupted run of the same
     job goes on after its last whole layer; without it the job starts over. `validate_output` loads
     the file and generates a token before it gets its name.
+
+    With `record`, a record beside the file says which job made it, and the same job does nothing
+    when it finds its file whole. `overwrite` lets it replace a file of another model, or one that
+    is not known.
     """
 
     task: Literal["quantize"] = "quantize"
@@ -84,9 +90,11 @@ class QuantizeGgufJob(BaseModel):
     level: str
     output: Path
     imatrix: Path | None = None
-    threads: int | None = None
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
     resume: bool = True
     validate_output: bool = True
+    record: bool = False
+    overwrite: bool = True
 
 
 class QuantizeGgufResult(BaseModel):
@@ -96,7 +104,8 @@ class QuantizeGgufResult(BaseModel):
     `tensor_types` counts tensors by type; `kernels` says by quantized type whose code made it, in the
     same bytes either way; `resumed_from_layer` is the index of the first layer that
     this run made itself, null for a run from the beginning; `bytes_written` counts this run alone.
-    `peak_rss_bytes` is the quantizing process's own; the validation runs in another.
+    `peak_rss_bytes` is the quantizing process's own; the validation runs in another. `reused` says
+    that an earlier run made the file, and that the figures are that run's.
     """
 
     output: Path
@@ -119,13 +128,14 @@ class QuantizeGgufResult(BaseModel):
     bytes_written: int
     validated: bool
     generated_text: str | None
+    reused: bool = False
 
 
 class ImatrixJob(BaseModel):
     """Compute an importance matrix of `source` over the text in `calibration`.
 
     `chunk_tokens` tokens a chunk, at most `max_chunks` chunks. `calibration_name` is stored in the
-    file as the data set's name.
+    file as the data set's name. `record` and `overwrite` are those of `QuantizeGgufJob`.
     """
 
     task: Literal["imatrix"] = "imatrix"
@@ -135,9 +145,11 @@ class ImatrixJob(BaseModel):
     calibration: Path
     calibration_name: str
     output: Path
-    threads: int | None = None
-    chunk_tokens: int = 512
-    max_chunks: int = 100
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+    chunk_tokens: int = Field(default=512, ge=1)
+    max_chunks: int = Field(default=100, ge=1)
+    record: bool = False
+    overwrite: bool = True
 
 
 class ImatrixResult(BaseModel):
@@ -159,7 +171,7 @@ class ValidateGgufJob(BaseModel):
 
     task: Literal["validate"] = "validate"
     path: Path
-    threads: int | None = None
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
     n_tokens: int = 1
     prompt: str = "The"
 

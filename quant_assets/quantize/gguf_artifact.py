@@ -71,6 +71,7 @@ def make_gguf_artifact(
                 output=staging / f"{model_name}-{level}.gguf",
                 imatrix=imatrix.path if imatrix else None,
                 threads=threads,
+                record=True,
             ),
             on_event=on_event,
             extra_env=extra_env,

@@ -5,10 +5,11 @@ import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from filelock import FileLock
 from pydantic import BaseModel, ValidationError
 
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
+from quant_assets.models.identity import sha256_of
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import CalibrationText
 from quant_assets.quantize.gguf import ImatrixJob, make_imatrix
@@ -58,8 +59,9 @@ def model_importance_matrix(
     stem = f"{model_name}--imatrix--{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     path, record = folder / f"{stem}.gguf", folder / f"{stem}.json"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f".{stem}.lock"):
-        if known := _read(record):
+    purpose = f"the importance matrix of {model_name}"
+    with exclusive_lock(folder / f".{stem}.lock", purpose, wait_s=LONG_WAIT_S):
+        if known := _read(record, path):
             return known
         result = make_imatrix(
             ImatrixJob(
@@ -93,9 +95,11 @@ def model_importance_matrix(
     return made
 
 
-def _read(record: Path) -> ImportanceMatrix | None:
+def _read(record: Path, path: Path) -> ImportanceMatrix | None:
+    """What is recorded of the matrix at `path`; None unless the file is the one recorded."""
     try:
         known = ImportanceMatrix.model_validate_json(record.read_bytes())
+        whole = sha256_of(path) == known.sha256
     except (OSError, ValidationError):
         return None
-    return known if known.path.exists() else None
+    return known.model_copy(update={"path": path}) if whole else None

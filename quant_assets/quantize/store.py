@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
 from pydantic import ValidationError
 
 from quant_assets.atomic_files import fsync_file, replace_durably, write_text_atomically
+from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
+from quant_assets.host.own_files import own_folder
 from quant_assets.models.identity import sha256_of
 from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest
 
@@ -58,11 +59,16 @@ class ArtifactStore:
 
     @contextmanager
     def staging(self, job_id: str) -> Iterator[Path]:
-        """The staging folder of a job, held by this process alone while the block runs."""
+        """The staging folder of a job, held by this process alone while the block runs.
+
+        Raises `ResourceError` when another process holds it for hours, or when the name is that of
+        somebody else's folder.
+        """
         folder = self.root / _STAGING / job_id
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / _STAGING / f"{job_id}.lock"):
-            folder.mkdir(exist_ok=True)
+        own_folder(folder.parent)
+        lock = folder.with_name(f"{job_id}.lock")
+        with exclusive_lock(lock, f"the artifact {job_id}", wait_s=LONG_WAIT_S):
+            own_folder(folder)
             yield folder
 
     def commit(self, staging: Path, manifest: ArtifactManifest) -> Path:
@@ -74,7 +80,7 @@ class ArtifactStore:
         for path in staging.iterdir():
             if path.name in named:
                 fsync_file(path)
-            elif path.is_dir():
+            elif path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
@@ -91,6 +97,8 @@ class ArtifactStore:
         final = (self.root / _REJECTED if rejected else self.root) / manifest.job_id
         if final != folder:
             final.parent.mkdir(parents=True, exist_ok=True)
+            if final.is_symlink():
+                final.unlink()
             shutil.rmtree(final, ignore_errors=True)
             replace_durably(folder, final)
         return final

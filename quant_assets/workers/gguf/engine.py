@@ -1,6 +1,5 @@
 """One pass from a model to a quantized GGUF file: no intermediate file, resumable at any layer."""
 
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -13,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from quant_assets.atomic_files import replace_durably
 from quant_assets.errors import InputError, ResourceError
 from quant_assets.formats.gguf_levels import GgufLevel, parse_level
+from quant_assets.host.own_files import is_named, locked_file
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.quantize.gguf import (
@@ -29,6 +30,12 @@ from quant_assets.quantize.gguf import (
     validate_gguf,
 )
 from quant_assets.quantize.job import library_versions
+from quant_assets.quantize.output_record import (
+    OutputRecord,
+    differences,
+    finished_output,
+    settle_record,
+)
 from quant_assets.quantize.preflight import (
     check_disk,
     check_memory,
@@ -36,7 +43,7 @@ from quant_assets.quantize.preflight import (
 )
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.imatrix_file import ImportanceMatrix, read_imatrix
-from quant_assets.workers.gguf.journal import Journal, differences
+from quant_assets.workers.gguf.journal import Journal
 from quant_assets.workers.gguf.kernels.quantizer import Quantizer
 from quant_assets.workers.gguf.plan import FilePlan, PlannedTensor, make_plan
 from quant_assets.workers.gguf.rows import (
@@ -161,40 +168,78 @@ def quantize(job: QuantizeGgufJob, channel: EventChannel) -> QuantizeGgufResult:
     """Make the file `job.output`; see `quant_assets.quantize.gguf.quantize_gguf`."""
     started = time.perf_counter()
     check_output_folder(job.output.parent)
-    with prepared(job, channel) as work, _part_file(job.output, work) as part:
-        plan = work.plan
+    with prepared(job, channel) as work, _part_file(job.output) as part:
         identity = _identity(job, work)
-        first_layer = _resume_point(job, part, plan, identity, channel)
-        quantizer = Quantizer(
-            (tensor.target_type for tensor in plan.tensors),
-            refuse=lambda why: channel.log(why, "warning"),
+        # Looked up under the lock: another process may just have finished the same job.
+        finished = finished_output(
+            job.output,
+            identity,
+            job.source,
+            overwrite=job.overwrite,
+            report=lambda why: channel.log(why, "warning"),
         )
-        n_written = _write_layers(work, part, quantizer, first_layer, channel)
-        digest, said = _validate(job, part.path, channel)
-        replace_durably(part.path, job.output)
-        part.journal.remove()
-        return QuantizeGgufResult(
-            output=job.output,
-            bytes=plan.file_bytes,
-            sha256=digest,
-            architecture=work.source.metadata.text("general.architecture") or "unknown",
-            level=work.level.name,
-            intermediate=work.source.intermediate,
-            n_parameters=plan.n_parameters,
-            n_layers=len(plan.layers),
-            bits_per_weight=plan.bits_per_weight,
-            tensor_types=plan.tensor_types,
-            type_policy=plan.type_policy,
-            kernels=quantizer.kernels,
-            library_versions=library_versions("gguf"),
-            seconds=time.perf_counter() - started,
-            cpu_seconds=time.process_time(),
-            resumed_from_layer=first_layer or None,
-            peak_rss_bytes=resident_memory()[1],
-            bytes_written=n_written,
-            validated=said is not None,
-            generated_text=said.generated_text if said else None,
-        )
+        if finished is not None and (known := _result_of(finished, job)) is not None:
+            channel.log("Nothing is to be done: this job has finished, and its file is whole.")
+            return known
+        _check_resources(job.output.parent, part, work)
+        return _make(job, work, part, identity, started, channel)
+
+
+def _result_of(record: OutputRecord, job: QuantizeGgufJob) -> QuantizeGgufResult | None:
+    """The recorded result of the finished job, if it says as much as `job` asks for."""
+    try:
+        result = QuantizeGgufResult.model_validate(record.result)
+    except ValidationError:
+        return None
+    if job.validate_output and not result.validated:
+        return None
+    return result.model_copy(update={"output": job.output, "reused": True})
+
+
+def _make(
+    job: QuantizeGgufJob,
+    work: Prepared,
+    part: "_PartFile",
+    identity: dict[str, str],
+    started: float,
+    channel: EventChannel,
+) -> QuantizeGgufResult:
+    """Quantize what is missing of the part file, validate it and give it its name."""
+    plan = work.plan
+    first_layer = _resume_point(job, part, plan, identity, channel)
+    quantizer = Quantizer(
+        (tensor.target_type for tensor in plan.tensors),
+        refuse=lambda why: channel.log(why, "warning"),
+    )
+    n_written = _write_layers(work, part, quantizer, first_layer, channel)
+    digest, said = _validate(job, part.path, channel)
+    result = QuantizeGgufResult(
+        output=job.output,
+        bytes=plan.file_bytes,
+        sha256=digest,
+        architecture=work.source.metadata.text("general.architecture") or "unknown",
+        level=work.level.name,
+        intermediate=work.source.intermediate,
+        n_parameters=plan.n_parameters,
+        n_layers=len(plan.layers),
+        bits_per_weight=plan.bits_per_weight,
+        tensor_types=plan.tensor_types,
+        type_policy=plan.type_policy,
+        kernels=quantizer.kernels,
+        library_versions=library_versions("gguf"),
+        seconds=time.perf_counter() - started,
+        cpu_seconds=time.process_time(),
+        resumed_from_layer=first_layer or None,
+        peak_rss_bytes=resident_memory()[1],
+        bytes_written=n_written,
+        validated=said is not None,
+        generated_text=said.generated_text if said else None,
+    )
+    part.check_name()
+    settle_record(job, identity, digest, result)
+    replace_durably(part.path, job.output)
+    part.journal.remove()
+    return result
 
 
 @dataclass
@@ -205,29 +250,41 @@ class _PartFile:
     descriptor: int
     journal: Journal
 
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes that the file takes already."""
+        return os.fstat(self.descriptor).st_blocks * _STAT_BLOCK_BYTES
+
+    def check_name(self) -> None:
+        """Raise `ResourceError` when the name is no longer that of the file that was written."""
+        if not is_named(self.path, self.descriptor):
+            raise ResourceError(
+                f"The unfinished file {self.path} was removed or replaced.",
+                "Another program did so while this run was writing it.",
+                "Run the same command again, and leave its files alone until it ends.",
+            )
+
 
 @contextmanager
-def _part_file(output: Path, work: Prepared) -> Iterator[_PartFile]:
+def _part_file(output: Path) -> Iterator[_PartFile]:
     path = output.with_name(f"{output.name}.part")
+    journal = Journal(path.with_name(f"{path.name}.journal"))
+    with locked_file(path, output.name) as descriptor:
+        part = _PartFile(path, descriptor, journal)
+        try:
+            yield part
+        finally:
+            journal.close()
+            if not os.fstat(descriptor).st_size and is_named(path, descriptor):
+                # Nothing was written: the job was refused or had finished.
+                path.unlink()
+                journal.path.unlink(missing_ok=True)
+
+
+def _check_resources(folder: Path, part: _PartFile, work: Prepared) -> None:
     # What an earlier run wrote takes no space a second time.
-    there = path.stat().st_blocks * _STAT_BLOCK_BYTES if path.exists() else 0
-    check_disk(output.parent, max(0, work.plan.file_bytes - there))
+    check_disk(folder, max(0, work.plan.file_bytes - part.size_on_disk))
     check_memory(work.peak_memory_bytes - resident_memory()[0])
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        # The lock lives and dies with the process, whatever ends it.
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise ResourceError(
-            f"Another run is writing {output.name}.",
-            f"It holds the lock of {path}.",
-            "Wait for it to end, or choose another output folder.",
-        ) from error
-    try:
-        yield _PartFile(path, descriptor, Journal(path.with_name(f"{path.name}.journal")))
-    finally:
-        os.close(descriptor)
 
 
 def _identity(job: QuantizeGgufJob, work: Prepared) -> dict[str, str]:
@@ -267,9 +324,23 @@ def _resume_point(
     if not whole:
         os.ftruncate(part.descriptor, 0)
     os.ftruncate(part.descriptor, plan.file_bytes)
+    # Digests cover tensors alone; what lies before and between them is written again.
     write_at(part.descriptor, plan.header, 0)
+    for offset, n_bytes in _gaps(plan):
+        write_at(part.descriptor, bytes(n_bytes), offset)
     part.journal.start(identity, whole)
     return len(whole)
+
+
+def _gaps(plan: FilePlan) -> Iterator[tuple[int, int]]:
+    """(offset, bytes) of the padding after the header, between tensors and after the last one."""
+    end = len(plan.header)
+    for tensor in sorted(plan.tensors, key=lambda tensor: tensor.offset):
+        if tensor.offset > end:
+            yield end, tensor.offset - end
+        end = tensor.offset + tensor.n_bytes
+    if plan.file_bytes > end:
+        yield end, plan.file_bytes - end
 
 
 def _whole_layers(part: _PartFile, plan: FilePlan, digests: list[str]) -> list[str]:

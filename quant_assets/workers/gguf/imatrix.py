@@ -13,10 +13,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
+from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import InputError
+from quant_assets.host.own_files import locked_file
 from quant_assets.models.identity import sha256_of
 from quant_assets.quantize.gguf import ImatrixJob, ImatrixResult, QuantizeGgufJob
+from quant_assets.quantize.job import library_versions
+from quant_assets.quantize.output_record import OutputRecord, finished_output, settle_record
 from quant_assets.quantize.preflight import check_output_folder
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.engine import quantize
@@ -114,8 +119,40 @@ def _array(tensor: ggml.Tensor, dtype: type) -> npt.NDArray[Any]:
 
 def compute_imatrix(job: ImatrixJob, channel: EventChannel) -> ImatrixResult:
     """Measure and write; see `quant_assets.quantize.gguf.make_imatrix`."""
-    started = time.perf_counter()
     check_output_folder(job.output.parent)
+    identity = {
+        "source": job.source_identity,
+        "calibration": sha256_of(job.calibration),
+        "calibration_name": job.calibration_name,
+        "chunk_tokens": str(job.chunk_tokens),
+        "max_chunks": str(job.max_chunks),
+        **{name.replace("-", "_"): version for name, version in library_versions("gguf").items()},
+    }
+    part = job.output.with_name(f"{job.output.name}.part")
+    with locked_file(part, job.output.name, remove=True):
+        finished = finished_output(
+            job.output,
+            identity,
+            job.source,
+            overwrite=job.overwrite,
+            report=lambda why: channel.log(why, "warning"),
+        )
+        if finished is not None and (known := _result_of(finished, job)) is not None:
+            channel.log("Nothing is to be done: this job has finished, and its file is whole.")
+            return known
+        return _measure(job, identity, channel)
+
+
+def _result_of(record: OutputRecord, job: ImatrixJob) -> ImatrixResult | None:
+    try:
+        result = ImatrixResult.model_validate(record.result)
+    except ValidationError:
+        return None
+    return result.model_copy(update={"output": job.output})
+
+
+def _measure(job: ImatrixJob, identity: dict[str, str], channel: EventChannel) -> ImatrixResult:
+    started = time.perf_counter()
     collector = Collector()
     with _runnable(job, channel) as path, _session(path, job, collector) as session:
         n_tokens = n_chunks = 0
@@ -127,29 +164,32 @@ def compute_imatrix(job: ImatrixJob, channel: EventChannel) -> ImatrixResult:
             n_tokens += len(chunk)
             channel.progress(_STEP, n_chunks, len(chunks), "chunks")
     _check_finite(collector.inputs)
-    write_imatrix(
-        job.output,
-        collector.inputs,
-        dataset=job.calibration_name,
-        n_chunks=n_chunks,
-        chunk_tokens=job.chunk_tokens,
-    )
     partial = sum(int((entry.counts == 0).sum()) for entry in collector.inputs.values())
     if partial:
         channel.log(
             f"{partial} experts were never chosen on this text; they count as 1.", "warning"
         )
-    return ImatrixResult(
-        output=job.output,
-        bytes=job.output.stat().st_size,
-        sha256=sha256_of(job.output),
-        n_entries=len(collector.inputs),
-        n_chunks=n_chunks,
-        n_tokens=n_tokens,
-        partial_experts=partial,
-        seconds=time.perf_counter() - started,
-        peak_rss_bytes=resident_memory()[1],
-    )
+    with atomic_path(job.output) as temporary:
+        write_imatrix(
+            temporary,
+            collector.inputs,
+            dataset=job.calibration_name,
+            n_chunks=n_chunks,
+            chunk_tokens=job.chunk_tokens,
+        )
+        result = ImatrixResult(
+            output=job.output,
+            bytes=temporary.stat().st_size,
+            sha256=sha256_of(temporary),
+            n_entries=len(collector.inputs),
+            n_chunks=n_chunks,
+            n_tokens=n_tokens,
+            partial_experts=partial,
+            seconds=time.perf_counter() - started,
+            peak_rss_bytes=resident_memory()[1],
+        )
+        settle_record(job, identity, result.sha256, result)
+    return result
 
 
 def _check_finite(inputs: dict[str, MatrixInputs]) -> None:

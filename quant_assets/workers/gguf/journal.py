@@ -1,73 +1,86 @@
-"""What of an unfinished file is durable: one line a finished layer, beside the `.part` file."""
+"""Resume journal beside the `.part` file: one line per finished layer."""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from quant_assets.atomic_files import write_text_atomically
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-_IDENTITY = "identity"
-_DIGEST = "digest"
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.host.own_files import is_named, open_own_file, read_own_file
+
+# A line has 80 bytes; no model has 100,000 layers.
+_MAX_BYTES = 8_000_000
+
+
+class _Head(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    identity: dict[str, str]
+
+
+class _Layer(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    digest: str
 
 
 class Journal:
     """Records the digest of every finished layer of one job, durably and in order.
 
     The first line says which job it is. A line that was cut by a crash is ignored, and so is what
-    follows it.
+    follows it. What the lines claim is to be checked against the `.part` file. The journal belongs
+    to whoever holds the lock of that file.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
+        self._descriptor: int | None = None
 
     def read(self) -> tuple[dict[str, str], list[str]]:
         """The identity of the job and the digests of its finished layers; empty when none."""
-        try:
-            lines = self._path.read_text(encoding="utf-8").split("\n")
-        except (FileNotFoundError, UnicodeDecodeError):
-            return {}, []
+        lines = read_own_file(self.path, _MAX_BYTES).split(b"\n")
         identity: dict[str, str] = {}
         digests: list[str] = []
         # What follows the last newline was being written when the process died.
         for number, line in enumerate(lines[:-1]):
             try:
-                entry = json.loads(line)
                 if number == 0:
-                    identity = dict(entry[_IDENTITY])
+                    identity = _Head.model_validate_json(line).identity
                 else:
-                    digests.append(str(entry[_DIGEST]))
-            except (ValueError, KeyError, TypeError):
+                    digests.append(_Layer.model_validate_json(line).digest)
+            except ValidationError:
                 break
         return identity, digests
 
     def start(self, identity: Mapping[str, str], digests: list[str]) -> None:
         """Begin anew with `identity` and the layers that are known to be whole."""
-        lines = [json.dumps({_IDENTITY: identity}), *map(_line, digests)]
-        write_text_atomically(self._path, "".join(f"{line}\n" for line in lines))
+        lines = [json.dumps({"identity": dict(identity)}), *map(_line, digests)]
+        write_text_atomically(self.path, "".join(f"{line}\n" for line in lines))
+        self.close()
+        self._descriptor = open_own_file(self.path, os.O_WRONLY | os.O_APPEND)
 
     def append(self, digest: str) -> None:
-        """Add the next layer; durable when this returns."""
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND)
-        try:
-            os.write(descriptor, f"{_line(digest)}\n".encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        """Add the next layer to a journal that was started; durable when this returns."""
+        assert self._descriptor is not None
+        line = memoryview(f"{_line(digest)}\n".encode())
+        while line:
+            line = line[os.write(self._descriptor, line) :]
+        os.fsync(self._descriptor)
 
     def remove(self) -> None:
-        """Delete the journal of a finished file."""
-        self._path.unlink(missing_ok=True)
+        """Delete the journal of a finished file, unless a later run has begun another one."""
+        if self._descriptor is not None and is_named(self.path, self._descriptor):
+            self.path.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; it stays for a later run."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 def _line(digest: str) -> str:
-    return json.dumps({_DIGEST: digest})
-
-
-def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """In words, what makes the job `new` another one than `old`."""
-    return [
-        f"{key.replace('_', ' ')} was {old.get(key, 'unknown')}, is {new.get(key, 'unknown')}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    return json.dumps({"digest": digest})

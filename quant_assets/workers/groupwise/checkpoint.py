@@ -14,18 +14,25 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
 from quant_assets.atomic_files import atomic_path, write_text_atomically
 from quant_assets.errors import ResourceError
+from quant_assets.host.own_files import open_own_file, own_folder, read_own_file
 from quant_assets.models.identity import sha256_of
+from quant_assets.quantize.output_record import differences
 
 _JOB = "job.json"
 _JOURNAL = "journal.jsonl"
+# A line has 200 bytes; no model has 100,000 layers.
+_MAX_BYTES = 20_000_000
+_IDENTITY: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str], config=ConfigDict(strict=True))
 
 
 class _Line(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
     layer: int
     layer_sha256: str
     states_sha256: str
@@ -41,7 +48,7 @@ class Checkpoints:
         """
         self.folder = folder
         self.messages: list[str] = []
-        folder.mkdir(parents=True, exist_ok=True)
+        own_folder(folder)
         self._lock = FileLock(folder.with_name(f"{folder.name}.lock"))
         try:
             self._lock.acquire(timeout=0)
@@ -79,7 +86,8 @@ class Checkpoints:
             layer_sha256=_save(self.layer_file(layer), tensors),
             states_sha256=_save(self._states_file(layer + 1), {"states": states}),
         )
-        with (self.folder / _JOURNAL).open("a", encoding="utf-8") as stream:
+        journal = open_own_file(self.folder / _JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        with os.fdopen(journal, "a", encoding="utf-8") as stream:
             stream.write(line.model_dump_json() + "\n")
             stream.flush()
             os.fsync(stream.fileno())
@@ -88,18 +96,13 @@ class Checkpoints:
 
     def _whole_layers(self, identity: dict[str, str], *, resume: bool) -> int:
         try:
-            known: dict[str, str] = json.loads((self.folder / _JOB).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            known = _IDENTITY.validate_json(read_own_file(self.folder / _JOB, _MAX_BYTES))
+        except ValidationError:
             return 0
         if not resume:
             self.messages.append("The work of an earlier run is discarded, as asked.")
             return 0
-        changed = [
-            f"{key.replace('_', ' ')} was {known.get(key)}, is {identity.get(key)}"
-            for key in sorted(known.keys() | identity.keys())
-            if known.get(key) != identity.get(key)
-        ]
-        if changed:
+        if changed := differences(known, identity):
             self.messages.append(f"Starting over: {'; '.join(changed)}.")
             return 0
         lines = self._lines()
@@ -114,12 +117,9 @@ class Checkpoints:
 
     def _lines(self) -> list[_Line]:
         """The whole lines from the first layer on."""
-        try:
-            text = (self.folder / _JOURNAL).read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return []
         lines: list[_Line] = []
-        for raw in text.splitlines():
+        # What follows the last line feed was being written when the process died.
+        for raw in read_own_file(self.folder / _JOURNAL, _MAX_BYTES).split(b"\n")[:-1]:
             try:
                 line = _Line.model_validate_json(raw)
             except ValidationError:
