@@ -25,8 +25,9 @@ from quant_assets.models.dequantize import (
 )
 from quant_assets.models.identity import SOURCE_MANIFEST
 from quant_assets.models.inspection import inspect_model
+from quant_assets.models.integrity import check_hf_folder
 from quant_assets.models.source import SourceModel, resolve_source
-from quant_assets.quantize.preflight import check_hf_folder, check_output_folder
+from quant_assets.quantize.preflight import check_output_folder
 from quant_assets.settings import Settings
 from quant_assets.workers.protocol import Event
 from quant_assets.workers.supervisor import run_worker
