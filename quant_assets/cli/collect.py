@@ -9,8 +9,8 @@ from quant_assets.bench.collect import collect_csv
 from quant_assets.bench.results import ResultStore
 from quant_assets.cli.output import print_line
 from quant_assets.settings import get_settings
-from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import load_benchmarks
+from quant_assets.warehouse.rebuild import warehouse_of
 
 
 def collect(
@@ -23,6 +23,6 @@ def collect(
     count = collect_csv(folder, output_csv)
     print_line(f"{count} records in {output_csv}")
     if folder.resolve() == settings.results.resolve():
-        with Warehouse(settings.warehouse).write() as connection:
+        with warehouse_of(settings).write() as connection:
             rows = load_benchmarks(connection, ResultStore(folder))
         print_line(f"{rows} records in {settings.warehouse}")

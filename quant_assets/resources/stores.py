@@ -12,6 +12,7 @@ from quant_assets.quantize.store import ArtifactStore
 from quant_assets.resources.worker_logs import worker_environment
 from quant_assets.settings import Settings
 from quant_assets.warehouse.connection import Warehouse
+from quant_assets.warehouse.rebuild import warehouse_of
 
 
 class DataRoot(dg.ConfigurableResource[Settings]):
@@ -38,7 +39,7 @@ class DataRoot(dg.ConfigurableResource[Settings]):
     @property
     def warehouse(self) -> Warehouse:
         """The DuckDB warehouse."""
-        return Warehouse(self.settings.warehouse)
+        return warehouse_of(self.settings)
 
     def source(self, context: dg.AssetExecutionContext, model: ModelConfig) -> SourceModel:
         """The model's floating-point source, fetched or dequantized once."""

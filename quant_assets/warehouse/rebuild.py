@@ -1,8 +1,15 @@
 """Rebuild the raw tables from the files of the data root; losing the DuckDB file loses nothing."""
 
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+
 from quant_assets.bench.quality import QualityStore
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import load_variants
+from quant_assets.errors import QuantAssetsError
 from quant_assets.listings.registry import load_registry
 from quant_assets.quantize.store import ArtifactStore
 from quant_assets.settings import Settings
@@ -10,6 +17,7 @@ from quant_assets.speed.needs import load_grid
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import (
     LISTING_SNAPSHOTS,
+    ListingTable,
     load_artifacts,
     load_benchmarks,
     load_gpus,
@@ -23,28 +31,64 @@ from quant_assets.warehouse.loads import (
 )
 from quant_assets.warehouse.price_history import HISTORY_FOLDER
 
+_Load = Callable[[duckdb.DuckDBPyConnection], int]
+_log = logging.getLogger(__name__)
+
+
+def warehouse_of(settings: Settings) -> Warehouse:
+    """The warehouse of a data root; a writer that finds none, or a damaged one, rebuilds it."""
+    return Warehouse(settings.warehouse, seed=lambda connection: _seed(connection, settings))
+
 
 def rebuild_raw_tables(settings: Settings) -> dict[str, int]:
     """Load every raw table whose files exist, in one transaction; return row counts by table."""
-    registry = load_registry()
-    variants = load_variants(settings.variants_yaml)
+    with warehouse_of(settings).write() as connection:
+        return {table: load(connection) for table, load in _loads(settings).items()}
+
+
+def _seed(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
+    """Load what can be loaded: records that cannot be read leave their own table empty, no other."""
+    for table, load in _loads(settings).items():
+        connection.begin()
+        try:
+            load(connection)
+        except QuantAssetsError as error:
+            connection.rollback()
+            _log.warning("The table raw.%s is empty. %s", table, error)
+        else:
+            connection.commit()
+
+
+def _loads(settings: Settings) -> dict[str, _Load]:
     artifacts, results = ArtifactStore(settings.artifacts), ResultStore(settings.results)
-    quality = QualityStore(settings.results, settings.cache)
-    grid = load_grid(settings.serving_grid)
-    with Warehouse(settings.warehouse).write() as connection:
-        counts = {
-            "gpus": load_gpus(connection, registry),
-            "variants": load_variants_table(connection, variants),
-            "artifacts": load_artifacts(connection, artifacts),
-            "models": load_models(connection, artifacts),
-            "serving_needs": load_serving_needs(connection, artifacts, variants, results, grid),
-            "benchmark_runs": load_benchmarks(connection, results, registry),
-            "variant_quality": load_variant_quality(connection, quality, settings.results),
-            "hosts": load_hosts(connection, settings.results),
-            "listing_history": load_listing_history(connection, settings.listings / HISTORY_FOLDER),
-        }
-        for table, file in LISTING_SNAPSHOTS.items():
-            snapshot = settings.listings / file
-            if snapshot.exists():
-                counts[table] = load_listing_table(connection, table, snapshot)
-    return counts
+    loads: dict[str, _Load] = {
+        "gpus": lambda connection: load_gpus(connection, load_registry()),
+        "variants": lambda connection: load_variants_table(
+            connection, load_variants(settings.variants_yaml)
+        ),
+        "artifacts": lambda connection: load_artifacts(connection, artifacts),
+        "models": lambda connection: load_models(connection, artifacts),
+        "serving_needs": lambda connection: load_serving_needs(
+            connection,
+            artifacts,
+            load_variants(settings.variants_yaml),
+            results,
+            load_grid(settings.serving_grid),
+        ),
+        "benchmark_runs": lambda connection: load_benchmarks(connection, results),
+        "variant_quality": lambda connection: load_variant_quality(
+            connection, QualityStore(settings.results, settings.cache), settings.results
+        ),
+        "hosts": lambda connection: load_hosts(connection, settings.results),
+        "listing_history": lambda connection: load_listing_history(
+            connection, settings.listings / HISTORY_FOLDER
+        ),
+    }
+    for table, file in LISTING_SNAPSHOTS.items():
+        if (settings.listings / file).exists():
+            loads[table] = _listing_load(table, settings.listings / file)
+    return loads
+
+
+def _listing_load(table: ListingTable, snapshot: Path) -> _Load:
+    return lambda connection: load_listing_table(connection, table, snapshot)

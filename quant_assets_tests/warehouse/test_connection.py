@@ -70,7 +70,7 @@ def test_waiting_for_another_writer_ends(warehouse: Warehouse):
     impatient = Warehouse(warehouse.path, wait_s=0.2)
     with (
         warehouse.exclusive(),
-        pytest.raises(ResourceError, match="being written by another process"),
+        pytest.raises(ResourceError, match="Another process is using the warehouse"),
         impatient.write(),
     ):
         pass
