@@ -213,7 +213,7 @@ def weight_files(folder: Path) -> list[Path]:
             f"There is no {', no '.join(missing[:20])}.",
             "Fetch the missing files into the folder.",
         )
-    return [require_own_file(folder / name) for name in names]
+    return [require_own_file(folder / name, folder) for name in names]
 
 
 def _unindexed(found: list[str]) -> list[str]:
@@ -229,26 +229,25 @@ def _unindexed(found: list[str]) -> list[str]:
     ]
 
 
-def require_own_file(path: Path) -> Path:
-    """`path`, where it is a file that belongs to its folder.
+def require_own_file(path: Path, folder: Path) -> Path:
+    """`path`, where it is a file that belongs to the model in `folder`.
 
     A link may lead to another file of the folder, to the blobs of the hub's cache that the folder
     is part of, or into a folder of `QUANT_ASSETS_MODEL_ROOTS`. Raises `InputError` for others: a
     model from elsewhere must not make a file of this machine part of an artifact.
     """
     try:
-        target, folder = path.resolve(strict=True), path.parent.resolve(strict=True)
+        target, root = path.resolve(strict=True), folder.resolve(strict=True)
     except (OSError, RuntimeError) as error:
         raise InputError(
             f"The file {path} cannot be read.", f"{error}.", "Fetch the file again."
         ) from error
-    if target.is_relative_to(folder) or (
+    if target.is_relative_to(root) or (
         # <cache>/models--owner--name/snapshots/<revision>/<file> links to ../../blobs/<hash>
-        folder.parent.name == "snapshots" and target.is_relative_to(folder.parent.parent / "blobs")
+        root.parent.name == "snapshots" and target.is_relative_to(root.parent.parent / "blobs")
     ):
         return path
-    settings = get_settings()
-    if any(target.is_relative_to(root.resolve()) for root in settings.model_roots):
+    if any(target.is_relative_to(allowed.resolve()) for allowed in get_settings().model_roots):
         return path
     raise InputError(
         f"The file {path} is a link that leads out of the model's folder.",

@@ -76,7 +76,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             "Give the folder that holds these files, or a GGUF file.",
         )
     config = read_json_object(
-        require_own_file(path),
+        require_own_file(path, folder),
         next_step="Give a folder with config.json and safetensors files, or a GGUF file.",
     )
     for part in _parts(config):

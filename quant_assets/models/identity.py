@@ -6,9 +6,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.errors import InputError
+from quant_assets.formats.json_files import read_json_object
+from quant_assets.formats.safetensors_header import require_own_file
 from quant_assets.host.locks import exclusive_lock
 
-MODEL_FILE_PATTERNS = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+MODEL_FILE_PATTERNS = (
+    "*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "README.md",
+    "additional_chat_templates/*.jinja",
+    # the modules of sentence-transformers, such as 1_Pooling
+    "[0-9]_*/config.json", "[0-9]_*/model.safetensors",
+)  # fmt: skip
 SOURCE_MANIFEST = "source_manifest.json"
 _CHUNK_BYTES = 1 << 20
 
@@ -42,22 +50,31 @@ class HashCache:
         return digest
 
     def _load(self) -> dict[str, str]:
-        try:
-            content: dict[str, str] = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        if not self._path.exists():
             return {}
-        return content
+        try:
+            return read_json_object(self._path)
+        except InputError:
+            return {}  # it is a cache
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a Hugging Face folder that make the model, sorted by name."""
+    """The files of a Hugging Face folder that make the model, sorted by path.
+
+    Whatever reads the model sees these alone. Raises `InputError` for one that leads out of the
+    folder.
+    """
     found = {file for pattern in MODEL_FILE_PATTERNS for file in folder.glob(pattern)}
-    return sorted(file for file in found if file.is_file() and file.name != SOURCE_MANIFEST)
+    return [
+        require_own_file(file, folder)
+        for file in sorted(found)
+        if file.is_file() and file.name != SOURCE_MANIFEST
+    ]
 
 
-def identity_of(files: Iterable[Path], cache: HashCache) -> str:
-    """One SHA-256 over the names and contents of `files`, independent of where they lie."""
+def identity_of(files: Iterable[Path], folder: Path, cache: HashCache) -> str:
+    """One SHA-256 over the contents of `files` and their names in `folder`, wherever that lies."""
     digest = hashlib.sha256()
-    for file in sorted(files, key=lambda file: file.name):
-        digest.update(f"{file.name}\0{cache.sha256(file)}\n".encode())
+    for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in files):
+        digest.update(f"{name}\0{cache.sha256(file)}\n".encode())
     return digest.hexdigest()

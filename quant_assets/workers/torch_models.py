@@ -10,6 +10,8 @@ import torch
 from quant_assets.bench.settings import Device
 from quant_assets.errors import EnvironmentNotReady, InputError
 from quant_assets.formats.group_quantization import PER_CHANNEL
+from quant_assets.models.integrity import check_hf_folder
+from quant_assets.models.linked_model import linked_model
 from quant_assets.quantize.groupwise_layout import quantization_of
 
 _FUSED = "gate_up_proj"
@@ -31,14 +33,10 @@ def resolve_device(device: Device) -> str:
 def load_model(folder: str, artifact_format: str, device: str) -> Any:
     """The model of a checkpoint folder, ready for inference.
 
-    Raises `InputError` for a folder without a configuration. Code inside a checkpoint never runs.
+    Raises `InputError` for a folder that is damaged. Code inside a checkpoint never runs, and the
+    loaders see the model's own files alone.
     """
-    if not (Path(folder) / "config.json").is_file():
-        raise InputError(
-            f"{folder} is no model folder.",
-            "It has no config.json.",
-            "Make the artifact again.",
-        )
+    check_hf_folder(Path(folder))
     if artifact_format == "gptq":
         if holds_fused_matrices(Path(folder)):
             raise InputError(
@@ -57,16 +55,22 @@ def load_model(folder: str, artifact_format: str, device: str) -> Any:
         # The fused CPU kernel that gptqmodel 7.6.0 would choose gets zero points of whole rows wrong.
         fused_is_wrong = quantization["group_size"] == PER_CHANNEL and not quantization.get("sym")
         backend = BACKEND.TORCH if device == "cpu" and fused_is_wrong else BACKEND.AUTO
-        model = GPTQModel.load(
-            folder, device=device, backend=backend, trust_remote_code=False
-        ).model
+        with linked_model(Path(folder)) as links:
+            model = GPTQModel.load(
+                str(links), device=device, backend=backend, trust_remote_code=False
+            ).model
         _load_renamed(model, folder)
     else:
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto", device_map=device, trust_remote_code=False
-        )
+        with linked_model(Path(folder)) as links:
+            model = AutoModelForCausalLM.from_pretrained(
+                links,
+                dtype="auto",
+                device_map=device,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
     if device == "cpu" and any(
         type(module).__name__ == "TorchLinear" for module in model.modules()
     ):
@@ -98,7 +102,8 @@ def load_tokenizer(folder: str) -> Any:
     """The tokenizer of a checkpoint folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    with linked_model(Path(folder)) as links:
+        return AutoTokenizer.from_pretrained(links, trust_remote_code=False)
 
 
 def prepare_torch(threads: int) -> None:

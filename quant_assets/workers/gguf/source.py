@@ -9,6 +9,9 @@ import ctypes
 import gc
 import logging
 import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +24,9 @@ import numpy.typing as npt
 from rapidfuzz import process
 
 from quant_assets.errors import InputError, QuantAssetsError
-from quant_assets.formats.safetensors_header import tensors_of_folder
+from quant_assets.formats.safetensors_header import SUFFIX, tensors_of_folder, weight_files
 from quant_assets.models.integrity import check_gguf
+from quant_assets.models.linked_model import link_model
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.ggml import GgufMetadata
 
@@ -146,8 +150,12 @@ class HuggingFaceSource:
 
     def __init__(self, folder: Path, scratch: Path) -> None:
         self._descriptors: dict[Path, int] = {}
+        # The converter opens the file of a computed tensor when its turn comes.
+        links = tempfile.mkdtemp(prefix="quant-assets-")
+        weakref.finalize(self, shutil.rmtree, links, ignore_errors=True)
         with _converter_errors(folder):
-            model = _converter(folder, scratch)
+            weights = [path.name for path in weight_files(folder)]
+            model = _converter(link_model(folder, Path(links)), weights, scratch)
             with _inference_mode():
                 model.prepare_tensors()
                 model.prepare_metadata(vocab_only=False)
@@ -159,7 +167,7 @@ class HuggingFaceSource:
         self._ranges = {
             name: found
             for name, lazy in self._lazy.items()
-            if (found := _range_in_shard(lazy, self._types[name])) is not None
+            if (found := _range_in_shard(lazy, self._types[name], folder)) is not None
         }
         # The converter keeps every lazy tensor; what is computed must die after its turn.
         for info in infos.values():
@@ -262,8 +270,11 @@ def _hide_torch_from_transformers() -> None:
         module.is_torch_available = no_torch
 
 
-def _converter(folder: Path, scratch: Path) -> Any:
-    """llama.cpp's converter for the model in `folder`, set to its own float type."""
+def _converter(folder: Path, weights: list[str], scratch: Path) -> Any:
+    """llama.cpp's converter for the model in `folder`, set to its own float type.
+
+    `weights` are the files that hold the weights.
+    """
     with _without_collections():
         _hide_torch_from_transformers()
         import gguf
@@ -272,6 +283,7 @@ def _converter(folder: Path, scratch: Path) -> Any:
         from conversion import get_model_class as class_of
 
     _forbid_remote_code()
+    _name_weight_files(ModelBase, weights)
     hyper_parameters = ModelBase.load_hparams(folder, is_mistral_format=False)
     architecture = get_model_architecture(hyper_parameters, ModelType.TEXT)
     if architecture not in TEXT_MODEL_MAP:
@@ -288,6 +300,15 @@ def _converter(folder: Path, scratch: Path) -> Any:
     if first_matrix is not None and first_matrix.dtype == torch.float32:
         model.ftype = gguf.LlamaFileType.ALL_F32
     return model
+
+
+def _name_weight_files(model_base: Any, names: list[str]) -> None:
+    """Tell the converter which files hold the weights; left alone it looks for pickles as well."""
+
+    def part_names(_: Path, prefix: str, suffix: str) -> list[str]:
+        return names if (prefix, suffix) == ("model", SUFFIX) else []
+
+    model_base.get_model_part_names = staticmethod(part_names)
 
 
 def _forbid_remote_code() -> None:
@@ -342,8 +363,8 @@ def _arguments(lazy: Any) -> tuple[Any, ...]:
     return arguments
 
 
-def _range_in_shard(lazy: Any, ggml_type: int) -> _ShardRange | None:
-    """Where a tensor lies in a shard as it is to be written, or None when it is computed.
+def _range_in_shard(lazy: Any, ggml_type: int, folder: Path) -> _ShardRange | None:
+    """Where a tensor lies in a shard of `folder` as it is to be written; None for a computed one.
 
     Follows the lazy chain down to the shard through the steps that change no bit of a value: the
     passage from torch to numpy, the widening of bfloat16 to float32, and the dropping of last rows.
@@ -362,7 +383,7 @@ def _range_in_shard(lazy: Any, ggml_type: int) -> _ShardRange | None:
         return None
     *rows, row_elements = lazy.shape
     n_bytes = prod(rows) * ggml.row_bytes(ggml_type, row_elements)
-    return _ShardRange(Path(data_range.filename), data_range.offset, n_bytes)
+    return _ShardRange(folder / Path(data_range.filename).name, data_range.offset, n_bytes)
 
 
 def _keeps_bits(node: Any, parent: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from quant_assets.errors import CheckFailed
+from quant_assets.models.integrity import check_gguf
 from quant_assets.quantize.gguf import ValidateGgufJob, ValidateGgufResult
 from quant_assets.workers.gguf.ggml import captured_log
 from quant_assets.workers.protocol import EventChannel, resident_memory
@@ -18,11 +19,13 @@ _PIECE_BYTES = 256
 def validate(job: ValidateGgufJob, channel: EventChannel) -> ValidateGgufResult:
     """Load `job.path` and generate `job.n_tokens` tokens, greedily.
 
-    Raises `CheckFailed` when the file does not load, or its logits are not finite.
+    Raises `InputError` when the file is damaged, `CheckFailed` when it does not load, or its
+    logits are not finite.
     """
     import llama_cpp
 
     started = time.perf_counter()
+    check_gguf(job.path)
     llama_cpp.llama_backend_init()
     with captured_log() as log:
         model = _load(job)

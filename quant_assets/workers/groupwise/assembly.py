@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from quant_assets.atomic_files import atomic_path, write_text_atomically
-from quant_assets.formats.safetensors_header import INDEX_NAME, read_safetensors_header
+from quant_assets.formats.safetensors_header import (
+    INDEX_NAME,
+    read_safetensors_header,
+    require_own_file,
+)
 from quant_assets.models.hf_config import read_config
 
 MAX_SHARD_BYTES = 4_000_000_000
@@ -117,7 +121,8 @@ def copy_companions(
 def _companions(source: Path) -> Iterator[Path]:
     paths = {path for pattern in _COPIED for path in source.glob(pattern) if path.is_file()}
     left_out = {path for pattern in _NOT_COPIED for path in source.glob(pattern)}
-    yield from sorted(paths - left_out)
+    for path in sorted(paths - left_out):
+        yield require_own_file(path, source)
 
 
 def packed_bytes(

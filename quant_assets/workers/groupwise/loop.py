@@ -21,6 +21,7 @@ from quant_assets.errors import EnvironmentNotReady, InputError
 from quant_assets.models.checkpoint_dtype import CheckpointDtype, checkpoint_dtype
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.models.integrity import check_hf_folder
+from quant_assets.models.linked_model import linked_model
 from quant_assets.quantize.groupwise import GroupwiseJob, GroupwiseResult, check_shape
 from quant_assets.quantize.preflight import (
     available_memory,
@@ -157,7 +158,8 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
 
 def _tokenizer(folder: Path) -> Any:
     try:
-        return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with linked_model(folder) as links:
+            return transformers.AutoTokenizer.from_pretrained(links, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many kinds
         raise InputError(
             f"The tokenizer in {folder} cannot be loaded.",

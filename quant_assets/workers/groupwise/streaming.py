@@ -15,6 +15,7 @@ from safetensors import safe_open
 from quant_assets.errors import InputError
 from quant_assets.formats.safetensors_header import shard_index, tensors_of_folder
 from quant_assets.models.hf_config import read_config
+from quant_assets.models.linked_model import linked_model
 
 _TUPLE_OUTPUT = int(transformers.__version__.split(".", 1)[0]) < 5
 _BEFORE_ROPE_PARAMETERS = _BEFORE_RENAMING = _TUPLE_OUTPUT
@@ -120,7 +121,10 @@ class StreamedModel:
         self.device = device
         self.dtype = dtype
         try:
-            self.config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            with linked_model(folder) as links:
+                self.config = transformers.AutoConfig.from_pretrained(
+                    links, trust_remote_code=False
+                )
             if _BEFORE_ROPE_PARAMETERS:
                 _restore_rope(self.config, folder)
             with init_empty_weights(include_buffers=False):
