@@ -1,0 +1,294 @@
+"""Output folders that others write to as well: nothing finished is destroyed, nothing is followed."""
+
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quant_assets.errors import ConfirmationRequired, QuantAssetsError, ResourceError
+from quant_assets.host import own_files
+from quant_assets.models.identity import sha256_of
+from quant_assets.quantize.gguf import ImatrixJob, QuantizeGgufJob, QuantizeGgufResult
+from quant_assets.quantize.output_record import record_path
+from quant_assets.workers.gguf import engine, imatrix
+from quant_assets.workers.gguf.engine import quantize
+from quant_assets.workers.gguf.journal import Journal
+from quant_assets.workers.protocol import EventChannel
+
+
+@pytest.fixture
+def user_job(job: QuantizeGgufJob) -> QuantizeGgufJob:
+    """The job as the command line sets it; Q8_0 is the fastest level."""
+    return job.model_copy(
+        update={
+            "level": "Q8_0",
+            "output": job.output.with_name("larger-Q8_0.gguf"),
+            "record": True,
+            "overwrite": False,
+        }
+    )
+
+
+def run(job: QuantizeGgufJob) -> tuple[QuantizeGgufResult, list[str]]:
+    stream = io.StringIO()
+    result = quantize(job, EventChannel(stream))
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    return result, [event["message"] for event in events if event["event"] == "log"]
+
+
+def part_of(job: QuantizeGgufJob) -> Path:
+    return job.output.with_name(f"{job.output.name}.part")
+
+
+def before_first_lock(patch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
+    """Do something between a run's opening of its part file and its locking of it."""
+    original = own_files.fcntl.flock
+
+    def interrupted(descriptor: int, how: int) -> None:
+        patch.setattr(own_files.fcntl, "flock", original)
+        action()
+        original(descriptor, how)
+
+    patch.setattr(own_files.fcntl, "flock", interrupted)
+
+
+def test_a_run_that_loses_the_race_leaves_the_finished_file_whole(
+    user_job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both runs open the same part file; one finishes before the other one locks it."""
+    finished: list[QuantizeGgufResult] = []
+    before_first_lock(monkeypatch, lambda: finished.append(run(user_job)[0]))
+    late, messages = run(user_job)
+    assert late.reused and "Nothing is to be done" in messages[-1]
+    assert sha256_of(user_job.output) == finished[0].sha256 == late.sha256
+    assert not part_of(user_job).exists()
+
+
+def test_a_late_run_of_another_model_begins_a_file_of_its_own(
+    user_job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stopped when it has prepared its part file; the finished file was not touched."""
+    finished: list[QuantizeGgufResult] = []
+    before_first_lock(monkeypatch, lambda: finished.append(run(user_job)[0]))
+    write_layers = engine._write_layers
+
+    def second_stops(*arguments: Any) -> int:
+        monkeypatch.setattr(engine, "_write_layers", stop)
+        return write_layers(*arguments)
+
+    def stop(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "_write_layers", second_stops)
+    late = user_job.model_copy(
+        update={"source_identity": "another model", "overwrite": True, "record": False}
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run(late)
+    assert sha256_of(user_job.output) == finished[0].sha256
+    assert part_of(user_job).exists()
+
+
+def test_a_part_file_that_was_replaced_is_not_published(
+    user_job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody removes it while it is written, and another run begins a new one."""
+    validate = engine._validate
+
+    def replaced(*arguments: Any) -> Any:
+        answer = validate(*arguments)
+        part_of(user_job).unlink()
+        part_of(user_job).write_bytes(b"another run's, unfinished")
+        return answer
+
+    monkeypatch.setattr(engine, "_validate", replaced)
+    with pytest.raises(ResourceError, match="was removed or replaced"):
+        run(user_job)
+    assert not user_job.output.exists()
+    assert part_of(user_job).read_bytes() == b"another run's, unfinished"
+
+
+def test_the_journal_of_a_run_that_began_meanwhile_stays(tmp_path: Path) -> None:
+    ours, theirs = Journal(tmp_path / "journal"), Journal(tmp_path / "journal")
+    ours.start({"source": "a"}, ["1"])
+    theirs.start({"source": "b"}, [])
+    ours.remove()
+    theirs.append("2")
+    assert Journal(tmp_path / "journal").read() == ({"source": "b"}, ["2"])
+    theirs.remove()
+    assert not (tmp_path / "journal").exists()
+
+
+@pytest.mark.parametrize("how", ["link", "hard link", "pipe", "folder"])
+@pytest.mark.parametrize("suffix", [".part", ".part.journal", ".job.json"])
+def test_nothing_is_followed(
+    user_job: QuantizeGgufJob, tmp_path: Path, how: str, suffix: str
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("somebody else's")
+    name = user_job.output.with_name(user_job.output.name + suffix)
+    if how == "link":
+        name.symlink_to(victim)
+    elif how == "hard link":
+        name.hardlink_to(victim)
+    elif how == "pipe":
+        os.mkfifo(name)
+    else:
+        name.mkdir()
+    try:
+        done = run(user_job)[0].sha256 == sha256_of(user_job.output)
+    except (QuantAssetsError, IsADirectoryError):
+        done = False
+    assert done == (suffix != ".part" and how != "folder"), "a name is replaced, or refused"
+    assert user_job.output.exists() == done
+    assert victim.read_text() == "somebody else's"
+
+
+def test_a_link_at_the_output_is_replaced_as_a_name(
+    user_job: QuantizeGgufJob, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim.gguf"
+    victim.write_text("somebody else's")
+    user_job.output.symlink_to(victim)
+    assert run(user_job)[0].sha256 == sha256_of(user_job.output)
+    assert not user_job.output.is_symlink()
+    assert victim.read_text() == "somebody else's"
+
+
+def test_the_same_job_again_does_nothing(user_job: QuantizeGgufJob) -> None:
+    first, _ = run(user_job)
+    before = user_job.output.stat()
+    again, messages = run(user_job)
+    assert again == first.model_copy(update={"reused": True})
+    assert messages == ["Nothing is to be done: this job has finished, and its file is whole."]
+    after = user_job.output.stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert {path.name for path in user_job.output.parent.iterdir()} == {
+        user_job.output.name,
+        record_path(user_job.output).name,
+    }
+
+
+def assert_refused_then_overwritten(job: QuantizeGgufJob, *said: str) -> None:
+    """The file is not replaced unasked, and is when asked; an error says why."""
+    before = job.output.read_bytes()
+    with pytest.raises(ConfirmationRequired) as refusal:
+        run(job)
+    assert refusal.value.exit_code == 6
+    assert "--overwrite" in refusal.value.next_step
+    for part in said:
+        assert part in refusal.value.what + refusal.value.why
+    assert job.output.read_bytes() == before
+    assert not part_of(job).exists()
+    made, _ = run(job.model_copy(update={"overwrite": True}))
+    assert made.sha256 == sha256_of(job.output) and not made.reused
+    assert run(job)[0].reused
+
+
+def test_another_models_file_is_not_replaced_unasked(
+    user_job: QuantizeGgufJob, tmp_path: Path
+) -> None:
+    run(user_job)
+    copy = tmp_path / "other" / user_job.source.name
+    copy.parent.mkdir()
+    copy.symlink_to(user_job.source)
+    other = user_job.model_copy(update={"source": copy, "source_identity": "another model"})
+    assert_refused_then_overwritten(other, str(user_job.source), str(copy), "another model")
+
+
+def test_an_unknown_file_is_not_replaced_unasked(user_job: QuantizeGgufJob) -> None:
+    user_job.output.write_bytes(b"GGUF of another tool")
+    assert_refused_then_overwritten(user_job, str(user_job.source), "no readable record")
+
+
+def test_a_changed_file_is_not_replaced_unasked(user_job: QuantizeGgufJob) -> None:
+    run(user_job)
+    with user_job.output.open("r+b") as stream:
+        stream.truncate(100_000)
+    assert_refused_then_overwritten(user_job, "was changed")
+
+
+@pytest.mark.parametrize("record", [b"", b"[]", b"\xff", b"{" * 10_000, b'{"identity": 1e999}'])
+def test_a_damaged_record_is_none(user_job: QuantizeGgufJob, record: bytes) -> None:
+    run(user_job)
+    record_path(user_job.output).write_bytes(record)
+    with pytest.raises(ConfirmationRequired, match="no readable record"):
+        run(user_job)
+
+
+def test_the_same_models_file_of_other_versions_is_made_anew(
+    user_job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(user_job)
+    monkeypatch.setattr(engine, "library_versions", lambda _: {"llama-cpp-python": "99"})
+    made, messages = run(user_job)
+    assert not made.reused
+    assert any("Made anew" in line and "llama cpp python was" in line for line in messages)
+
+
+def test_an_importance_matrix_is_as_careful(
+    larger_bf16: Path, calibration: Path, tmp_path: Path
+) -> None:
+    job = ImatrixJob(
+        source=larger_bf16,
+        source_kind="gguf",
+        source_identity="the larger model",
+        calibration=calibration,
+        calibration_name="text",
+        output=tmp_path / "larger.imatrix.gguf",
+        threads=1,
+        chunk_tokens=32,
+        max_chunks=1,
+        record=True,
+        overwrite=False,
+    )
+    channel = EventChannel(io.StringIO())
+    first = imatrix.compute_imatrix(job, channel)
+    made = job.output.stat().st_mtime_ns
+    assert imatrix.compute_imatrix(job, channel) == first
+    assert job.output.stat().st_mtime_ns == made
+    other = job.model_copy(update={"source_identity": "another model"})
+    with pytest.raises(ConfirmationRequired, match="made of another model"):
+        imatrix.compute_imatrix(other, channel)
+    victim = tmp_path / "victim"
+    victim.write_text("somebody else's")
+    job.output.with_name(f"{job.output.name}.part").symlink_to(victim)
+    with pytest.raises(ResourceError, match="is a link"):
+        imatrix.compute_imatrix(job, channel)
+    assert victim.read_text() == "somebody else's"
+    assert sha256_of(job.output) == first.sha256
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(engine, "settle_record"), (engine, "replace_durably"), (Journal, "remove")],
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_no_moment_at_the_end_leaves_a_file_that_is_not_known(
+    user_job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, when: str
+) -> None:
+    """Stopped before or after each step of the publication, the same job still ends well."""
+    original = getattr(place, name)
+
+    def stopped(*arguments: Any) -> None:
+        if when == "after":
+            original(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(user_job)
+    again, _ = run(user_job)
+    published = name == "remove" or (name == "replace_durably" and when == "after")
+    assert again.reused == published
+    assert again.reused or again.resumed_from_layer == again.n_layers, "nothing is made twice"
+    assert sha256_of(user_job.output) == again.sha256
+    assert {path.name for path in user_job.output.parent.iterdir()} == {
+        user_job.output.name,
+        record_path(user_job.output).name,
+    }
