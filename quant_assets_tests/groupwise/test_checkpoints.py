@@ -1,10 +1,13 @@
 """Interrupted runs: SIGKILL at any moment, then the same job ends in the same bytes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from quant_assets.errors import ResourceError
@@ -13,6 +16,7 @@ from quant_assets.models.source import SourceModel
 from quant_assets.quantize.calibration import CalibrationText
 from quant_assets.workers.groupwise.checkpoint import Checkpoints
 from quant_assets_tests.groupwise.groupwise_jobs import drive, job_of
+from quant_assets_tests.mutation import bounded, fuzz_settings, mutated
 
 IDENTITY = {"bits": "4", "source": "abc"}
 
@@ -94,3 +98,63 @@ def test_two_runs_do_not_share_a_folder(work: Path) -> None:
         Checkpoints(work, IDENTITY, resume=True)
     first.close()
     assert Checkpoints(work, IDENTITY, resume=True).done == 2
+
+
+@pytest.fixture
+def leftovers(work: Path) -> dict[str, bytes]:
+    """The files of the interrupted job."""
+    return {path.name: path.read_bytes() for path in work.iterdir()}
+
+
+def reopened(folder: Path, files: dict[str, bytes]) -> tuple[int, list[float]]:
+    """Layers that are taken as done, and the states that the next one would take."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    checkpoints = Checkpoints(folder, IDENTITY, resume=True)
+    checkpoints.close()
+    states = checkpoints.states().flatten().tolist() if checkpoints.done else []
+    return checkpoints.done, states
+
+
+@pytest.mark.fuzz
+@given(data=st.data())
+@fuzz_settings(500)
+def test_damaged_leftovers_are_whole_or_not_used(
+    tmp_path: Path, leftovers: dict[str, bytes], data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(sorted(leftovers)))
+    damaged = {**leftovers, name: data.draw(mutated([leftovers[name]]))}
+    with bounded():
+        done, states = reopened(tmp_path / "damaged", damaged)
+    # The inputs of earlier layers are gone: it is the last whole layer or the beginning.
+    assert (done, states) in ((2, [2.0] * 6), (0, []))
+
+
+@pytest.mark.parametrize("name", ["job.json", "journal.jsonl"])
+@pytest.mark.parametrize(
+    "content", [b"[]", b"null", b"[" * 100_000, b"\xff\xfe", b'{"bits": 4}', b"", b"9" * 5000]
+)
+def test_what_is_no_record_starts_over(
+    tmp_path: Path, leftovers: dict[str, bytes], name: str, content: bytes
+) -> None:
+    assert reopened(tmp_path / "damaged", {**leftovers, name: content})[0] == 0
+
+
+@pytest.mark.parametrize("name", ["work", "work/journal.jsonl", "work.lock"])
+def test_links_are_not_followed(tmp_path: Path, work: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    shutil.copytree(work, victim) if name == "work" else victim.write_text("somebody else's")
+    path = tmp_path / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(victim)
+    before = sorted(victim.iterdir()) if victim.is_dir() else victim.read_text()
+    try:
+        checkpoints = Checkpoints(work, IDENTITY, resume=True)
+        assert checkpoints.done == 0
+        checkpoints.save(0, {"weight": torch.ones(4)}, torch.ones(2, 3))
+        checkpoints.close()
+    except (ResourceError, OSError):
+        assert name != "work/journal.jsonl"
+    assert (sorted(victim.iterdir()) if victim.is_dir() else victim.read_text()) == before
