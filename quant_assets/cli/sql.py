@@ -2,30 +2,64 @@
 
 from typing import Annotated
 
-import duckdb
 import typer
+from rich.cells import cell_len
 from rich.table import Table
 
-from quant_assets.cli.output import output_console
-from quant_assets.errors import InputError
+from quant_assets.cli.output import LiteralConsole, output_console, print_line
+from quant_assets.escaping import terminal_line
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
+from quant_assets.warehouse.read_query import QueryAnswer, run_query
+
+_NULL = "NULL"
+_CELL_FRAME = 3  # a cell's two spaces and its line
 
 
 def sql(query: Annotated[str, typer.Argument(help="A DuckDB query.")]) -> None:
-    """Run QUERY on the published DuckDB file and print the rows; nothing can be changed."""
+    """Run QUERY on the published DuckDB file and print the rows; nothing can be changed.
+
+    NULL is a missing value; a text that reads so has quotes. Line feeds and control characters are
+    shown as \\n and \\x1b. On a terminal, rows that are too wide are shown column by column.
+    """
     with Warehouse(get_settings().warehouse).read() as connection:
-        try:
-            answer = connection.execute(query)
-            columns = [str(column[0]) for column in answer.description or []]
-            rows = answer.fetchall()
-        except duckdb.Error as error:
-            raise InputError(
-                "The query failed.",
-                str(error),
-                "Correct it; `quant-assets sql 'show all tables'` lists tables and columns.",
-            ) from error
+        answer = run_query(connection, query)
+    if answer.is_plan:
+        for row in answer.rows:
+            print_line("\n".join(text or "" for text in row))
+    else:
+        _print(answer, output_console())
+    if answer.is_cut:
+        print_line(f"There are more rows; these are the first {len(answer.rows):,}.", err=True)
+
+
+def _print(answer: QueryAnswer, console: LiteralConsole) -> None:
+    columns = [terminal_line(name) for name in answer.columns]
+    rows = [[_shown(value) for value in row] for row in answer.rows]
+    width = 1 + sum(
+        max(map(cell_len, cells)) + _CELL_FRAME for cells in zip(columns, *rows, strict=True)
+    )
+    if console.is_terminal and width > console.width:
+        _print_column_by_column(columns, rows, console)
+        return
+    console.width = max(console.width, width)
     table = Table(*columns)
     for row in rows:
-        table.add_row(*("" if value is None else str(value) for value in row))
-    output_console().print(table)
+        table.add_row(*row)
+    console.print(table)
+
+
+def _print_column_by_column(
+    columns: list[str], rows: list[list[str]], console: LiteralConsole
+) -> None:
+    longest = max(map(cell_len, columns))
+    for number, row in enumerate(rows, 1):
+        console.print(f"row {number}", style="bold")
+        for name, value in zip(columns, row, strict=True):
+            console.print(f"{name:<{longest}}  {value}", soft_wrap=True)
+
+
+def _shown(value: str | None) -> str:
+    if value is None:
+        return _NULL
+    return f"'{value}'" if value == _NULL else terminal_line(value)

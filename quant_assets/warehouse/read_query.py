@@ -1,0 +1,138 @@
+"""A query that somebody typed: it can only read, it can be interrupted, and its values are exact.
+
+DuckDB formats the values itself: Python has no type for nanoseconds, months or infinite dates. The
+connection (`Warehouse.read`) keeps a query from other files, the network and the settings; but it
+may still write to the log of its own database, so that only statements that read are run at all.
+"""
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import duckdb
+
+from quant_assets.errors import InputError, ResourceError
+from quant_assets.warehouse.connection import QUERY_LIMIT_S, READ_MEMORY_LIMIT, is_damage
+
+MAX_ROWS = 100_000
+MAX_CHARACTERS = 50_000_000
+MAX_CELL_CHARACTERS = 1_000_000
+
+_BATCH_ROWS = 1000
+_EXPLAIN = re.compile(r"\s*explain\s+(?:analyze\s+|\([^()]*\)\s*)?", re.IGNORECASE)
+_PIVOT = re.compile(r"\s*pivot(?:_wider)?\b", re.IGNORECASE)
+_Returned = TypeVar("_Returned")
+
+
+class QueryAnswer(NamedTuple):
+    """Columns and rows of texts, None for NULL; `is_cut` says that there were more rows.
+
+    `is_plan` marks the answer to EXPLAIN, a drawing rather than values.
+    """
+
+    columns: list[str]
+    rows: list[tuple[str | None, ...]]
+    is_cut: bool
+    is_plan: bool
+
+
+def run_query(connection: duckdb.DuckDBPyConnection, query: str) -> QueryAnswer:
+    """Run a query, the last one of several, in a thread, so that Ctrl-C can end it.
+
+    At most `MAX_ROWS` rows and `MAX_CHARACTERS` characters are returned, of a single value at most
+    `MAX_CELL_CHARACTERS`, with a word on how many are missing. Raises `InputError` for a query that
+    is wrong or would do anything but read, `ResourceError` for one that takes too long or too much
+    memory, and `duckdb.Error` when the file is damaged.
+    """
+    try:
+        return _interruptible(connection, lambda: _answer(connection, query))
+    except duckdb.InterruptException as error:
+        raise ResourceError(
+            "The query was ended.",
+            f"It took longer than {QUERY_LIMIT_S} s.",
+            "Ask for less, or run it with the duckdb command on a copy of the file.",
+        ) from error
+    except duckdb.OutOfMemoryException as error:
+        raise ResourceError(
+            "The query was ended.",
+            f"It needs more memory than {READ_MEMORY_LIMIT}.",
+            "Ask for less, or run it with the duckdb command on a copy of the file.",
+        ) from error
+    except duckdb.Error as error:
+        if is_damage(error):
+            raise
+        raise InputError(
+            "The query failed.",
+            str(error),
+            "Correct it; `quant-assets sql 'show all tables'` lists tables and columns.",
+        ) from error
+
+
+def _interruptible(
+    connection: duckdb.DuckDBPyConnection, work: Callable[[], _Returned]
+) -> _Returned:
+    """Do `work` on the connection while this thread listens to signals."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            connection.interrupt()
+            raise
+
+
+def _answer(connection: duckdb.DuckDBPyConnection, query: str) -> QueryAnswer:
+    statements = connection.extract_statements(query)
+    if not statements or not all(_reads(connection, statement) for statement in statements):
+        raise InputError(
+            "The query is not run." if statements else "There is no query.",
+            "Only statements that read are: SELECT, FROM, WITH, VALUES, SHOW, DESCRIBE, SUMMARIZE, "
+            "PIVOT and EXPLAIN of them.",
+            "To change the warehouse, change what it is made of and refresh it.",
+        )
+    last = statements[-1]
+    text = last.query.strip().rstrip(";")
+    if last.type == duckdb.StatementType.EXPLAIN:
+        answer = connection.execute(text)
+        columns = [str(column[0]) for column in answer.description or []]
+        plan = [tuple(map(str, row)) for row in answer.fetchall()]
+        return QueryAnswer(columns, [*plan], is_cut=False, is_plan=True)
+    columns = list(connection.sql(text).columns)
+    # The line feed ends a comment at the end of the query.
+    connection.execute(f"select cast(columns(*) as varchar) from (\n{text}\n)")  # noqa: S608
+    rows, is_cut = _fetch(connection)
+    return QueryAnswer(columns, rows, is_cut, is_plan=False)
+
+
+def _reads(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> bool:
+    """Whether a statement only reads."""
+    if statement.type == duckdb.StatementType.SELECT:
+        return True
+    if statement.type == duckdb.StatementType.MULTI:
+        return _PIVOT.match(statement.query) is not None
+    explained = _EXPLAIN.sub("", statement.query, count=1)
+    if statement.type != duckdb.StatementType.EXPLAIN or explained == statement.query:
+        return False
+    # EXPLAIN ANALYZE runs what it explains.
+    inner = connection.extract_statements(explained)
+    return len(inner) == 1 and inner[0].type == duckdb.StatementType.SELECT
+
+
+def _fetch(connection: duckdb.DuckDBPyConnection) -> tuple[list[tuple[str | None, ...]], bool]:
+    rows: list[tuple[str | None, ...]] = []
+    characters = 0
+    while batch := connection.fetchmany(_BATCH_ROWS):
+        for row in batch:
+            if len(rows) == MAX_ROWS or characters > MAX_CHARACTERS:
+                return rows, True
+            cells = tuple(_bounded(cell) for cell in row)
+            characters += sum(len(cell) for cell in cells if cell is not None)
+            rows.append(cells)
+    return rows, False
+
+
+def _bounded(cell: str | None) -> str | None:
+    if cell is None or len(cell) <= MAX_CELL_CHARACTERS:
+        return cell
+    return f"{cell[:MAX_CELL_CHARACTERS]}... ({len(cell) - MAX_CELL_CHARACTERS:,} more characters)"
