@@ -1,8 +1,12 @@
 """Make the project's Python environments: `python3 environments/bootstrap.py main --with demo`.
 
-Needs Python 3.11 or newer and the standard library only. An environment that is already as its
-pins say is left alone, within a fraction of a second. llama-cpp-python is built from its source
-once a machine and kept under the user's cache folder.
+Needs Python 3.11 to 3.13 and the standard library only. An environment that is already as its pins
+say is left alone, within a fraction of a second. Nothing is resolved here: the pin files are
+complete, and every file is checked by its hash. llama-cpp-python is built from its source once per
+machine and kept under the user's cache folder.
+
+Without an NVIDIA GPU torch's CPU build is taken; QUANT_ASSETS_TORCH (`cpu` or `cuda`) decides
+otherwise.
 """
 
 from __future__ import annotations
@@ -14,23 +18,34 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from llama_wheel import build_key as llama_build_key
+from llama_wheel import compiler, is_built, llama_wheel
+from steps import SetupError, children_end_with_us, run, say, stop_children
+from torch_build import install_torch, is_right, wanted_build
+from turns import turn
 
 ENVIRONMENTS = Path(__file__).resolve().parent
 PROJECT = ENVIRONMENTS.parent
-UV_VERSION = "0.13.8"
-LLAMA_CPP_PYTHON = "llama-cpp-python==0.3.36"
 KERNELS = PROJECT / "quant_assets" / "workers" / "gguf" / "kernels"
 MINIMUM_PYTHON = (3, 11)
-# Measured: the main environment takes 1.6 GB with CPU wheels, its downloads and the build 2 GB more.
-NEEDED_GB = {"main": 5.0, "gptq": 3.0, "awq": 3.0}
-# llama.cpp's AMX kernels crash on the first quantized matrix product (llama.cpp issue 20824).
-NO_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
-
-
-class SetupError(Exception):
-    """Set-up cannot go on; the message is one sentence that says why and what to do."""
+# The pins are resolved for Pythons before this one.
+PINNED_BEFORE = (3, 14)
+# Measured on Linux x86-64, in GB: what an environment takes of the disk by torch's build, the build
+# of llama.cpp included; and what is fetched.
+NEEDED_GB = {
+    "main": {"cpu": 2.5, "cuda": 6.5},
+    "gptq": {"cpu": 1.5, "cuda": 5.5},
+    "awq": {"cpu": 1.5, "cuda": 5.5},
+}
+TORCH_DOWNLOAD_GB = {"cpu": 0.2, "cuda": 2.7}
+DOWNLOAD_GB = {"main": 0.4, "gptq": 0.2, "awq": 0.2}
+# What an environment that is only brought up to date needs at least.
+UPDATE_GB = 0.5
 
 
 def main() -> int:
@@ -47,75 +62,189 @@ def main() -> int:
     except SetupError as error:
         print(f"set-up: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("set-up: stopped; run the command again to go on", file=sys.stderr)
+        return 130
     return 0
 
 
 def make_environment(name: str, extras: list[str], rebuild: bool) -> None:
     """Bring the environment `name` to what its pins say."""
+    _require_supported()
+    if not rebuild and _Target(name, extras).is_made():
+        return
+    with turn(ENVIRONMENTS / ".lock", f"making the environment {name}"):
+        # What another set-up did meanwhile counts.
+        target = _Target(name, extras)
+        if not rebuild and target.is_made():
+            return
+        with children_end_with_us():
+            _make(target, rebuild)
+
+
+class _Target:
+    """One environment: where it is, what it is to hold, and what it holds as far as is known."""
+
+    def __init__(self, name: str, extras: list[str]) -> None:
+        self.name = name
+        self.folder = PROJECT / ".venv" if name == "main" else PROJECT / ".venvs" / name
+        self.python = self.folder / "bin" / "python"
+        self.uv = self.folder / "bin" / "uv"
+        self.stamp = self.folder / "quant-assets.stamp"
+        self.installed = _read_stamp(self.stamp)
+        # Extras add up: `make test` must not take away what `make demo` installed.
+        self.extras = sorted({*extras, *self.installed.get("extras", "").split()})
+        self.pins = [ENVIRONMENTS / f"{part}.txt" for part in (name, *self.extras)]
+        shared = [
+            ENVIRONMENTS / f"{part}.txt"
+            for part in ("torch", "cuda", "torch-cpu", "build", "installer")
+        ]
+        content = b"".join(path.read_bytes() for path in (*self.pins, *shared))
+        self.wanted = {
+            "pins": hashlib.sha256(content).hexdigest(),
+            "python": platform.python_version(),
+            "extras": " ".join(self.extras),
+            "build": llama_build_key() if name == "main" else "",
+            "kernels": _kernels_key() if name == "main" else "",
+            "project": str(PROJECT),
+        }
+
+    def is_made(self) -> bool:
+        """Whether a set-up finished here that did all of what is wanted now."""
+        held = {key: self.installed.get(key) for key in self.wanted}
+        return (
+            held == self.wanted
+            and is_right(self.installed.get("torch", ""))
+            and self.python.exists()
+        )
+
+    def is_usable(self) -> bool:
+        """Whether a finished set-up of the same Python can be built on."""
+        return self.python.exists() and self.installed.get("python") == self.wanted["python"]
+
+
+def _require_supported() -> None:
+    version = platform.python_version()
     if sys.version_info < MINIMUM_PYTHON:
         raise SetupError(
-            f"Python {platform.python_version()} is too old: quant-assets needs Python 3.11 or "
+            f"Python {version} is too old: quant-assets needs Python 3.11 or "
             "newer; install one and run `make PYTHON=/path/to/python3.11 ...`."
         )
-    folder = PROJECT / ".venv" if name == "main" else PROJECT / ".venvs" / name
-    stamp = folder / "quant-assets.stamp"
-    installed = _read_stamp(stamp)
-    # Extras add up: `make test` must not take away what `make demo` installed.
-    extras = sorted({*extras, *installed.get("extras", "").split()})
-    pins = [ENVIRONMENTS / f"{part}.txt" for part in (name, *extras)]
-    wanted = {
-        "pins": hashlib.sha256(b"".join(path.read_bytes() for path in pins)).hexdigest(),
-        "python": platform.python_version(),
-        "extras": " ".join(extras),
-        "build": _build_key() if name == "main" else "",
-        "kernels": _kernels_key() if name == "main" else "",
-        "project": str(PROJECT),
-    }
-    python = folder / "bin" / "python"
-    if installed == wanted and python.exists() and not rebuild:
-        return
-    _require_space(name, folder)
-    print(f"set-up: making the environment {name} in {folder}", file=sys.stderr)
-    stamp.unlink(missing_ok=True)
-    if not python.exists() or installed.get("python") != wanted["python"]:
+    if sys.version_info >= PINNED_BEFORE:
+        raise SetupError(
+            f"Python {version} is newer than the pinned packages, which are for Python 3.11 to "
+            "3.13; install one of these and run `make PYTHON=/path/to/python3.13 ...`."
+        )
+    if sys.platform == "darwin" and platform.machine() == "x86_64":
+        raise SetupError(
+            "torch is not released for Intel Macs any more; use a Mac with Apple silicon, or Linux."
+        )
+
+
+def _make(target: _Target, rebuild: bool) -> None:
+    name, folder = target.name, target.folder
+    _require_space(target, wanted_build())
+    _announce(target, rebuild)
+    step = _Steps(5 if name == "main" else 3)
+    usable = target.is_usable()
+    # Until the new stamp is written this is half an environment, and is made from nothing.
+    target.stamp.unlink(missing_ok=True)
+    step("the virtual environment and its installer; usually 10 s")
+    if not usable:
         _create_venv(folder)
-    _run(
-        [python, "-m", "pip", "install", "--quiet", f"uv=={UV_VERSION}"],
+    run(
+        [target.python, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes",
+         "--only-binary=:all:", "--requirement", ENVIRONMENTS / "installer.txt"],
         "The installer could not be installed",
+    )  # fmt: skip
+    if name != "main":
+        build = _install_packages(target, step)
+    else:
+        with ThreadPoolExecutor(1) as beside:
+            wheel = beside.submit(llama_wheel, target.uv, rebuild)
+            try:
+                build = _install_packages(target, step)
+                step("llama.cpp: what is left of its build")
+                built = wheel.result()
+            except BaseException:
+                stop_children()
+                raise
+        step("the project and its kernels; usually 20 s")
+        _install_project(target, built, rebuild)
+    lines = {**target.wanted, "torch": build}
+    unfinished = target.stamp.with_suffix(".part")
+    unfinished.write_text("".join(f"{key}={value}\n" for key, value in lines.items()))
+    unfinished.replace(target.stamp)
+    say(f"the environment {name} is ready after {step.elapsed()}")
+
+
+class _Steps:
+    """Tell which step begins, and how many there are."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.number = 0
+        self.started = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        self.number += 1
+        say(f"[{self.number}/{self.count}, after {self.elapsed()}] {what}")
+
+    def elapsed(self) -> str:
+        seconds = int(time.monotonic() - self.started)
+        return f"{seconds // 60}:{seconds % 60:02d} min"
+
+
+def _announce(target: _Target, rebuild: bool) -> None:
+    build = wanted_build()
+    fetched = TORCH_DOWNLOAD_GB[build] + DOWNLOAD_GB[target.name]
+    say(
+        f"making the environment {target.name} in {target.folder}: up to {fetched:.1f} GB to fetch, "
+        f"{NEEDED_GB[target.name][build]:.1f} GB of disk, less where caches have it; "
+        f"torch for {'NVIDIA GPUs' if build == 'cuda' else 'the CPU'}"
     )
-    uv_install: list[str | Path] = [
-        folder / "bin" / "uv",
-        "pip",
-        "install",
-        "--quiet",
-        "--python",
-        python,
-    ]
+    if target.name == "main" and (rebuild or not is_built()):
+        compiler()  # say that there is none before anything is fetched
+        say("usually 3 to 7 minutes on two cores: downloads, with llama.cpp compiled beside them")
+
+
+def _install_packages(target: _Target, step: _Steps) -> str:
+    """Install what the pins say; return the build of torch."""
+    install: list[str | Path] = [
+        target.uv, "pip", "install", "--quiet", "--python", target.python, "--no-deps",
+        "--require-hashes", "--build-constraints", ENVIRONMENTS / "build.txt",
+        "--require-build-hashes",
+    ]  # fmt: skip
     if os.environ.get("PIP_FIND_LINKS"):
-        uv_install += ["--find-links", os.environ["PIP_FIND_LINKS"]]
+        install += ["--find-links", os.environ["PIP_FIND_LINKS"]]
     if sys.dont_write_bytecode:
         # Nothing would ever be compiled later, and every worker would compile all that it imports.
-        uv_install.append("--compile-bytecode")
-    # The package with the demo's model asks for packages that only its own command needs.
-    alone = [path for path in pins if path.stem == "demo"]
-    for options, files in (([], [p for p in pins if p not in alone]), (["--no-deps"], alone)):
-        requirements: list[str | Path] = [
-            argument for path in files for argument in ("--requirement", path)
-        ]
-        if requirements:
-            _run(
-                [*uv_install, *options, *requirements],
-                "The pinned packages could not be installed",
-            )
-    if name == "main":
-        wheel = _llama_wheel(python, rebuild)
-        reinstall = ["--reinstall"] if rebuild else []
-        _run(
-            [*uv_install, "--no-deps", *reinstall, wheel, "--editable", PROJECT],
-            "The project could not be installed",
-        )
-        _build_kernels(python)
-    stamp.write_text("".join(f"{key}={value}\n" for key, value in wanted.items()))
+        install.append("--compile-bytecode")
+    step("torch; usually 20 s, with CUDA 2 to 5 minutes")
+    build = install_torch(install, lambda build: _require_space(target, build))
+    if build == "cpu" and target.installed.get("torch") != "cpu":
+        run(
+            [target.uv, "pip", "uninstall", "--quiet", "--python", target.python,
+             "--requirement", ENVIRONMENTS / "cuda.txt"],
+            "CUDA's packages could not be removed",
+        )  # fmt: skip
+    lines = "".join(path.read_text() for path in target.pins).splitlines()
+    count = sum(not line.startswith(" ") for line in lines)
+    step(f"{count} packages; usually 30 s")
+    requirements = [part for path in target.pins for part in ("--requirement", path)]
+    run([*install, *requirements], "The pinned packages could not be installed")
+    return build
+
+
+def _install_project(target: _Target, wheel: Path, rebuild: bool) -> None:
+    """Install the wheel of llama-cpp-python and the project itself, which have no pins."""
+    run(
+        [target.uv, "pip", "install", "--quiet", "--python", target.python, "--no-deps",
+         "--build-constraints", ENVIRONMENTS / "build.txt", "--require-build-hashes",
+         *(["--reinstall"] if rebuild else []), wheel, "--editable", PROJECT],
+        "The project could not be installed",
+    )  # fmt: skip
+    _build_kernels(target.python)
 
 
 def _create_venv(folder: Path) -> None:
@@ -130,88 +259,33 @@ def _create_venv(folder: Path) -> None:
 
 
 def _read_stamp(stamp: Path) -> dict[str, str]:
-    if not stamp.exists():
+    """The stamp of a finished set-up; empty where there is none or it is damaged."""
+    try:
+        lines = stamp.read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines)
+    except (OSError, ValueError):
         return {}
-    return dict(line.split("=", 1) for line in stamp.read_text().splitlines())
 
 
-def _require_space(name: str, folder: Path) -> None:
+def _require_space(target: _Target, build: str) -> None:
+    """Refuse to begin what the disk cannot hold. What lies in the folder already is reused or goes."""
     free_gb = shutil.disk_usage(PROJECT).free / 1e9
-    needed_gb = NEEDED_GB[name]
-    if free_gb < needed_gb and not folder.exists():
+    needed_gb = NEEDED_GB[target.name][build]
+    missing_gb = max(needed_gb - _size_gb(target.folder), UPDATE_GB)
+    if free_gb < missing_gb:
         raise SetupError(
-            f"{PROJECT} has {free_gb:.1f} GB of free disk space and the environment {name} needs "
-            f"about {needed_gb:.0f} GB; free some space and run the command again."
+            f"{PROJECT} has {free_gb:.1f} GB of free disk space and the environment {target.name} "
+            f"needs {missing_gb:.1f} GB more; free some space and run the command again."
         )
 
 
-def _compiler() -> str:
-    for candidate in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if candidate and shutil.which(candidate):
-            return candidate
-    raise SetupError(
-        "No C++ compiler was found, and llama.cpp is built from its source; install one "
-        "(Debian and Ubuntu: `apt-get install g++`, Fedora: `dnf install gcc-c++`, macOS: "
-        "`xcode-select --install`) and run the command again."
+def _size_gb(folder: Path) -> float:
+    sizes = (
+        (Path(parent) / name).lstat().st_blocks * 512
+        for parent, _, names in os.walk(folder)
+        for name in names
     )
-
-
-def _cmake_args(compiler: str) -> str:
-    """A native build without AMX, without the multimodal library; CMAKE_ARGS may add to it."""
-    probe = [compiler, *NO_AMX, "-x", "c++", "-E", os.devnull, "-o", os.devnull]
-    flags = " ".join(NO_AMX) if subprocess.run(probe, capture_output=True).returncode == 0 else ""
-    languages = f" -DCMAKE_C_FLAGS='{flags}' -DCMAKE_CXX_FLAGS='{flags}'" if flags else ""
-    extra = os.environ.get("CMAKE_ARGS", "")
-    return f"-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF{languages} {extra}".strip()
-
-
-def _build_key() -> str:
-    """What a build of llama.cpp depends on: version, flags and this machine's processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    processor = platform.processor() + platform.machine()
-    if cpuinfo.exists():
-        processor += next(
-            (
-                line
-                for line in cpuinfo.read_text().splitlines()
-                if line.startswith(("flags", "Feat"))
-            ),
-            "",
-        )
-    parts = (LLAMA_CPP_PYTHON, os.environ.get("CMAKE_ARGS", ""), processor, platform.system())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-
-
-def _llama_wheel(python: Path, rebuild: bool) -> Path:
-    """The wheel of llama-cpp-python built for this machine, from the cache or from its source.
-
-    The cache of pip or uv is not used: it may hold a build with other flags.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = cache / "quant-assets" / "wheels" / _build_key()
-    if not rebuild and (built := sorted(folder.glob("llama_cpp_python-*.whl"))):
-        return built[0]
-    cmake_args = _cmake_args(_compiler())
-    print("set-up: building llama.cpp, once; this takes 3 to 8 minutes", file=sys.stderr)
-    staging = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(staging, ignore_errors=True)
-    command: list[str | Path] = [
-        python,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-cache-dir",
-        "--no-deps",
-    ]
-    _run(
-        [*command, "--wheel-dir", staging, LLAMA_CPP_PYTHON],
-        "llama.cpp could not be built",
-        {**os.environ, "CMAKE_ARGS": cmake_args},
-    )
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
-    return next(folder.glob("llama_cpp_python-*.whl"))
+    return sum(sizes) / 1e9
 
 
 def _kernels_key() -> str:
@@ -227,35 +301,12 @@ def _build_kernels(python: Path) -> None:
     """
     portable = ["--portable"] if "GGML_NATIVE=OFF" in os.environ.get("CMAKE_ARGS", "") else []
     try:
-        _run(
-            [python, "-m", "quant_assets.workers.gguf.kernels.build", _compiler(), *portable],
+        run(
+            [python, "-m", "quant_assets.workers.gguf.kernels.build", compiler(), *portable],
             "The quantization kernels could not be compiled",
         )
     except SetupError as error:
-        print(f"set-up: {error} Quantizing to K-quants will be slower.", file=sys.stderr)
-
-
-_NETWORK_SIGNS = (
-    "name resolution", "connection", "network", "timed out", "no matching distribution",
-    "could not resolve", "dns error", "error sending request", "failed to fetch",
-)  # fmt: skip
-_DISK_SIGNS = ("no space left", "disk quota")
-_LINES_SHOWN = 5
-
-
-def _run(command: list[str | Path], failure: str, env: dict[str, str] | None = None) -> None:
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=env)
-    if done.returncode == 0:
-        return
-    output = (done.stdout + done.stderr).strip()
-    if any(sign in output.lower() for sign in _DISK_SIGNS):
-        reason = "the disk is full; free some space and run the command again"
-    elif any(sign in output.lower() for sign in _NETWORK_SIGNS):
-        reason = "the package index was not reached; check the network and run the command again"
-    else:
-        reason = "its last lines are above"
-    print("\n".join(output.splitlines()[-_LINES_SHOWN:]), file=sys.stderr)
-    raise SetupError(f"{failure}: {reason}.")
+        say(f"{error} Quantizing to K-quants will be slower.")
 
 
 if __name__ == "__main__":
