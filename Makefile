@@ -3,7 +3,7 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) environments/bootstrap.py
 BIN = .venv/bin
 
-.PHONY: demo test test-groupwise fuzz ui check setup setup-groupwise bench-gguf bench-listings bench-peers
+.PHONY: demo test test-groupwise fuzz ui check setup setup-groupwise pins bench-gguf bench-listings bench-peers
 
 demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
 	@$(BOOTSTRAP) main --with demo
@@ -40,6 +40,10 @@ setup-groupwise:  ## set up the worker environments of GPTQ and AWQ
 	@$(BOOTSTRAP) main --with demo
 	@$(BOOTSTRAP) gptq
 	@$(BOOTSTRAP) awq
+
+pins:  ## write the pin files anew from pyproject.toml; ARGS="--upgrade PACKAGE" takes newer versions
+	@$(BOOTSTRAP) main --with demo --with test --with live
+	@$(BIN)/python environments/lock.py $(ARGS)
 
 bench-gguf:  ## one pass beside convert + llama_model_quantize, on a synthetic 1.2B Llama and SmolLM2
 	@$(BOOTSTRAP) main --with demo --with test --with live

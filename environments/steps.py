@@ -82,6 +82,7 @@ def children_end_with_us() -> Iterator[None]:
         yield
     finally:
         _children.stop()
+        _children.stopped = False
         for sign, handler in previous.items():
             signal.signal(sign, handler)
 

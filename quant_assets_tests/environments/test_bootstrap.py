@@ -1,24 +1,10 @@
 """Set-up: each thing that can be missing is one clear sentence."""
 
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-from quant_assets.settings import PROJECT_ROOT
-
-
-@pytest.fixture
-def bootstrap() -> ModuleType:
-    path = PROJECT_ROOT / "environments" / "bootstrap.py"
-    spec = importlib.util.spec_from_file_location("bootstrap", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def failure(bootstrap: ModuleType, *arguments: str) -> str:
@@ -37,18 +23,18 @@ def test_a_full_disk_is_refused_before_anything_is_made(
     bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(bootstrap, "PROJECT", tmp_path)
-    monkeypatch.setattr(bootstrap, "NEEDED_GB", {"main": 10**9})
+    monkeypatch.setattr(bootstrap, "NEEDED_GB", {"main": {"cpu": 10**9, "cuda": 10**9}})
     assert "free some space" in failure(bootstrap)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_compiler_says_how_to_get_one(
-    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    llama_build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(bootstrap.SetupError, match=r"apt-get install g\+\+"):
-        bootstrap._compiler()
+    with pytest.raises(llama_build.SetupError, match=r"apt-get install g\+\+"):
+        llama_build.compiler()
 
 
 @pytest.mark.parametrize(
@@ -57,40 +43,35 @@ def test_a_missing_compiler_says_how_to_get_one(
         ("error: [Errno 28] No space left on device", "the disk is full"),
         ("ERROR: No matching distribution found for uv==0.13.8", "check the network"),
         ("error sending request for url", "check the network"),
+        ("Because there is no version of torch==2.13.0+cpu", "does not have this release"),
+        ("Hash mismatch for `torch==2.13.0`", "not the one that was pinned"),
         ("something else", "its last lines are above"),
     ],
 )
 def test_a_failed_step_gives_its_reason(
-    bootstrap: ModuleType, output: str, reason: str, capsys: pytest.CaptureFixture[str]
+    steps: ModuleType, output: str, reason: str, capsys: pytest.CaptureFixture[str]
 ):
     script = f"import sys; print({output!r}, file=sys.stderr); sys.exit(1)"
-    with pytest.raises(bootstrap.SetupError, match=reason):
-        bootstrap._run([sys.executable, "-c", script], "A step failed")
+    with pytest.raises(steps.SetupError, match=reason):
+        steps.run([sys.executable, "-c", script], "A step failed")
     assert output in capsys.readouterr().err
 
 
 def test_the_build_depends_on_flags_and_processor(
-    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
+    llama_build: ModuleType, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.delenv("CMAKE_ARGS", raising=False)
-    plain = bootstrap._build_key()
-    assert bootstrap._build_key() == plain
+    plain = llama_build.build_key()
+    assert llama_build.build_key() == plain
     monkeypatch.setenv("CMAKE_ARGS", "-DGGML_CUDA=ON")
-    assert bootstrap._build_key() != plain
+    assert llama_build.build_key() != plain
 
 
-def test_the_build_leaves_amx_out(bootstrap: ModuleType):
-    arguments = bootstrap._cmake_args(bootstrap._compiler())
+def test_the_build_leaves_amx_out(llama_build: ModuleType):
+    arguments = llama_build.cmake_args(llama_build.compiler())
     assert "-DLLAVA_BUILD=OFF" in arguments
     if "-mno-amx" in arguments:
-        assert all(flag in arguments for flag in bootstrap.NO_AMX)
-
-
-def test_every_pin_names_a_version_and_no_index():
-    for path in (PROJECT_ROOT / "environments").glob("*.txt"):
-        for line in path.read_text().splitlines():
-            assert "==" in line, f"{path.name}: {line}"
-            assert "://" not in line, f"{path.name}: {line}"
+        assert all(flag in arguments for flag in llama_build.NO_AMX)
 
 
 def test_kernels_that_do_not_compile_are_no_reason_to_stop(
@@ -111,3 +92,112 @@ def test_an_environment_that_is_a_link_is_made_where_the_link_points(
     assert link.is_symlink()
     assert (place / "bin" / "python").exists()
     assert not (place / "old").exists()
+
+
+def test_python_newer_than_the_pins_is_refused(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(bootstrap, "PINNED_BEFORE", (3, 0))
+    assert "newer than the pinned packages" in failure(bootstrap)
+
+
+def test_a_stale_environment_needs_what_it_does_not_hold_yet(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(bootstrap, "PROJECT", tmp_path)
+    held = tmp_path / ".venv"
+    held.mkdir()
+    (held / "package").write_bytes(b"x" * 8_000_000)
+    monkeypatch.setattr(bootstrap, "NEEDED_GB", {"main": {"cpu": 10**6, "cuda": 10**6}})
+    assert f"needs {10**6 - 0.008:.1f} GB more" in failure(bootstrap)
+
+
+@pytest.mark.parametrize("damage", [b"", b"pins", b"\xff\xfe", b"pins=1\npython\n"])
+def test_an_environment_without_a_whole_stamp_is_half_made(
+    bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: bytes
+):
+    monkeypatch.setattr(bootstrap, "PROJECT", tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").touch()
+    (tmp_path / ".venv" / "quant-assets.stamp").write_bytes(damage)
+    target = bootstrap._Target("main", [])
+    assert not target.is_made()
+    assert not target.is_usable()
+
+
+@pytest.mark.parametrize(
+    ("choice", "gpu", "installed", "right"),
+    [
+        (None, False, "cpu", True),
+        (None, False, "cuda", True),  # the CPU build could not be had
+        (None, True, "cpu", False),  # a GPU was added
+        (None, True, "cuda", True),
+        ("cpu", True, "cpu", True),
+        ("cpu", False, "cuda", False),
+        ("cuda", False, "cpu", False),
+        (None, False, "", False),
+    ],
+)
+def test_which_build_of_torch_may_stay(
+    torch_build: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    choice: str | None,
+    gpu: bool,
+    installed: str,
+    right: bool,
+):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(torch_build, "has_nvidia_gpu", lambda: gpu)
+    if choice is None:
+        monkeypatch.delenv(torch_build.CHOICE, raising=False)
+    else:
+        monkeypatch.setenv(torch_build.CHOICE, choice)
+    assert torch_build.is_right(installed) is right
+
+
+def installer(folder: Path, refuses: str) -> list[str | Path]:
+    """A program that notes its arguments, and does not reach the index for arguments with `refuses`."""
+    program = folder / "install"
+    program.write_text(
+        f'#!/bin/sh\necho "$@" >> {folder}/calls\n'
+        f'case "$*" in *{refuses}*) echo "dns error"; exit 2;; esac\n'
+    )
+    program.chmod(0o755)
+    return [program]
+
+
+@pytest.mark.parametrize(
+    ("refuses", "build", "last"),
+    [
+        ("nothing", "cpu", "torch-cpu.txt"),  # the folder of PIP_FIND_LINKS has it
+        ("torch-cpu", "cuda", "cuda.txt"),  # no CPU build anywhere
+    ],
+)
+def test_cuda_is_fetched_only_where_no_cpu_build_is_reached(
+    torch_build: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    refuses: str,
+    build: str,
+    last: str,
+):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(torch_build, "has_nvidia_gpu", lambda: False)
+    monkeypatch.delenv(torch_build.CHOICE, raising=False)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    asked: list[str] = []
+    assert torch_build.install_torch(installer(tmp_path, refuses), asked.append) == build
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert calls[-1].endswith(last)
+    assert any("--torch-backend=cpu" in call for call in calls) is (build == "cuda")
+    assert asked == (["cuda"] if build == "cuda" else [])
+
+
+def test_a_cpu_build_that_was_asked_for_is_not_replaced_by_cuda(
+    torch_build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv(torch_build.CHOICE, "cpu")
+    with pytest.raises(torch_build.SetupError, match="CPU index was not reached"):
+        torch_build.install_torch(installer(tmp_path, "torch-cpu"), lambda _build: None)
+    assert "cuda.txt" not in (tmp_path / "calls").read_text()
