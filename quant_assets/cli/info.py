@@ -10,7 +10,7 @@ from rich.table import Table
 from quant_assets.cli.output import output_console, print_json
 from quant_assets.formats.intent import detect_quantization
 from quant_assets.models.inspection import inspect_model
-from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest
+from quant_assets.quantize.manifest import manifest_of
 
 
 def info(
@@ -43,7 +43,7 @@ def info(
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    manifest = _manifest(path)
+    manifest = manifest_of(path)
     model = path
     if path.is_dir() and manifest is not None and manifest.job.target_format == "gguf":
         model = path / manifest.files[0].name
@@ -74,12 +74,3 @@ def _facts(path: Path) -> dict[str, Any]:
             "made_with": manifest.engine,
         }
     return facts
-
-
-def _manifest(path: Path) -> ArtifactManifest | None:
-    file = (path if path.is_dir() else path.parent) / MANIFEST_NAME
-    if not file.is_file():
-        return None
-    manifest = ArtifactManifest.model_validate_json(file.read_text(encoding="utf-8"))
-    named = {entry.name for entry in manifest.files}
-    return manifest if path.is_dir() or path.name in named else None

@@ -29,19 +29,42 @@ def read_json_object(path: Path, *, next_step: str = "Fetch the file again.") ->
     `Infinity` and `NaN` are read as floats, because configurations of published models hold them;
     whoever reads a number checks it.
     """
+    content = read_json(path, next_step=next_step)
+    if not isinstance(content, dict):
+        raise InputError(
+            f"The file {path} cannot be read as a JSON object.",
+            f"It holds a {type(content).__name__}.",
+            next_step,
+        )
+    return content
+
+
+def read_json(path: Path, *, next_step: str = "Fetch the file again.") -> Any:
+    """What the JSON file `path` holds; raises `InputError` when it cannot be read within limits."""
     try:
         if not path.is_file():
             raise ValueError("it is missing or is not a regular file")
         with path.open("rb") as stream:
-            return parse_json_object(stream.read(MAX_BYTES + 1))
+            return parse_json(stream.read(MAX_BYTES + 1))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"The file {path} cannot be read as a JSON object.", f"{error}.", next_step
+            f"The file {path} cannot be read as JSON.", f"{error}.", next_step
         ) from error
 
 
 def parse_json_object(data: bytes, *, allow_constants: bool = True) -> dict[str, Any]:
     """The object that `data` spells; raises `ValueError`, in words, for anything else.
+
+    See `parse_json`.
+    """
+    content = parse_json(data, allow_constants=allow_constants)
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__} where an object is expected")
+    return content
+
+
+def parse_json(data: bytes, *, allow_constants: bool = True) -> Any:
+    """What `data` spells; raises `ValueError`, in words, when it exceeds a limit.
 
     Without `allow_constants`, `NaN` and `Infinity` are refused.
     """
@@ -56,8 +79,6 @@ def parse_json_object(data: bytes, *, allow_constants: bool = True) -> dict[str,
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"it is not UTF-8 at byte {error.start}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__} where an object is expected")
     _check_values(content, strings=_ESCAPED_SURROGATE.search(data) is not None)
     return content
 
@@ -77,9 +98,9 @@ def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _check_values(content: dict[str, Any], *, strings: bool) -> None:
-    level: list[Any] = [content]
-    for _ in range(MAX_DEPTH):
+def _check_values(content: Any, *, strings: bool) -> None:
+    level: list[Any] = [[content]]
+    for _ in range(MAX_DEPTH + 1):
         below: list[Any] = []
         for container in level:
             children: Iterable[Any] = container

@@ -4,8 +4,16 @@ from pathlib import Path
 
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_header import GgufHeader, read_gguf_header, require_single_file
-from quant_assets.formats.safetensors_header import tensors_of_folder
-from quant_assets.models.hf_config import LIMITS, check_limit, count, read_config
+from quant_assets.formats.json_files import read_json
+from quant_assets.formats.safetensors_header import (
+    is_plain_name,
+    require_own_file,
+    tensors_of_folder,
+)
+from quant_assets.models.hf_config import LIMITS, check_limit, count, read_config, short
+
+_MODULES = "modules.json"
+_LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
 def check_gguf(path: Path) -> GgufHeader:
@@ -42,4 +50,30 @@ def check_hf_folder(folder: Path) -> None:
             "The list `architectures` says which converter applies.",
             "Use the config.json that the model was published with.",
         )
-    tensors_of_folder(folder)
+    tensors = tensors_of_folder(folder)
+    n_layers = max(
+        (value for name in _LAYER_COUNTS if type(value := config.get(name)) is int), default=0
+    )
+    if n_layers > len(tensors):
+        raise InputError(
+            f"The model in {folder} is not what its config.json says.",
+            f"It claims {n_layers} layers, its files hold {len(tensors)} tensors.",
+            "Use the config.json that the model was published with.",
+        )
+    _check_modules(folder)
+
+
+def _check_modules(folder: Path) -> None:
+    """Check that the modules of sentence-transformers, which converters follow, lie inside."""
+    path = folder / _MODULES
+    if not path.exists():
+        return
+    modules = read_json(require_own_file(path, folder))
+    for module in modules if isinstance(modules, list) else [modules]:
+        place = module.get("path") if isinstance(module, dict) else None
+        if not isinstance(place, str) or (place and not is_plain_name(place)):
+            raise InputError(
+                f"The file {path} does not name modules in its folder.",
+                f"It names {short(place)}.",
+                "Do not use this model, or fetch it again from its publisher.",
+            )

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from quant_assets.atomic_files import path_inside
 from quant_assets.errors import EnvironmentNotReady, InputError
 from quant_assets.models.identity import HashCache, identity_of, model_files
-from quant_assets.models.integrity import check_gguf
+from quant_assets.models.integrity import check_gguf, check_hf_folder
 from quant_assets.redaction import redact
 from quant_assets.settings import Settings
 
@@ -122,6 +122,7 @@ def _from_path(path: Path, settings: Settings, *, provenance: str) -> SourceMode
             "Weights in other formats (pickle files among them) are not read.",
             "Save the model with `save_pretrained(..., safe_serialization=True)` first.",
         )
+    check_hf_folder(path)
     return SourceModel(
         name=path.name,
         kind="hf",

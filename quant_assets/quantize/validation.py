@@ -7,9 +7,10 @@ from quant_assets.bench.evaluation_text import evaluation_text
 from quant_assets.bench.settings import Device, available_physical_cores
 from quant_assets.errors import CheckFailed
 from quant_assets.models.identity import sha256_of
+from quant_assets.models.integrity import check_gguf
 from quant_assets.quantize.gguf import ValidateGgufJob, validate_gguf
 from quant_assets.quantize.groupwise_layout import check_layout, quantization_of
-from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest
+from quant_assets.quantize.manifest import ArtifactManifest, manifest_of
 from quant_assets.quantize.perplexity_gate import (
     DEFAULT_CONTEXT,
     DEFAULT_WINDOWS,
@@ -34,14 +35,13 @@ def validate_artifact(
     report: dict[str, str] = {}
     folder = path if path.is_dir() else path.parent
     model = path
-    if (folder / MANIFEST_NAME).is_file():
-        manifest = ArtifactManifest.model_validate_json(
-            (folder / MANIFEST_NAME).read_text(encoding="utf-8")
-        )
+    manifest = manifest_of(path)
+    if manifest is not None:
         report["files"] = _check_files(folder, manifest)
         if path.is_dir() and manifest.job.target_format == "gguf":
             model = folder / manifest.files[0].name
     if model.is_file():
+        check_gguf(model)
         seen = validate_gguf(ValidateGgufJob(path=model), on_event=on_event)
         report["loads and generates"] = repr(seen.generated_text)
         return report

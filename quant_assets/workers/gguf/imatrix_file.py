@@ -2,19 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import InputError
+from quant_assets.formats.gguf_header import HeaderTensor, read_gguf_header
 
 _SUMS = ".in_sum2"
 _COUNTS = ".counts"
 _DATASETS = "imatrix.datasets"
 _CHUNK_COUNT = "imatrix.chunk_count"
 _CHUNK_SIZE = "imatrix.chunk_size"
+_MAX_UINT32: Final = 2**32 - 1
+_MAX_COUNT: Final = 2.0**62  # a count becomes an int64
 _MAX_HEADER_TEXT = 127  # llama_model_kv_override.val_str
 
 Values = npt.NDArray[np.float32]
@@ -69,53 +72,68 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
 
     Raises `InputError` for a file that is missing, none, or holds values that are not finite.
     """
-    from gguf import GGUFReader
-
     if not path.is_file():
         raise InputError(
             f"There is no importance matrix at {path}.",
             "The file does not exist.",
             "Check the path; `--imatrix` takes a GGUF file made by llama-imatrix or by this tool.",
         )
-    try:
-        reader = GGUFReader(path)
-        datasets = _field(reader, _DATASETS, [])
-        n_chunks = int(_field(reader, _CHUNK_COUNT, 0))
-        tensors = {tensor.name: np.asarray(tensor.data) for tensor in reader.tensors}
-        names = [name.removesuffix(_SUMS) for name in tensors if name.endswith(_SUMS)]
-        inputs = {}
-        for name in names:
-            counts = tensors[name + _COUNTS].ravel()
-            inputs[name] = MatrixInputs(
-                sums=tensors[name + _SUMS].reshape(counts.size, -1).astype(np.float64),
-                counts=np.rint(counts).astype(np.int64),
-            )
-    except (ValueError, KeyError, IndexError, OSError) as error:
-        raise InputError(
-            f"The file {path} is no importance matrix in GGUF.",
-            f"Reading it failed with {type(error).__name__}: {error}",
-            "Use a file of llama-imatrix in its GGUF format, or let this tool compute one.",
-        ) from error
-    if not inputs:
+    header = read_gguf_header(path)
+    datasets = header.values.get(_DATASETS, ())
+    n_chunks = header.values.get(_CHUNK_COUNT, 0)
+    if (
+        not isinstance(datasets, tuple)
+        or not all(isinstance(name, str) for name in datasets)
+        or type(n_chunks) is not int
+        or not 0 <= n_chunks <= _MAX_UINT32
+    ):
+        raise _not_an_imatrix(path, f"Its {_DATASETS} or {_CHUNK_COUNT} are of another kind.")
+    tensors = {tensor.name: tensor for tensor in header.tensors}
+    names = [name.removesuffix(_SUMS) for name in tensors if name.endswith(_SUMS)]
+    if not names:
         raise InputError(
             f"The file {path} holds no importances.",
             f"None of its tensors is named *{_SUMS}.",
             "Use a file of llama-imatrix in its GGUF format, or let this tool compute one.",
         )
-    values = {name: entry.importances for name, entry in inputs.items()}
-    for name, entry in values.items():
-        if not np.isfinite(entry).all():
-            raise InputError(
-                f"The importance matrix {path} is damaged.",
-                f"The entry of {name} holds values that are not finite.",
-                "Compute it again.",
-            )
-    return ImportanceMatrix(path.name, datasets, n_chunks, values)
+    values = {}
+    with path.open("rb") as stream:
+        for name in names:
+            sums, counts = tensors[name + _SUMS], tensors.get(name + _COUNTS)
+            if (
+                counts is None
+                or sums.type_name != "F32"
+                or counts.type_name != "F32"
+                or sums.n_elements != sums.shape[0] * counts.n_elements
+            ):
+                raise _not_an_imatrix(path, f"The sums and counts of {name} do not fit together.")
+            entry = [_read(stream, header.data_start, part) for part in (sums, counts)]
+            if not all(np.isfinite(part).all() and (part >= 0).all() for part in entry):
+                raise InputError(
+                    f"The importance matrix {path} is damaged.",
+                    f"The entry of {name} holds values that are not finite.",
+                    "Compute it again.",
+                )
+            values[name] = MatrixInputs(
+                sums=entry[0].reshape(counts.n_elements, -1).astype(np.float64),
+                counts=np.rint(np.minimum(entry[1], _MAX_COUNT)).astype(np.int64),
+            ).importances
+    return ImportanceMatrix(
+        path.name, [name for name in datasets if isinstance(name, str)], n_chunks, values
+    )
 
 
-def _field(reader: Any, key: str, default: Any) -> Any:
-    field = reader.get_field(key)
-    return default if field is None else field.contents()
+def _read(stream: BinaryIO, data_start: int, tensor: HeaderTensor) -> Values:
+    stream.seek(data_start + tensor.offset)
+    return np.frombuffer(stream.read(tensor.n_bytes), dtype=np.float32)
+
+
+def _not_an_imatrix(path: Path, why: str) -> InputError:
+    return InputError(
+        f"The file {path} is not an importance matrix in GGUF.",
+        why,
+        "Use a file of llama-imatrix in its GGUF format, or let this tool compute one.",
+    )
 
 
 def write_imatrix(
