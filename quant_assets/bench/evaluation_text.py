@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.hub_text import wikitext
 from quant_assets.errors import InputError
+from quant_assets.host.caches import is_kept, kept_text
 
 TextChoice = Literal["auto", "wikitext-2", "python-reference"]
 
@@ -53,15 +53,13 @@ def _python_reference(cache: Path) -> Path:
 
     path = cache / "texts" / "python-reference.txt"
     text = "\n\n".join(topics[name] for name in sorted(topics)) + "\n"
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_text_atomically(path, text)
-    return path
+    return kept_text(path, text)
 
 
 def _wikitext(cache: Path) -> Path:
     """The test split, kept as a file."""
     path = cache / "texts" / "wikitext-2.txt"
-    if path.exists():
+    if is_kept(path):
         return path
     try:
         text = wikitext("test")
@@ -71,5 +69,4 @@ def _wikitext(cache: Path) -> Path:
             f"{type(error).__name__}: {error}",
             "Check the network, or choose the text python-reference.",
         ) from error
-    write_text_atomically(path, text)
-    return path
+    return kept_text(path, text)

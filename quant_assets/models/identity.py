@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from quant_assets.atomic_files import write_text_atomically
-from quant_assets.errors import InputError
+from quant_assets.errors import InputError, ResourceError
 from quant_assets.formats.json_files import read_json_object
 from quant_assets.formats.safetensors_header import require_own_file
+from quant_assets.host.caches import is_kept, remember
 from quant_assets.host.locks import exclusive_lock
 
 MODEL_FILE_PATTERNS = (
@@ -19,6 +20,7 @@ MODEL_FILE_PATTERNS = (
 )  # fmt: skip
 SOURCE_MANIFEST = "source_manifest.json"
 _CHUNK_BYTES = 1 << 20
+_LOG = logging.getLogger(__name__)
 
 
 def sha256_of(path: Path) -> str:
@@ -37,7 +39,7 @@ class HashCache:
         self._path = path
 
     def sha256(self, file: Path) -> str:
-        """SHA-256 of `file`, from memory when the file is unchanged."""
+        """SHA-256 of `file`, from memory when the file is unchanged; kept where possible."""
         status = file.stat()
         key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
         known = self._load()
@@ -45,12 +47,15 @@ class HashCache:
             return known[key]
         digest = sha256_of(file)
         lock = self._path.with_name(f"{self._path.name}.lock")
-        with exclusive_lock(lock, "the remembered hashes of files"):
-            write_text_atomically(self._path, json.dumps({**self._load(), key: digest}, indent=0))
+        try:
+            with exclusive_lock(lock, "the remembered hashes of files"):
+                remember(self._path, json.dumps({**self._load(), key: digest}, indent=0))
+        except ResourceError as error:
+            _LOG.debug("The hash of %s is not kept: %s", file, error)
         return digest
 
     def _load(self) -> dict[str, str]:
-        if not self._path.exists():
+        if not is_kept(self._path):
             return {}
         try:
             return read_json_object(self._path)

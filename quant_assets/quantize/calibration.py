@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.hub_text import hub_file, reach_hub, wikitext
 from quant_assets.duckdb_files import READ_OPTIONS, readable
 from quant_assets.errors import InputError
+from quant_assets.host.caches import is_kept, kept_text
 from quant_assets.models.identity import sha256_of
 
 _HUB_PREFIX = "hub:"
@@ -65,9 +65,7 @@ def _kept(name: str, text: str, cache: Path) -> CalibrationText:
         )
     digest = hashlib.sha256(text.encode()).hexdigest()
     path = cache / "texts" / f"calibration-{digest[:16]}.txt"
-    if not path.exists():
-        write_text_atomically(path, text)
-    return CalibrationText(name=name, path=path, sha256=digest)
+    return CalibrationText(name=name, path=kept_text(path, text), sha256=digest)
 
 
 def _read_utf8(path: Path) -> str:
@@ -162,11 +160,12 @@ def default_calibration_text(cache: Path) -> CalibrationText:
     """
     kept = cache / "texts" / "wikitext-2-train.txt"
     try:
-        if not kept.exists():
-            write_text_atomically(kept, wikitext("train"))
+        if not is_kept(kept):
+            kept = kept_text(kept, wikitext("train"))
     except Exception as error:  # the hub's client raises many kinds when there is no network
-        reference = cache / "texts" / "python-reference-second-half.txt"
-        write_text_atomically(reference, _python_reference_second_half())
+        reference = kept_text(
+            cache / "texts" / "python-reference-second-half.txt", _python_reference_second_half()
+        )
         return CalibrationText(
             name="python-reference-second-half",
             path=reference,

@@ -12,10 +12,10 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.evaluation_text import EvaluationText
 from quant_assets.bench.jobs import RunnableFormat
 from quant_assets.bench.settings import Device
+from quant_assets.host.caches import remember
 from quant_assets.models.source import SourceModel
 from quant_assets.workers.protocol import Event
 from quant_assets.workers.supervisor import run_worker
@@ -212,7 +212,7 @@ def judge(
         extra_env=extra_env,
     )
     for number, measured in zip(missing, fresh, strict=True):
-        write_text_atomically(kept[number], measured.model_dump_json(indent=2))
+        remember(kept[number], measured.model_dump_json(indent=2))
         known[number] = measured
     plain, rounded = known
     assert plain is not None and rounded is not None

@@ -1,7 +1,9 @@
 """Damaged journals, part files, records and jobs: the same bytes in the end, or a clear refusal."""
 
+import errno
 import io
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -198,6 +200,33 @@ def test_an_endless_journal_is_not_read(interrupted: Interrupted) -> None:
     with bounded():
         endless = interrupted.journal + b'{"digest": "0"}\n' * 1_000_000
         assert resumed(interrupted, interrupted.part, endless) == interrupted.sha256
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_journal_line(
+    interrupted: Interrupted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = interrupted.job.model_copy(update={"output": tmp_path / interrupted.job.output.name})
+    job.output.write_bytes(b"an earlier file")
+    write = os.write
+    calls = 0
+
+    def filling_up(descriptor: int, data: bytes | memoryview) -> int:
+        nonlocal calls
+        if not isinstance(data, memoryview):
+            return write(descriptor, data)  # libraries' own
+        calls += 1
+        if calls == 4:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[:20] if calls == 3 else data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quant_assets.workers.gguf.journal.os.write", filling_up)
+        with pytest.raises(OSError, match="No space left"):
+            run(job)
+    assert not journal_file(job).read_bytes().endswith(b"\n"), "the last line is torn"
+    assert job.output.read_bytes() == b"an earlier file"
+    result = quantize(job, EventChannel(io.StringIO()))
+    assert result.resumed_from_layer == 2 and result.sha256 == interrupted.sha256
 
 
 def test_a_resumed_run_goes_on(interrupted: Interrupted, tmp_path: Path) -> None:

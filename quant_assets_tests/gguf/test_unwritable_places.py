@@ -1,0 +1,153 @@
+"""A data root that cannot be written, full disks, and names that a file system does not take."""
+
+import os
+import resource
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+from quant_assets.bench.evaluation_text import evaluation_text
+from quant_assets.models.identity import HashCache, sha256_of
+from quant_assets.quantize.calibration import calibration_text
+from quant_assets.quantize.output_record import record_path
+from quant_assets.settings import PROJECT_ROOT
+
+NOBODY = 65534
+
+
+def quant_assets(
+    *arguments: str | Path,
+    folder: Path,
+    home: Path,
+    file_limit: int | None = None,
+) -> "subprocess.CompletedProcess[str]":
+    """Run the command in `folder`; `file_limit` is the size in bytes that no file may exceed."""
+
+    def limit() -> None:
+        if file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from quant_assets.cli.app import main; main()",
+            *map(str, arguments),
+        ],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(PROJECT_ROOT),
+            "QUANT_ASSETS_HOME": str(home),
+            "HF_HUB_OFFLINE": "1",
+            "HOME": str(home),
+        },
+        capture_output=True,
+        text=True,
+        errors="backslashreplace",
+        check=False,
+        preexec_fn=limit,
+    )
+
+
+@pytest.fixture
+def homeless(tmp_path: Path) -> Path:
+    """A data root that nobody can write, root neither: it would lie below a file."""
+    (tmp_path / "file").write_text("")
+    return tmp_path / "file" / "home"
+
+
+def test_quantize_and_imatrix_need_no_home(
+    larger_bf16: Path, tmp_path: Path, homeless: Path
+) -> None:
+    done = quant_assets(
+        "quantize", larger_bf16, "--level", "Q8_0", "--output-dir", "out",
+        folder=tmp_path, home=homeless,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "out" / f"{larger_bf16.stem}-Q8_0.gguf"
+    assert output.exists() and record_path(output).exists()
+    done = quant_assets(
+        "imatrix", larger_bf16, "--chunks", "1", "--output-dir", "out",
+        folder=tmp_path, home=Path("/proc/nowhere"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / f"{larger_bf16.stem}.imatrix.gguf").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_users_cache_is_not_needed(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Some words of text. " * 20)
+    expected = evaluation_text("python-reference", tmp_path / "first").sha256
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    tmp_path.chmod(0o755)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            found = evaluation_text("python-reference", home).sha256
+            os._exit(0 if found == expected and not os.access(home, os.R_OK) else 1)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_caches_are_done_without(homeless: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Some words of text. " * 20)
+    assert HashCache(homeless / "hashes.json").sha256(text) == sha256_of(text)
+    calibration = calibration_text(str(text), homeless)
+    assert calibration.path.read_text() == text.read_text()
+    assert sha256_of(calibration.path) == calibration.sha256
+    reference = evaluation_text("python-reference", homeless)
+    assert sha256_of(reference.path) == reference.sha256
+
+
+def test_a_damaged_kept_text_is_not_used(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Some words of text. " * 20)
+    kept = calibration_text(str(text), tmp_path / "cache").path
+    kept.write_text("Some")
+    assert sha256_of(calibration_text(str(text), tmp_path / "cache").path) == sha256_of(text)
+
+
+def test_a_full_disk_is_told_and_resumed_from(
+    larger_bf16: Path, tmp_path: Path, homeless: Path
+) -> None:
+    """A limit on the size of files is what a test can have of a full disk."""
+    output = tmp_path / f"{larger_bf16.stem}-Q8_0.gguf"
+    output.write_bytes(b"an earlier file")
+    arguments = ("quantize", larger_bf16, "--level", "Q8_0", "--overwrite")
+    full = quant_assets(*arguments, folder=tmp_path, home=homeless, file_limit=1_000_000)
+    assert full.returncode == 4, full.stderr
+    assert "The disk filled up" in full.stderr and "Free some space" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert output.read_bytes() == b"an earlier file"
+    done = quant_assets(*arguments, folder=tmp_path, home=homeless)
+    assert done.returncode == 0, done.stderr
+    assert output.stat().st_size > 1_000_000
+
+
+def test_standard_output_on_a_full_disk_is_told(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("the system has no /dev/full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from quant_assets.cli.app import main; main()", "types"],
+            env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: The disk filled up while writing the output.")
+    assert "Exception ignored" not in done.stderr
