@@ -404,15 +404,24 @@ def _write_layers(
     slots = threading.BoundedSemaphore(work.threads * _CHUNKS_IN_FLIGHT_PER_THREAD)
     failures: list[BaseException] = []
 
+    not_durable: list[BaseException] = []
+
     def finish(future: "Future[bytes]") -> None:
         slots.release()
         if not future.cancelled() and (error := future.exception()) is not None:
             failures.append(error)
 
     def commit(futures: "list[Future[bytes]]") -> None:
-        digests = [future.result() for future in futures]
-        os.fsync(part.descriptor)
-        part.journal.append(_layer_digest(digests))
+        if not_durable:
+            raise not_durable[0]  # the journal has no gaps
+        try:
+            digests = [future.result() for future in futures]
+            os.fsync(part.descriptor)
+            part.journal.append(_layer_digest(digests))
+        except BaseException as error:
+            not_durable.append(error)
+            failures.append(error)
+            raise
         progress.send()
 
     n_written = len(work.plan.header)
