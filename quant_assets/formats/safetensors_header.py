@@ -27,6 +27,7 @@ BITS_OF_DTYPE: Final = {
 
 _MAX_EXTENT: Final = 2**63 - 1  # every reader counts numbers and bytes in 64 bits
 _MAX_DIMS: Final = 64  # the limit of torch
+_MAX_NAME_BYTES: Final = 255  # the limit of all usual file systems
 _NUMBERED_SHARD: Final = re.compile(
     r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors$"
 )
@@ -184,8 +185,13 @@ def shard_index(folder: Path) -> dict[str, str] | None:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` is that of a file in its folder: no separator, no step up, no control."""
-    return name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\:")
+    """Whether `name` can be that of a file in its folder: no separator, step up or control."""
+    return (
+        name not in ("", ".", "..")
+        and name.isprintable()
+        and not set(name) & set("/\\:")
+        and len(name.encode()) <= _MAX_NAME_BYTES
+    )
 
 
 def weight_files(folder: Path) -> list[Path]:

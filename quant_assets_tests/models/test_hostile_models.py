@@ -59,7 +59,7 @@ def index_all(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "name",
     ["../victim/x.safetensors", "{abs}/x.safetensors", "a/b.safetensors", "..", "", ".",
-     "pytorch_model.bin", "x.safetensors\x00", "..\\x.safetensors", "x\n.safetensors"],
+     "pytorch_model.bin", "x.safetensors\x00", "..\\x.safetensors", "x\n.safetensors", "x" * 300 + ".safetensors"],
 )  # fmt: skip
 def test_an_index_names_files_of_its_folder_alone(name: str, folder: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"

@@ -1,0 +1,172 @@
+"""Sources with more in them than a model: nothing but the model's own files is opened, or run."""
+
+import io
+import json
+import pickle
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quant_assets.errors import InputError
+from quant_assets.workers.gguf.engine import quantize
+from quant_assets.workers.groupwise.loop import _tokenizer
+from quant_assets.workers.groupwise.streaming import StreamedModel
+from quant_assets.workers.protocol import EventChannel
+from quant_assets.workers.torch_models import load_model, load_tokenizer
+from quant_assets_tests.gguf.test_bad_input import job_of
+from quant_assets_tests.gguf.tiny_models import make_model
+
+PICKLES = (
+    "pytorch_model.bin", "pytorch_model-00001-of-00001.bin", "model.pt", "consolidated.00.pth",
+    "tokenizer.pkl", "vocab.pickle", "training_args.bin", "adapter_model.bin",
+)  # fmt: skip
+INDEX = "model.safetensors.index.json"
+
+_opened: list[str] | None = None
+
+
+def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _opened is not None:
+        _opened.append(str(arguments[0]))
+
+
+sys.addaudithook(_note_opened)
+
+
+@contextmanager
+def nothing_planted_is_opened(witness: Path) -> Iterator[None]:
+    """Fail when the block opens one of `PICKLES` or code of a model, or makes `witness`."""
+    global _opened
+    _opened = []
+    try:
+        yield
+    finally:
+        opened, _opened = _opened, None
+    assert not [name for name in opened if Path(name).name in (*PICKLES, "evil.py")]
+    assert not witness.exists()
+
+
+class Bomb:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return Path.touch, (self.witness,)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: bytes) -> Path:
+    return make_model(
+        tmp_path_factory.mktemp("clean") / "tiny", "llama", tokenizer, num_hidden_layers=2
+    )
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Path:
+    return tmp_path / "ran"
+
+
+@pytest.fixture
+def planted(model: Path, tmp_path: Path, witness: Path) -> Path:
+    """The model with pickles that leave a trace, code, an adapter, and weights of an odd name."""
+    folder = Path(shutil.copytree(model, tmp_path / "planted" / "tiny"))
+    names = list(json.loads(_header_text(folder / "model.safetensors")))
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    weight_map = {name: "weights.safetensors" for name in names if name != "__metadata__"}
+    (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    for name in PICKLES:
+        (folder / name).write_bytes(pickle.dumps(Bomb(witness)))
+    (folder / "pytorch_model.bin.index.json").write_text(
+        json.dumps({"weight_map": dict.fromkeys(weight_map, "pytorch_model.bin")})
+    )
+    (folder / "evil.py").write_text(
+        f"from pathlib import Path\nPath({str(witness)!r}).touch()\nclass Evil: pass\n"
+    )
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(folder)})
+    )
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((folder / name).read_text())
+        content["auto_map"] = {
+            "AutoConfig": "evil.Evil",
+            "AutoModelForCausalLM": "evil.Evil",
+            "AutoTokenizer": ["evil.Evil", "evil.Evil"],
+        }
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+def _header_text(path: Path) -> bytes:
+    data = path.read_bytes()
+    return data[8 : 8 + int.from_bytes(data[:8], "little")]
+
+
+def test_the_bomb_goes_off(witness: Path) -> None:
+    pickle.loads(pickle.dumps(Bomb(witness)))
+    assert witness.exists()
+
+
+def test_gguf_is_made_of_the_weights_alone(
+    model: Path, planted: Path, witness: Path, tmp_path: Path
+) -> None:
+    """An index that names other files than model*.safetensors sent the converter to the pickle."""
+    clean = job_of(model, tmp_path / "clean", level="Q8_0")
+    quantize(clean, EventChannel(io.StringIO()))
+    dirty = job_of(planted, tmp_path / "dirty", level="Q8_0")
+    with nothing_planted_is_opened(witness):
+        quantize(dirty, EventChannel(io.StringIO()))
+    assert dirty.output.read_bytes() == clean.output.read_bytes()
+
+
+def test_layer_by_layer_quantizers_read_the_weights_alone(planted: Path, witness: Path) -> None:
+    import torch
+
+    with nothing_planted_is_opened(witness):
+        streamed = StreamedModel(planted, "cpu", torch.float32)
+        assert streamed.files.read("model.embed_tokens.weight").shape[1] == 256
+
+
+def test_tokenizers_come_without_code(planted: Path, witness: Path) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    Tokenizer(WordLevel({"word": 0, "other": 1}, "other")).save(str(planted / "tokenizer.json"))
+    (planted / "tokenizer.model").unlink()
+    config = json.loads((planted / "tokenizer_config.json").read_text())
+    for kind in ("PreTrainedTokenizerFast", "EvilTokenizer"):
+        content = json.dumps({**config, "tokenizer_class": kind})
+        (planted / "tokenizer_config.json").write_text(content)
+        with nothing_planted_is_opened(witness):
+            for load in (_tokenizer, load_tokenizer):
+                with suppress(InputError, ValueError):
+                    assert load(planted).encode("word") == [0]
+
+
+def test_a_checkpoint_is_loaded_from_its_weights_alone(planted: Path, witness: Path) -> None:
+    with nothing_planted_is_opened(witness):
+        loaded = load_model(str(planted), "hf", "cpu")
+    assert loaded.config.num_hidden_layers == 2
+
+
+@pytest.mark.parametrize("read", [StreamedModel, load_model], ids=["streamed", "loaded"])
+def test_workers_follow_no_path_out_of_the_folder(
+    read: Callable[..., Any], model: Path, tmp_path: Path
+) -> None:
+    import torch
+
+    folder = Path(shutil.copytree(model, tmp_path / "tiny"))
+    (tmp_path / "victim.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    names = list(json.loads(_header_text(folder / "model.safetensors")))
+    index = {"weight_map": dict.fromkeys(names, "../victim.safetensors")}
+    (folder / INDEX).write_text(json.dumps(index))
+    arguments = ("cpu", torch.float32) if read is StreamedModel else ("hf", "cpu")
+    with pytest.raises(InputError, match="does not name a safetensors file of its folder"):
+        read(folder, *arguments)
+    job = job_of(folder, tmp_path / "output")
+    with pytest.raises(InputError, match="does not name a safetensors file of its folder"):
+        quantize(job, EventChannel(io.StringIO()))
