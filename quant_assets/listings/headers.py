@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from quant_assets.errors import InputError
@@ -53,6 +54,11 @@ class ColumnMap:
     price_unit: str | None = None
     """"hour" when the header of the price column says so."""
 
+    @cached_property
+    def labels(self) -> dict[int, str]:
+        """Index of a further column -> its name."""
+        return {index: label for label, index in self.others.items()}
+
 
 def header_key(name: str) -> str:
     """The form of a header in which names are compared: `Price / Hour` is `price_hour`."""
@@ -74,7 +80,9 @@ def map_columns(header: Sequence[str]) -> ColumnMap | None:
     for index, name in enumerate(header):
         if index not in used:
             label = name.strip() or f"column_{index + 1}"
-            others[label if label not in others else f"{label}_{index + 1}"] = index
+            while label in others:
+                label = f"{label}_{index + 1}"
+            others[label] = index
     price_key = keys[positions["price_text"]] if "price_text" in positions else ""
     currency = _CURRENCY_HEADER.search(price_key)
     return ColumnMap(

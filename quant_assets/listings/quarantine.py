@@ -12,6 +12,7 @@ class QuarantineReason(StrEnum):
     LINE_TOO_LONG = "line_too_long"
     NUL_BYTE = "nul_byte"
     NOT_AN_OBJECT = "not_an_object"
+    UNREADABLE_ROW = "unreadable_row"
     MISSING_TITLE = "missing_title"
     NO_GPU_NAMED = "no_gpu_named"
     UNKNOWN_MODEL = "unknown_model"
@@ -45,6 +46,7 @@ _WORDS = {
     QuarantineReason.LINE_TOO_LONG: "The line is longer than a listing can be.",
     QuarantineReason.NUL_BYTE: "The row contains NUL bytes.",
     QuarantineReason.NOT_AN_OBJECT: "The JSON value is not an object with named fields.",
+    QuarantineReason.UNREADABLE_ROW: "The row cannot be kept as text.",
     QuarantineReason.MISSING_TITLE: "The row has no title.",
     QuarantineReason.NO_GPU_NAMED: "The title names no GPU.",
     QuarantineReason.UNKNOWN_MODEL: "The title names no model that the GPU registry has.",

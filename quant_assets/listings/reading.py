@@ -11,8 +11,9 @@ import codecs
 import csv
 import hashlib
 import json
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ from quant_assets.atomic_files import atomic_path
 from quant_assets.duckdb_files import READ_OPTIONS, display_name, exact_pattern, readable, writable
 from quant_assets.errors import InputError
 from quant_assets.listings import stages
-from quant_assets.listings.headers import TEXT_COLUMNS, map_columns, require_columns
+from quant_assets.listings.headers import TEXT_COLUMNS, ColumnMap, map_columns, require_columns
 from quant_assets.listings.quarantine import QuarantineReason
 from quant_assets.listings.stages import (
     ROW_ID,
@@ -38,13 +39,19 @@ from quant_assets.listings.stages import (
 
 MAX_LINE_CHARACTERS = 131_072
 """A longer line is no listing; also the csv module's own limit for a field."""
+MAX_COLUMNS = 10_000
+"""More columns than this, in a file or over all rows of a JSON file, are no listings."""
 MAX_RECORD_LINES = 20
 """Lines that one quoted record may span before its quote counts as never closed."""
 
-_PARSER_VERSION = 2
+_PARSER_VERSION = 3
 """Part of a snapshot's name; raise it whenever parsing changes."""
 _DELIMITERS = (",", ";", "\t", "|")
 _CHUNK_ROWS = 50_000
+_WIDE = 100
+"""From so many columns on, rows pass through Python: DuckDB plans in more than linear time."""
+_LINE_END = re.compile(r"\r\n|\n|\r")
+"""A line of JSON may hold the other characters at which Python ends lines."""
 _SHOWN_CHARACTERS = 200
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -65,12 +72,8 @@ class Rejected:
     detail: str
 
 
-@dataclass(frozen=True)
-class Fields:
-    """The fields of one row as text, in the order of the header."""
-
-    line_number: int
-    values: Sequence[str | None]
+Record = tuple[str | int | None, ...]
+"""Line number, the texts of `TEXT_COLUMNS`, and the further columns as a JSON object."""
 
 
 @dataclass(frozen=True)
@@ -245,11 +248,13 @@ def _parse_csv(
         if first.casefold().startswith("sep=") and len(first.strip()) == 5:
             delimiter, first, start = first.strip()[4], stream.readline(MAX_LINE_CHARACTERS), 2
         header, delimiter = _read_header(first, delimiter, path)
+        columns = _require_columns(header, path)
         plain = facts.encoding.startswith("utf-8") and not facts.has_nul and start == 1
-        if plain and _copy_clean_csv(connection, path, facts, delimiter, header, target):
+        plain = plain and len(header) < _WIDE
+        if plain and _copy_clean_csv(connection, path, facts, delimiter, columns, target):
             return
-        rows = _csv_rows(stream, delimiter, len(header), start + 1)
-        _collect(connection, rows, header, path, target)
+        rows = _csv_rows(stream, delimiter, len(header), columns, start + 1)
+        _collect(connection, rows, columns, target)
 
 
 def _read_header(line: str, delimiter: str | None, path: Path) -> tuple[list[str], str]:
@@ -288,14 +293,15 @@ def _copy_clean_csv(
     path: Path,
     facts: _FileFacts,
     delimiter: str,
-    header: Sequence[str],
+    columns: ColumnMap,
     target: _Target,
 ) -> bool:
     """Keep the rows of a file without any fault and with one line a row.
 
     False for any other file, which the line-by-line parser must read.
     """
-    columns = "{" + ", ".join(f"'c{index}': 'VARCHAR'" for index in range(len(header))) + "}"
+    width = 1 + max(*columns.positions.values(), *columns.others.values(), 0)
+    declared = "{" + ", ".join(f"'c{index}': 'VARCHAR'" for index in range(width)) + "}"
     connection.execute("SET VARIABLE csv_delimiter = ?", [delimiter]).fetchall()
     with readable(path) as pattern:
         connection.execute("SET VARIABLE csv_path = ?", [pattern]).fetchall()
@@ -303,23 +309,35 @@ def _copy_clean_csv(
             # Every line is a row: its number follows from the row's place among the kept ones, see
             # `_assemble`.
             # Counting here would keep DuckDB to one thread.
-            "CREATE TEMP VIEW parsed AS SELECT NULL::BIGINT AS line_number, * FROM "  # noqa: S608, generated names
+            "CREATE TEMP VIEW csv_rows AS FROM "
             f"read_csv(getvariable('csv_path'), {READ_OPTIONS}, delim=getvariable('csv_delimiter'),"
             " quote='\"', escape='\"', header=false, skip=1, all_varchar=true, auto_detect=false,"
-            f" strict_mode=true, null_padding=false, columns={columns},"
+            f" strict_mode=true, null_padding=false, columns={declared},"
             f" max_line_size={MAX_LINE_CHARACTERS})"
         ).fetchall()
         try:
-            copied = _keep_rows(connection, header, [], path, target)
+            rows = f"(SELECT NULL::BIGINT AS line_number, {_named(columns)} FROM csv_rows)"  # noqa: S608, generated names
+            copied = _keep_rows(connection, columns, [], target, rows, [*columns.others])
         except duckdb.Error:
             copied = -1
-        connection.execute("DROP VIEW parsed").fetchall()
+        connection.execute("DROP VIEW csv_rows").fetchall()
     return copied == facts.lines - 1
 
 
+def _require_columns(header: Sequence[str], path: Path) -> ColumnMap:
+    """`require_columns` for a header that is not too wide."""
+    if len(header) > MAX_COLUMNS:
+        raise InputError(
+            f"The file {path} has {len(header)} columns (line 1).",
+            f"Listings have at most {MAX_COLUMNS}.",
+            "Keep the columns that describe the offers.",
+        )
+    return require_columns(header, path)
+
+
 def _csv_rows(
-    stream: TextIO, delimiter: str, width: int, first_line: int
-) -> Iterator[Fields | Rejected]:
+    stream: TextIO, delimiter: str, width: int, columns: ColumnMap, first_line: int
+) -> Iterator[Record | Rejected]:
     """The rows after the header; what is wrong with one row does not touch the next."""
     lines = _numbered_lines(stream, first_line)
     waiting: list[tuple[int, str, bool]] = []
@@ -343,7 +361,7 @@ def _csv_rows(
                 detail = fields or "The quote is not closed."
                 yield _reject(number, text, QuarantineReason.BROKEN_QUOTES, detail)
             else:
-                yield _checked(number, text, fields, width)
+                yield _checked(number, text, fields, width, columns)
 
 
 def _numbered_lines(stream: TextIO, number: int) -> Iterator[tuple[int, str, bool]]:
@@ -387,17 +405,37 @@ def _join_lines(
     return None, 0
 
 
-def _checked(number: int, text: str, fields: list[str], width: int) -> Fields | Rejected:
+def _checked(
+    number: int, text: str, fields: list[str], width: int, columns: ColumnMap
+) -> Record | Rejected:
     if len(fields) > width and not any(field.strip() for field in fields[width:]):
         fields = fields[:width]
     if len(fields) != width:
         detail = f"{len(fields)} fields, the header has {width}."
         return _reject(number, text, QuarantineReason.WRONG_FIELD_COUNT, detail)
-    return Fields(number, fields)
+    return _record(number, columns, dict(enumerate(fields)))
+
+
+def _record(number: int, columns: ColumnMap, values: Mapping[int, str | None]) -> Record | Rejected:
+    """The row with these values at the places of the header."""
+    texts = [values.get(columns.positions.get(name, -1)) for name in TEXT_COLUMNS]
+    further = {
+        label: (values[index] or "").strip(" ") or None
+        for index, label in columns.labels.items()
+        if index in values
+    }
+    extra = json.dumps(further, ensure_ascii=False) if columns.labels else None
+    try:
+        "".join(filter(None, (*texts, extra))).encode()
+    except UnicodeEncodeError:
+        detail = "It has half a character (a lone surrogate)."
+        return _reject(number, texts[0] or "", QuarantineReason.UNREADABLE_ROW, detail)
+    return (number, *texts, extra)
 
 
 def _reject(number: int, text: str, reason: QuarantineReason, detail: str) -> Rejected:
-    return Rejected(number, text[:_SHOWN_CHARACTERS].replace("\0", "\\0").strip(), reason, detail)
+    shown = text[:_SHOWN_CHARACTERS].replace("\0", "\\0").strip()
+    return Rejected(number, shown.encode(errors="backslashreplace").decode(), reason, detail)
 
 
 def _parse_json(
@@ -406,23 +444,24 @@ def _parse_json(
     text = path.read_text(encoding=facts.encoding, errors="replace").lstrip("\ufeff")
     lines = path.suffix.lower() != ".json" or _is_json_lines(text)
     values = _json_lines(text) if lines else _json_list(text, path)
-    header: dict[str, None] = {}
+    names: dict[str, int] = {}
     for _, value in values:
         if isinstance(value, dict):
-            header.update(dict.fromkeys(map(str, value)))
-    names = list(header)
-    _collect(connection, _json_rows(values, names), names, path, target)
+            for name in value:
+                names.setdefault(name, len(names))
+    columns = _require_columns(list(names), path)
+    _collect(connection, _json_rows(values, names, columns), columns, target)
 
 
 def _is_json_lines(text: str) -> bool:
-    lines = [line for line in text.splitlines()[:3] if line.strip()]
+    lines = [line for line in _LINE_END.split(text, maxsplit=3)[:3] if line.strip()]
     return len(lines) > 1 and all(line.startswith("{") and line.endswith("}") for line in lines)
 
 
 def _json_lines(text: str) -> list[tuple[int, Any]]:
     """Line number and value of each line; a line that is no JSON stays a string."""
     values: list[tuple[int, Any]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_LINE_END.split(text), start=1):
         if not line.strip():
             continue
         try:
@@ -461,16 +500,22 @@ def _json_value(text: str) -> Any:
 
 
 def _json_rows(
-    values: Iterable[tuple[int, Any]], names: Sequence[str]
-) -> Iterator[Fields | Rejected]:
+    values: Iterable[tuple[int, Any]], names: Mapping[str, int], columns: ColumnMap
+) -> Iterator[Record | Rejected]:
     for number, value in values:
-        if not isinstance(value, dict):
-            text = value if isinstance(value, str) else json.dumps(value)
-            yield _reject(number, text, QuarantineReason.NOT_AN_OBJECT, "")
-        elif any("\0" in str(item) for item in value.values()):
-            yield _reject(number, json.dumps(value), QuarantineReason.NUL_BYTE, "")
-        else:
-            yield Fields(number, [_json_text(value.get(name)) for name in names])
+        try:
+            if not isinstance(value, dict):
+                text = value if isinstance(value, str) else json.dumps(value)
+                yield _reject(number, text, QuarantineReason.NOT_AN_OBJECT, "")
+                continue
+            texts = {names[name]: _json_text(item) for name, item in value.items()}
+            if any("\0" in (text or "") for text in (*value, *texts.values())):
+                yield _reject(number, json.dumps(value), QuarantineReason.NUL_BYTE, "")
+            else:
+                yield _record(number, columns, texts)
+        except RecursionError:
+            detail = "Its values are nested too deeply."
+            yield _reject(number, "", QuarantineReason.UNREADABLE_ROW, detail)
 
 
 def _json_text(value: Any) -> str | None:
@@ -488,32 +533,58 @@ def _parse_parquet(
         with readable(path) as pattern:
             described = connection.execute(f"DESCRIBE FROM {source}", [pattern])
             header = [row[0] for row in described.fetchall()]
-            require_columns(header, path)
-            columns = [f"c{index}" for index in range(len(header))]
-            texts = ", ".join(f"CAST({name} AS VARCHAR) AS {name}" for name in columns)
-            connection.execute(
-                f"CREATE TEMP TABLE parsed AS SELECT row_number() OVER () AS line_number, {texts} "  # noqa: S608, generated names
-                f"FROM {source} AS t({', '.join(columns)})",
-                [pattern],
-            ).fetchall()
-    except duckdb.Error as error:
+            columns = _require_columns(header, path)
+            names = [f"c{index}" for index in range(len(header))]
+            texts = ", ".join(f"CAST({name} AS VARCHAR) AS {name}" for name in names)
+            rows = f"SELECT {texts} FROM {source} AS t({', '.join(names)})"  # noqa: S608, generated names
+            if len(header) < _WIDE:
+                connection.execute(
+                    "CREATE TEMP TABLE parsed AS SELECT row_number() OVER () AS line_number, "  # noqa: S608, generated names
+                    f"{_named(columns)} FROM ({rows})",
+                    [*columns.others, pattern],
+                ).fetchall()
+                _keep_rows(connection, columns, [], target)
+                return
+            with connection.cursor() as reader:
+                reader.execute(rows, [pattern])
+                _collect(connection, _fetched_rows(reader, columns), columns, target)
+    except (duckdb.Error, UnicodeDecodeError) as error:
         raise InputError(
             f"The file {path} cannot be read as Parquet.",
-            str(error).splitlines()[0],
+            str(error).partition("\n")[0],
             "Write it again, or give the listings as CSV or JSON.",
         ) from error
-    _keep_rows(connection, header, [], path, target)
+
+
+def _fetched_rows(reader: DuckDBPyConnection, columns: ColumnMap) -> Iterator[Record | Rejected]:
+    number = 0
+    while rows := reader.fetchmany(_WIDE):
+        for row in rows:
+            number += 1
+            yield _record(number, columns, dict(enumerate(row)))
+
+
+def _named(columns: ColumnMap) -> str:
+    """The columns c0, c1, ... of a file as those of a listing; labels are to be bound."""
+    texts = [
+        f"c{columns.positions[name]} AS {name}"
+        if name in columns.positions
+        else f"CAST(NULL AS VARCHAR) AS {name}"
+        for name in TEXT_COLUMNS
+    ]
+    pairs = [f"?, nullif(trim(c{index}), '')" for index in columns.others.values()]
+    extra = f"json_object({', '.join(pairs)})" if pairs else "NULL"
+    return f"{', '.join(texts)}, CAST({extra} AS VARCHAR) AS extra"
 
 
 def _collect(
     connection: DuckDBPyConnection,
-    rows: Iterator[Fields | Rejected],
-    header: Sequence[str],
-    path: Path,
+    rows: Iterator[Record | Rejected],
+    columns: ColumnMap,
     target: _Target,
 ) -> None:
     """Gather parsed rows in DuckDB, some thousands at a time, and keep them."""
-    names = [f"c{index}" for index in range(len(header))]
+    names = (*TEXT_COLUMNS, "extra")
     declared = ", ".join(f"{name} VARCHAR" for name in names)
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE parsed (line_number BIGINT, {declared})"
@@ -521,41 +592,35 @@ def _collect(
     rejected: list[Rejected] = []
     while chunk := list(islice(rows, _CHUNK_ROWS)):
         rejected += [row for row in chunk if isinstance(row, Rejected)]
-        fields = [(row.line_number, *row.values) for row in chunk if isinstance(row, Fields)]
-        if fields:
-            frame = pd.DataFrame(fields, columns=["line_number", *names])
+        records = [row for row in chunk if not isinstance(row, Rejected)]
+        if records:
+            frame = pd.DataFrame(records, columns=["line_number", *names], dtype=object)
             connection.register("chunk", frame)
-            connection.execute("INSERT INTO parsed SELECT * FROM chunk").fetchall()
+            connection.execute(
+                "INSERT INTO parsed SELECT * REPLACE (json(extra)::VARCHAR AS extra) FROM chunk"
+            ).fetchall()
             connection.unregister("chunk")
-    _keep_rows(connection, header, rejected, path, target)
+    _keep_rows(connection, columns, rejected, target)
 
 
 def _keep_rows(
     connection: DuckDBPyConnection,
-    header: Sequence[str],
+    columns: ColumnMap,
     rejected: Sequence[Rejected],
-    path: Path,
     target: _Target,
+    source: str = "parsed",
+    bound: Sequence[str] = (),
 ) -> int:
-    """Name the columns of the table `parsed`, keep it with the rejected rows, count all rows."""
-    columns = require_columns(header, path)
+    """Keep the rows of `source`, trimmed, with the rejected rows; count all of them."""
     parameters: list[str] = []
     texts = []
     stated = {"currency": columns.currency, "price_unit": columns.price_unit}
     for name in TEXT_COLUMNS:
-        index = columns.positions.get(name)
-        text = "NULL" if index is None else f"nullif(trim(c{index}), '')"
+        text = f"nullif(trim({name}), '')"
         if (value := stated.get(name)) is not None:
             text = f"coalesce({text}, ?)"
             parameters.append(value)
         texts.append(f"CAST({text} AS VARCHAR) AS {name}")
-    pairs = []
-    for label, index in columns.others.items():
-        pairs.append(f"?, nullif(trim(c{index}), '')")
-        parameters.append(label)
-    extra = (
-        f"CAST(json_object({', '.join(pairs)}) AS VARCHAR)" if pairs else "CAST(NULL AS VARCHAR)"
-    )
     reject_table = pd.DataFrame(
         [(row.line_number, row.text, row.reason.value, row.detail) for row in rejected],
         columns=["line_number", "title", "reason", "detail"],
@@ -569,11 +634,11 @@ def _keep_rows(
         FROM reject_rows
     """  # noqa: S608, names of the project
     query = f"""
-        SELECT line_number, {", ".join(texts)}, {extra} AS extra,
+        SELECT line_number, {", ".join(texts)}, extra,
                CAST(NULL AS VARCHAR) AS reason, CAST(NULL AS VARCHAR) AS detail
-        FROM parsed {rejects if rejected else ""}
-    """  # noqa: S608, column names of the project; labels and values are bound
-    return target.write(connection, query, parameters)
+        FROM {source} {rejects if rejected else ""}
+    """  # noqa: S608, column names of the project; values are bound
+    return target.write(connection, query, [*parameters, *bound])
 
 
 def _assemble(
