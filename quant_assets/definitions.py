@@ -21,6 +21,7 @@ from quant_assets.automation.schedules import build_schedules
 from quant_assets.automation.sensors import build_sensors
 from quant_assets.bench.variants import load_settings, load_variants
 from quant_assets.models.config import load_models
+from quant_assets.resources.fixed import fixed
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
 from quant_assets.resources.torch import Torch
@@ -57,10 +58,12 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         schedules=build_schedules(jobs, models, variants, bench_settings),
         sensors=build_sensors(jobs, models),
         resources={
-            "data_root": DataRoot(home=str(settings.home), data=str(settings.data)),
+            "data_root": fixed(DataRoot(home=str(settings.home), data=str(settings.data))),
             "llama_cpp": LlamaCpp(),
             "torch": Torch(),
-            "dbt": dbt_resource(dbt),
+            "dbt": fixed(dbt_resource(dbt)),
+            # Assets keep their own files; Dagster's default takes a folder from the run config.
+            "io_manager": dg.IOManagerDefinition(dg.mem_io_manager.resource_fn, config_schema={}),
         },
     )
 

@@ -7,6 +7,7 @@ import os
 import re
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -27,6 +28,12 @@ class Settings(BaseSettings):
     variants_file: Path | None = None
     listings_folder: Path | None = None
     model_roots: list[Path] = Field(default_factory=list)
+    ui_hosts: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]+$")]] = Field(
+        default_factory=list
+    )
+    """Further names, with their ports, by which browsers may reach the UI, such as `box:3000`."""
+    ui_any_user: bool = False
+    """Let other users of this machine use the UI."""
     hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
 
     @field_validator("home", mode="before")

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quant_assets.cli.output import print_line
-from quant_assets.settings import PROJECT_ROOT, get_settings
+from quant_assets.settings import get_settings
 
 
 def ui(
@@ -19,7 +19,5 @@ def ui(
 
     os.environ.update(dagster_environment(get_settings()))
     print_line(f"Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)", err=True)
-    command = ["-m", "dagster", "dev", "-w", str(PROJECT_ROOT / "workspace.yaml")]
-    os.execv(  # noqa: S606
-        sys.executable, [sys.executable, *command, "-h", "127.0.0.1", "-p", str(port)]
-    )
+    command = [sys.executable, "-m", "quant_assets.webserver.server", str(port)]
+    os.execv(sys.executable, command)  # noqa: S606

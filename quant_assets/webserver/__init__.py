@@ -1,0 +1,1 @@
+"""Dagster's UI on this machine alone: its webserver behind a check of who asks."""
