@@ -34,7 +34,8 @@ from quant_assets.webserver.access import AccessCheck
 HOST = "127.0.0.1"
 _POLL_INTERVAL_MS = 2000
 _LOG_LEVEL = "warning"
-_END_LIMIT_S = 2
+_END_LIMIT_S = 1
+"""Connections, and then the daemon, get this long to end by themselves."""
 
 
 class LocalWebserver(DagsterWebserver[WorkspaceProcessContext, BaseWorkspaceRequestContext]):
@@ -80,13 +81,13 @@ def serve(settings: Settings, port: int) -> None:
         workspace = folder / "workspace.yaml"
         workspace.write_text(yaml.dump({"load_from": code_servers.get_code_server_specs()}))
         with (
-            _daemon(instance, workspace) as daemon,
             WorkspaceProcessContext(
                 instance,
                 WorkspaceFileTarget([str(workspace)]),
                 version=__version__,
                 code_server_log_level=_LOG_LEVEL,
             ) as context,
+            _daemon(instance, workspace) as daemon,
         ):
             webserver = LocalWebserver(
                 context, hosts=[*hosts, *settings.ui_hosts], any_user=settings.ui_any_user

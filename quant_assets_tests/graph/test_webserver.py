@@ -1,5 +1,6 @@
 """The UI's own server: a backfill launched over GraphQL ends as rows in DuckDB."""
 
+import json
 import os
 import signal
 import socket
@@ -27,6 +28,15 @@ mutation Launch($params: LaunchBackfillParams!) {
   }
 }
 """
+RUN = """
+mutation Launch($params: ExecutionParams!) {
+  launchRun(executionParams: $params) {
+    __typename
+    ... on RunConfigValidationInvalid { errors { message } }
+    ... on LaunchRunSuccess { run { id } }
+  }
+}
+"""
 STATUS = """
 query Status($id: String!) {
   partitionBackfillOrError(backfillId: $id) {
@@ -35,6 +45,13 @@ query Status($id: String!) {
   }
 }
 """
+
+
+SELECTOR = {
+    "repositoryLocationName": "quant_assets.definitions",
+    "repositoryName": "__repository__",
+    "jobName": "refresh_marts",
+}
 
 
 class Server:
@@ -53,7 +70,7 @@ class Server:
         return content["data"]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(full_run: Installation) -> Iterator[Server]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -84,6 +101,11 @@ def server(full_run: Installation) -> Iterator[Server]:
             process.wait(timeout=20)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+
+
+def runs(server: Server) -> list[str]:
+    found = server.query("{ runsOrError { ... on Runs { results { id } } } }")
+    return [run["id"] for run in found["runsOrError"]["results"]]
 
 
 def cells_measured(connection: duckdb.DuckDBPyConnection) -> Counter[tuple[str, int]]:
@@ -121,3 +143,77 @@ def test_a_backfill_over_graphql_is_one_run_a_variant(server: Server, full_run: 
     assert len(backfill["runs"]) == len(variants)
     with warehouse.read() as reader:
         assert cells_measured(reader) - before == Counter(asked), "six new rows, one a cell"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("resource", "fields"),
+    [
+        ("data_root", ("home",)),
+        ("data_root", ("home", "data")),
+        ("dbt", ("project_dir",)),
+        ("dbt", ("dbt_executable",)),
+        ("io_manager", ("base_dir",)),
+    ],
+)
+def test_a_launch_names_no_folder_and_no_program(
+    server: Server, tmp_path: Path, resource: str, fields: tuple[str, ...]
+):
+    planted = tmp_path / "planted"
+    before = runs(server)
+    launched = server.query(
+        RUN,
+        params={
+            "selector": SELECTOR,
+            "runConfigData": {
+                "resources": {resource: {"config": dict.fromkeys(fields, str(planted))}}
+            },
+        },
+    )["launchRun"]
+    assert launched["__typename"] == "RunConfigValidationInvalid", launched
+    assert any("unexpected" in error["message"] for error in launched["errors"]), launched
+    assert runs(server) == before
+    assert not planted.exists()
+
+
+@pytest.mark.slow
+def test_a_foreign_page_launches_nothing(server: Server):
+    before = runs(server)
+    document = {"query": RUN, "variables": {"params": {"selector": SELECTOR}}}
+    text = json.dumps(document)
+    url = f"{server.url}/graphql"
+    parameters = {"query": RUN, "variables": json.dumps(document["variables"])}
+    foreign = {"Origin": "http://evil.example", "Content-Type": "application/json"}
+    attempts = [
+        requests.get(url, params=parameters, timeout=60),
+        requests.post(url, data=text, headers={"Content-Type": "text/plain"}, timeout=60),
+        requests.post(url, params=parameters, timeout=60),
+        requests.post(url, data=text, headers=foreign, timeout=60),
+        requests.post(url, json=document, headers={"Host": "evil.example"}, timeout=60),
+        requests.post(url, json=document, headers={"Sec-Fetch-Site": "same-site"}, timeout=60),
+    ]
+    assert [attempt.status_code for attempt in attempts] == [405, 415, 415, 403, 403, 403]
+    assert runs(server) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/", 200),
+        ("/runs", 200),
+        ("/assets/gpus?view=events", 200),
+        ("/locations/quant_assets.definitions/jobs/refresh_marts", 200),
+        ("/graphql", 403),
+        ("/logs/a/b.err", 403),
+        ("/download_debug/a", 403),
+        ("/notebook", 403),
+        ("/favicon.png", 403),
+    ],
+)
+def test_links_lead_to_pages_alone(server: Server, path: str, status: int):
+    visit = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    answer = requests.get(
+        server.url + path, headers=visit | {"Sec-Fetch-Dest": "document"}, timeout=60
+    )
+    assert answer.status_code == status
