@@ -1,5 +1,6 @@
 """Dagster's own instance: its home under the data root, configured by the project's dagster.yaml."""
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,8 +11,13 @@ from quant_assets.settings import PROJECT_ROOT, Settings
 
 
 def dagster_environment(settings: Settings) -> dict[str, str]:
-    """Make DAGSTER_HOME and return the environment variables that Dagster's commands need."""
+    """Make DAGSTER_HOME and return the environment variables that Dagster's commands need.
+
+    Nobody else of the machine can open it: it holds runs, their configs and all that they printed.
+    """
     settings.dagster_home.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(PermissionError):  # a folder that another user shares
+        settings.dagster_home.chmod(0o700)
     configuration = (PROJECT_ROOT / "dagster.yaml").read_text(encoding="utf-8")
     write_text_atomically(settings.dagster_home / "dagster.yaml", configuration)
     return {

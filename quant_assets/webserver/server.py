@@ -30,6 +30,7 @@ from starlette.types import Scope
 
 from quant_assets.settings import PROJECT_ROOT, Settings
 from quant_assets.webserver.access import AccessCheck
+from quant_assets.webserver.messages import visible_messages
 
 HOST = "127.0.0.1"
 _POLL_INTERVAL_MS = 2000
@@ -154,7 +155,8 @@ def main(arguments: Sequence[str]) -> None:
 
     signal.signal(signal.SIGTERM, end)
     try:
-        serve(Settings(), int(arguments[0]))
+        with visible_messages():
+            serve(Settings(), int(arguments[0]))
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
 
