@@ -1,5 +1,8 @@
 """The llama.cpp workers on a real model."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,11 +24,7 @@ SETTINGS = BenchSettings(
 # The log that the backend's own figure is read from rounds each sequence's buffer to 0.01 MiB.
 LOG_ROUNDING_BYTES = 0.005 * 2**20
 
-# llama-perplexity, from the sources of llama-cpp-python 0.3.36, on the same file and text.
-PEER_PERPLEXITY = 3.339102
-PEER_KV_PERPLEXITY = 3.434274
-PEER_KV_DIVERGENCE = 0.029512
-PEER_KV_TOP1 = 0.89216
+CONTEXT = 512
 
 
 def _measure(
@@ -77,9 +76,21 @@ def test_a_missing_or_broken_file_is_an_error_the_parent_survives(
         _measure(broken, tmp_path)
 
 
-def test_quality_agrees_with_llama_cpps_own_tool(
+def reference(model: Path, text: Path) -> dict[str, float]:
+    """The same figures by their definitions, measured by llama.cpp on this processor."""
+    script = Path(__file__).with_name("reference_perplexity.py")
+    done = subprocess.run(
+        [sys.executable, script, model, text, str(CONTEXT)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def test_quality_agrees_with_its_definition_on_the_same_processor(
     smollm2: Path, fixed_text: Path, tmp_path: Path
 ) -> None:
+    expected = reference(smollm2, fixed_text)
     text = EvaluationText(name="fixed", path=fixed_text, sha256=sha256_of(fixed_text))
     store = QualityStore(tmp_path / "results", tmp_path / "cache")
     artifact = Artifact(smollm2, "q4_1")
@@ -93,10 +104,11 @@ def test_quality_agrees_with_llama_cpps_own_tool(
     )  # fmt: skip
     measured = result.measurement
     assert measured.windows == 2 and measured.scored_tokens == 2 * 255
-    assert measured.baseline_perplexity == pytest.approx(PEER_PERPLEXITY, rel=1e-3)
-    assert measured.perplexity == pytest.approx(PEER_KV_PERPLEXITY, rel=2e-3)
-    assert measured.kl_divergence == pytest.approx(PEER_KV_DIVERGENCE, rel=2e-2)
-    assert measured.top1_agreement == pytest.approx(PEER_KV_TOP1, abs=1e-2)
+    assert measured.context == CONTEXT
+    assert measured.baseline_perplexity == pytest.approx(expected["baseline"], rel=1e-3)
+    assert measured.perplexity == pytest.approx(expected["kv"], rel=2e-3)
+    assert measured.kl_divergence == pytest.approx(expected["kl"], rel=2e-2)
+    assert measured.top1_agreement == pytest.approx(expected["top1"], abs=1e-2)
     assert {event.step for event in events if isinstance(event, ProgressEvent)} == {"perplexity"}
 
     seen = len(events)
