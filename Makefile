@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) environments/bootstrap.py
 BIN = .venv/bin
+# Two processes where there are two cores; the groups of tests are those of quant_assets_tests/conftest.py.
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-groupwise fuzz ui check setup setup-groupwise pins bench-gguf bench-listings bench-peers
 
@@ -11,13 +13,13 @@ demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
 
 test:  ## set up and run the tests
 	@$(BOOTSTRAP) main --with demo --with test --with live
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) -m "not quantizers" $(PYTEST_ARGS)
 
 test-groupwise:  ## set up the worker environments of GPTQ and AWQ, and run their tests
 	@$(BOOTSTRAP) main --with demo --with test --with live
 	@$(BOOTSTRAP) gptq
 	@$(BOOTSTRAP) awq
-	@$(BIN)/python -m pytest quant_assets_tests/groupwise $(PYTEST_ARGS)
+	@$(PYTEST) -m quantizers $(PYTEST_ARGS)
 
 fuzz:  ## 20,000 mutated files of every kind, with fresh seeds
 	@$(BOOTSTRAP) main --with demo --with test --with live

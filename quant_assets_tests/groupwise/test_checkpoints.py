@@ -21,6 +21,7 @@ from quant_assets_tests.mutation import bounded, fuzz_settings, mutated
 IDENTITY = {"bits": "4", "source": "abc"}
 
 
+@pytest.mark.quantizers
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["gptq", "awq"])
 def test_ten_kills(

@@ -17,6 +17,9 @@ from quant_assets.quantize.perplexity_gate import Verdict
 from quant_assets.quantize.store import ArtifactStore
 from quant_assets.settings import Settings
 
+# Both quantizers run in environments of their own.
+pytestmark = pytest.mark.quantizers
+
 Installation = tuple[dg.Definitions, dg.DagsterInstance]
 FORMATS = ("gptq", "awq")
 CHECKS = ("files_are_as_configured", "perplexity_gate")

@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.quantizers
 @pytest.mark.slow
 def test_perplexity_of_packed_and_of_restored_weights_agree(
     source: SourceModel, calibration: CalibrationText, text: EvaluationText, tmp_path: Path

@@ -113,6 +113,7 @@ def test_scales_of_values_need_as_many_heads(heads: int, tmp_path: Path) -> None
         assert apply_scales(layer, scaled, features, change) == (heads == 4)
 
 
+@pytest.mark.quantizers
 @pytest.mark.slow
 def test_architectures_that_tables_describe_wrongly(
     gemma: Path,
@@ -193,6 +194,7 @@ def test_the_engine_is_one_that_knows_the_architecture() -> None:
     assert groupwise_settings(quantization, architecture="x", engine="autoawq").engine == "autoawq"
 
 
+@pytest.mark.quantizers
 def test_a_model_without_linear_modules_is_refused(
     calibration: CalibrationText, settings: Settings, tmp_path: Path
 ) -> None:
@@ -210,6 +212,7 @@ def _log_probabilities(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
     return logits.flatten(0, 1).log_softmax(-1)
 
 
+@pytest.mark.quantizers
 def test_autoawq_knows_what_is_said_here() -> None:
     script = "from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP as known; print(*known)"
     done = subprocess.run(
