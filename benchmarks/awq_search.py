@@ -10,14 +10,15 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import awq.quantize.quantizer as autoawq
 import torch
 import transformers
+from arguments import existing_file, model_folder, positive
 
-from quant_assets.quantize.groupwise import GroupwiseSettings
+from quant_assets.models.inspection import inspect_model
+from quant_assets.quantize.groupwise import GroupwiseSettings, check_shape
 from quant_assets.workers.groupwise.calibration import calibration_windows
 from quant_assets.workers.groupwise.loop import linears
 from quant_assets.workers.groupwise.rounding import rounded_to_nearest
@@ -72,21 +73,25 @@ def _collecting_garbage() -> Iterator[None]:
 def main() -> None:
     """Quantize with both searches and print what they take and give."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("calibration", type=Path)
-    parser.add_argument("text", type=Path)
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--sequence-length", type=int, default=256)
-    parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("model", type=model_folder)
+    parser.add_argument("calibration", type=existing_file)
+    parser.add_argument("text", type=existing_file)
+    parser.add_argument("--layers", type=positive, default=2)
+    parser.add_argument("--samples", type=positive, default=16)
+    parser.add_argument("--sequence-length", type=positive, default=256)
+    parser.add_argument("--group-size", type=positive, default=64)
+    parser.add_argument("--threads", type=positive, default=2)
     arguments = parser.parse_args()
+    shape = inspect_model(arguments.model)
+    if arguments.layers > shape.n_layers:
+        parser.error(f"--layers: the model has {shape.n_layers}")
     torch.set_num_threads(arguments.threads)
     torch.set_grad_enabled(False)
     settings = GroupwiseSettings(
         format="awq", group_size=arguments.group_size, sym=False, engine="autoawq",
         samples=arguments.samples, sequence_length=arguments.sequence_length,
     )  # fmt: skip
+    check_shape(shape, settings)
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.model)
     windows = calibration_windows(
         tokenizer, arguments.calibration, settings.samples, settings.sequence_length

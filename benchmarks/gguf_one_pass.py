@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from arguments import gguf_level, model_folder, positive
 from process_memory import tree_memory
 from rich.console import Console
 from rich.table import Table
@@ -287,18 +288,30 @@ def _table(title: str, measured: dict[str, list[Measurement]]) -> Table:
     return table
 
 
-def main() -> None:
-    """Run what the arguments say and print a table for each model."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments, checked; exits with status 2 for what cannot be run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--level", default="Q4_K_M")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--level", type=gguf_level, default="Q4_K_M")
+    parser.add_argument("--runs", type=positive, default=3)
+    parser.add_argument("--threads", type=positive, default=os.cpu_count() or 1)
     parser.add_argument("--folder", type=Path, default=get_settings().cache / "bench-gguf")
     parser.add_argument("--shape", choices=list(SHAPES), default="llama-1.2b")
-    parser.add_argument("--source", type=Path, help="one more Hugging Face folder, say SmolLM2's")
+    parser.add_argument(
+        "--source", type=model_folder, help="one more Hugging Face folder, say SmolLM2's"
+    )
     parser.add_argument("--seven-b", action="store_true", help="only the 7B model, once")
-    arguments = parser.parse_args()
-    level = parse_level(arguments.level).name
+    parsed = parser.parse_args(arguments)
+    if parse_level(parsed.level).needs_imatrix:
+        parser.error(f"--level: {parsed.level} needs an importance matrix, which is not made here")
+    if parsed.seven_b and parsed.source:
+        parser.error("--seven-b runs the 7B model alone; leave --source out")
+    return parsed
+
+
+def main() -> None:
+    """Run what the arguments say and print a table for each model."""
+    arguments = parse_arguments()
+    level = arguments.level
     arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)

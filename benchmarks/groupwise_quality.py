@@ -7,19 +7,26 @@ is that of its making.
 """
 
 import argparse
-from pathlib import Path
 from typing import NamedTuple
 
+from arguments import existing_file, positive
 from rich.console import Console
 from rich.table import Table
 
 from quant_assets.bench.evaluation_text import evaluation_text
 from quant_assets.bench.settings import available_physical_cores
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
-from quant_assets.formats.group_quantization import GroupQuantization
+from quant_assets.formats.group_quantization import group_quantization
+from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import resolve_source
 from quant_assets.quantize.calibration import calibration_text
-from quant_assets.quantize.groupwise import Engine, GroupwiseFormat, groupwise_settings
+from quant_assets.quantize.groupwise import (
+    Engine,
+    GroupwiseFormat,
+    GroupwiseSettings,
+    check_shape,
+    groupwise_settings,
+)
 from quant_assets.quantize.groupwise_artifact import make_groupwise_artifact
 from quant_assets.quantize.perplexity_gate import Rounding, caution, judge
 from quant_assets.quantize.store import ArtifactStore
@@ -66,14 +73,19 @@ def main() -> None:
     """Make every artifact, measure it on every text, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
-    parser.add_argument("--text", type=Path, action="append", help="further evaluation texts")
+    parser.add_argument(
+        "--text", type=existing_file, action="append", help="further evaluation texts"
+    )
     parser.add_argument("--calibration", help="text file or hub:owner/name; WikiText-2 by default")
     parser.add_argument("--group-size", type=int, action="append", help="64 by default")
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--windows", type=int, default=8)
-    parser.add_argument("--context", type=int, default=512)
-    parser.add_argument("--case", type=int, action="append", help="a row's number; all by default")
+    parser.add_argument("--samples", type=positive, default=32)
+    parser.add_argument("--sequence-length", type=positive, default=512)
+    parser.add_argument("--windows", type=positive, default=8)
+    parser.add_argument("--context", type=positive, default=512)
+    parser.add_argument(
+        "--case", type=int, action="append", choices=range(len(CASES)),
+        help="a row's number; all by default",
+    )  # fmt: skip
     arguments = parser.parse_args()
     settings = get_settings()
     source = resolve_source(arguments.model, settings)
@@ -85,38 +97,49 @@ def main() -> None:
         title=f"{source.name}, calibrated on {arguments.samples} x {arguments.sequence_length} "
         f"tokens of {calibration.name}",
     )
-    for group_size in arguments.group_size or [64]:
-        for case in (CASES[number] for number in arguments.case or range(len(CASES))):
-            chosen = groupwise_settings(
-                GroupQuantization(method=case.method, bits=case.bits, group_size=group_size),
-                engine=case.engine,
-                desc_act=case.act_order,
-                sym=case.sym,
-                samples=arguments.samples,
-                sequence_length=arguments.sequence_length,
-            )
-            with WorkerProgress(Verbosity.NORMAL) as progress:
-                manifest, folder, _ = make_groupwise_artifact(
-                    source.name, source, chosen, calibration, store,
-                    text=texts[0], cache=settings.cache, gate=False, on_event=progress.show,
+    planned = [
+        (case, _settings(case, group_size, arguments.samples, arguments.sequence_length))
+        for group_size in arguments.group_size or [64]
+        for case in (CASES[number] for number in arguments.case or range(len(CASES)))
+    ]
+    shape = inspect_model(source.path)
+    for _, chosen in planned:
+        check_shape(shape, chosen)
+    for case, chosen in planned:
+        group_size = chosen.group_size
+        with WorkerProgress(Verbosity.NORMAL) as progress:
+            manifest, folder, _ = make_groupwise_artifact(
+                source.name, source, chosen, calibration, store,
+                text=texts[0], cache=settings.cache, gate=False, on_event=progress.show,
+            )  # fmt: skip
+            for text in texts:
+                verdict = judge(
+                    folder, case.method,
+                    Rounding(bits=case.bits, group_size=group_size, sym=chosen.sym),
+                    source, manifest.n_parameters, text, settings.cache,
+                    threads=available_physical_cores(), windows=arguments.windows,
+                    context=arguments.context, on_event=progress.show,
                 )  # fmt: skip
-                for text in texts:
-                    verdict = judge(
-                        folder, case.method,
-                        Rounding(bits=case.bits, group_size=group_size, sym=chosen.sym),
-                        source, manifest.n_parameters, text, settings.cache,
-                        threads=available_physical_cores(), windows=arguments.windows,
-                        context=arguments.context, on_event=progress.show,
-                    )  # fmt: skip
-                    table.add_row(
-                        case.name, str(case.bits), str(group_size),
-                        f"{manifest.bits_per_weight:.3f}", text.name, f"{verdict.perplexity:.3f}",
-                        f"{verdict.ratio_to_source:.4f}", f"{verdict.ratio_to_rounding:.4f}",
-                        f"{manifest.seconds:.0f}", f"{(manifest.peak_rss_bytes or 0) / 1e9:.2f}",
-                        "rejected" if verdict.rejection
-                        else "doubtful" if caution(verdict.ratio_to_source) else "passed",
-                    )  # fmt: skip
-            Console(width=150).print(table)
+                table.add_row(
+                    case.name, str(case.bits), str(group_size),
+                    f"{manifest.bits_per_weight:.3f}", text.name, f"{verdict.perplexity:.3f}",
+                    f"{verdict.ratio_to_source:.4f}", f"{verdict.ratio_to_rounding:.4f}",
+                    f"{manifest.seconds:.0f}", f"{(manifest.peak_rss_bytes or 0) / 1e9:.2f}",
+                    "rejected" if verdict.rejection
+                    else "doubtful" if caution(verdict.ratio_to_source) else "passed",
+                )  # fmt: skip
+        Console(width=150).print(table)
+
+
+def _settings(case: Case, group_size: int, samples: int, sequence_length: int) -> GroupwiseSettings:
+    return groupwise_settings(
+        group_quantization(case.method, case.bits, group_size),
+        engine=case.engine,
+        desc_act=case.act_order,
+        sym=case.sym,
+        samples=samples,
+        sequence_length=sequence_length,
+    )
 
 
 if __name__ == "__main__":

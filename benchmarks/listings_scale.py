@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 import duckdb
+from arguments import existing_folder, positive
 from process_memory import tree_memory
 from rich.console import Console
 from rich.table import Table
@@ -142,10 +143,12 @@ def run_apart(source: Path, output: Path) -> dict[str, float]:
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--titles", type=int, default=20_000)
+    parser.add_argument("--rows", type=positive, default=1_000_000)
+    parser.add_argument("--titles", type=positive, default=20_000)
     parser.add_argument("--no-tenfold", action="store_true", help="skip the run of 10x the rows")
-    parser.add_argument("--folder", type=Path, help="where the files go; default: a temporary one")
+    parser.add_argument(
+        "--folder", type=existing_folder, help="where the files go; default: a temporary one"
+    )
     parser.add_argument("--one", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:

@@ -12,14 +12,17 @@ import argparse
 import json
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from arguments import gguf_levels, level_file, positive, positive_list
 from rich.console import Console
 from rich.table import Table
 
@@ -83,6 +86,8 @@ def build_tools(folder: Path) -> Path:
     programs = folder / "build" / "bin"
     if all((programs / tool).exists() for tool in TOOLS):
         return programs
+    if shutil.which("cmake") is None:
+        sys.exit("cmake is not installed; it builds the tools")
     release = version("llama-cpp-python")
     folder.mkdir(parents=True, exist_ok=True)
     _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
@@ -269,10 +274,10 @@ def _figure(pattern: re.Pattern[str], output: str) -> float:
     return float(found.group(1))
 
 
-def find_models(levels: list[str], given: list[str]) -> dict[str, Path]:
-    """The files to compare on: `LEVEL=FILE` as given, else the first model's artifacts."""
+def find_models(levels: Sequence[str], given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
+    """The files to compare on: those given, else the first model's artifacts."""
     if given:
-        return {level: Path(path) for level, path in (item.split("=", 1) for item in given)}
+        return dict(given)
     settings = get_settings()
     name = load_models(settings.models_yaml)[0].name
     find = artifact_finder(ArtifactStore(settings.artifacts), name)
@@ -312,39 +317,64 @@ def _interval(ratio: Ratio | None) -> str:
     return "" if ratio is None else f"{ratio.low - 1:+.1%} to {ratio.high - 1:+.1%}"
 
 
-def main() -> None:
-    """Build the tools, run both sides, print the tables; exit 1 when a limit is not kept."""
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The arguments, checked; exits with status 2 for what cannot be compared."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--levels", default="F16,Q8_0,Q4_K_M", help="artifacts to compare on")
-    parser.add_argument("--model", action="append", default=[], help="LEVEL=FILE; repeat for more")
-    parser.add_argument("--batch-sizes", default="1,4,8")
-    parser.add_argument("--rounds", type=int, default=12, help="turns of each side")
-    parser.add_argument("--runs", type=int, default=2, help="measured runs a turn")
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--generated-tokens", type=int, default=64)
-    parser.add_argument("--windows", type=int, default=30, help="windows of the perplexity")
+    parser.add_argument(
+        "--levels", type=gguf_levels, default=("F16", "Q8_0", "Q4_K_M"),
+        help="artifacts to compare on; quality is always compared with F16 as well",
+    )  # fmt: skip
+    parser.add_argument(
+        "--model", action="append", type=level_file, default=[], metavar="LEVEL=FILE",
+        help="a file to compare on in place of artifacts; repeat for more",
+    )  # fmt: skip
+    parser.add_argument("--batch-sizes", type=positive_list, default=(1, 4, 8))
+    parser.add_argument("--rounds", type=positive, default=12, help="turns of each side, 2 or more")
+    parser.add_argument("--runs", type=positive, default=2, help="measured runs a turn")
+    parser.add_argument("--prompt-tokens", type=positive, default=128)
+    parser.add_argument("--generated-tokens", type=positive, default=64)
+    parser.add_argument("--windows", type=positive, default=30, help="windows of the perplexity")
     parser.add_argument("--only", choices=("speed", "quality"))
     parser.add_argument("--build", type=Path, default=get_settings().cache / "peers")
-    arguments = parser.parse_args()
-    programs = build_tools(arguments.build)
-    models = find_models(arguments.levels.split(","), arguments.model)
+    parsed = parser.parse_args(arguments)
+    if parsed.only != "quality" and parsed.rounds < 2:
+        parser.error("--rounds: a turn is compared with its next, so 2 or more are needed")
+    if parsed.only != "speed" and parsed.model and BASELINE not in dict(parsed.model):
+        parser.error(f"--model: quality is compared with {BASELINE}; add --model {BASELINE}=FILE")
+    return parsed
+
+
+def main() -> None:
+    """Build the tools, run both sides, print the tables; exit 1 when a limit is not kept."""
+    arguments = parse_arguments()
     settings = BenchSettings(
-        batch_sizes=tuple(int(size) for size in arguments.batch_sizes.split(",")),
+        batch_sizes=arguments.batch_sizes,
         warmups=1,
         runs=arguments.runs,
         prompt_tokens=arguments.prompt_tokens,
         generated_tokens=arguments.generated_tokens,
         device="cpu",
     )
-    rows = []
+    # All that can be missing is looked for before minutes are spent on building.
+    speed_models: dict[str, Path] = {}
+    quality_models: dict[str, Path] = {}
     if arguments.only != "quality":
-        rows = compare_speed(programs, models, settings, arguments.rounds)
-        print_table(rows, f"Speed, {settings.effective_threads} threads, CPU")
+        speed_models = find_models(arguments.levels, arguments.model)
     if arguments.only != "speed":
-        text = evaluation_text("auto", get_settings().cache)
-        quality = compare_quality(
-            programs, models, text, arguments.windows, settings.effective_threads, arguments.build
+        quality_models = find_models(
+            tuple(dict.fromkeys((BASELINE, *arguments.levels))), arguments.model
         )
+        text = evaluation_text("auto", get_settings().cache)
+    programs = build_tools(arguments.build)
+    rows = []
+    if speed_models:
+        rows = compare_speed(programs, speed_models, settings, arguments.rounds)
+        print_table(rows, f"Speed, {settings.effective_threads} threads, CPU")
+    if quality_models:
+        quality = compare_quality(
+            programs, quality_models, text, arguments.windows, settings.effective_threads,
+            arguments.build,
+        )  # fmt: skip
         print_table(quality, f"Quality, {arguments.windows} windows of 512 tokens of {text.name}")
         rows += quality
     sys.exit(1 if any(row.verdict == "OUTSIDE" for row in rows) else 0)
