@@ -218,8 +218,9 @@ def _read(cursor: _Cursor) -> GgufHeader:
     alignment = _DEFAULT_ALIGNMENT
     for _ in range(n_values):
         key = cursor.name()
-        if not key or key in values or key in lengths:
-            raise ValueError(f"the key {key[:100]!r} is empty or occurs twice")
+        # ggml aborts on a key that is empty up to its first zero byte.
+        if not key or not key.isprintable() or key in values or key in lengths:
+            raise ValueError(f"the key {key[:100]!r} is not a name or occurs twice")
         kind = cursor.integer("<I")
         if kind != _ARRAY:
             values[key] = _scalar(cursor, kind)

@@ -2,8 +2,12 @@
 
 import io
 import json
+import os
 import pickle
+import random
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +17,9 @@ from typing import Any
 import pytest
 
 from quant_assets.errors import InputError
+from quant_assets.formats.gguf_header import read_gguf_header
+from quant_assets.models.integrity import check_gguf
+from quant_assets.settings import PROJECT_ROOT
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.groupwise.loop import _tokenizer
 from quant_assets.workers.groupwise.streaming import StreamedModel
@@ -20,6 +27,7 @@ from quant_assets.workers.protocol import EventChannel
 from quant_assets.workers.torch_models import load_model, load_tokenizer
 from quant_assets_tests.gguf.test_bad_input import job_of
 from quant_assets_tests.gguf.tiny_models import make_model
+from quant_assets_tests.mutation import EXTREME_INTEGERS, FUZZ_EXAMPLES
 
 PICKLES = (
     "pytorch_model.bin", "pytorch_model-00001-of-00001.bin", "model.pt", "consolidated.00.pth",
@@ -170,3 +178,47 @@ def test_workers_follow_no_path_out_of_the_folder(
     job = job_of(folder, tmp_path / "output")
     with pytest.raises(InputError, match="does not name a safetensors file of its folder"):
         quantize(job, EventChannel(io.StringIO()))
+
+
+N_MUTATED = FUZZ_EXAMPLES // 50 or 30
+MOST_ABORTS = 0.1
+"""llama.cpp aborts on some vocabularies (a token that occurs twice); the header does not tell."""
+
+
+@pytest.mark.fuzz
+def test_workers_survive_what_the_header_check_passes(model: Path, tmp_path: Path) -> None:
+    whole = job_of(model, tmp_path / "whole", level="BF16")
+    quantize(whole, EventChannel(io.StringIO()))
+    content = whole.output.read_bytes()
+    end = read_gguf_header(whole.output).data_start
+    vocabulary = content.index(b"tokenizer.ggml.tokens") + 60
+    folder = tmp_path / "mutated"
+    folder.mkdir()
+    generator = random.Random(FUZZ_EXAMPLES)
+    while len(list(folder.iterdir())) < N_MUTATED:
+        data = bytearray(content)
+        for _ in range(generator.randint(1, 2)):
+            # Half of the edits before the vocabulary, which is most of the header.
+            position = generator.randrange(generator.choice((vocabulary, end - 8)))
+            width = generator.choice((1, 2, 4, 8))
+            value = generator.choice((*EXTREME_INTEGERS, generator.getrandbits(64)))
+            data[position : position + width] = (value % 256**width).to_bytes(width, "little")
+        path = folder / f"{len(list(folder.iterdir())):05d}.gguf"
+        path.write_bytes(data)
+        try:
+            check_gguf(path)
+        except InputError:
+            path.unlink()
+    run = subprocess.run(
+        [sys.executable, "-m", "quant_assets_tests.gguf.mutated_ggufs", folder, tmp_path / "out"],
+        env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT), "GGML_NO_BACKTRACE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    # llama.cpp prints to standard output when it aborts.
+    answers = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert len(answers) == N_MUTATED
+    died = [answer for answer in answers if answer["answer"] not in ("made", "refused")]
+    assert {answer["signal"] for answer in died} <= {int(signal.SIGABRT)}, run.stderr[-3000:]
+    assert len(died) <= MOST_ABORTS * N_MUTATED, died

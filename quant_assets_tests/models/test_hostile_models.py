@@ -365,6 +365,8 @@ NUMBER = struct.pack("<I", 7)
         ({"tensors": [tensor("a" * 64, [32])]}, "name"),
         ({"tensors": [tensor("", [32])]}, "name"),
         ({"keys": [kv("a", 4, NUMBER), kv("a", 4, NUMBER)]}, "occurs twice"),
+        ({"keys": [kv("\0a", 4, NUMBER)]}, "not a name"),
+        ({"keys": [kv("", 4, NUMBER)]}, "not a name"),
         ({"keys": [kv("general.alignment", 4, NUMBER)]}, "power of two"),
         ({"keys": [kv("general.alignment", 4, bytes(4))]}, "power of two"),
         ({"keys": [kv("general.alignment", 10, struct.pack("<Q", 32))]}, "power of two"),
