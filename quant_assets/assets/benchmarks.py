@@ -18,6 +18,7 @@ from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import ModelConfig
+from quant_assets.record_files import recency
 from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import LlamaCpp
@@ -163,8 +164,8 @@ def known_quality(
         if (item.variant, item.artifact_id) == wanted
     ]
     return (
-        max(quality, key=lambda item: item.timestamp, default=None),
-        max(obeyed, key=lambda item: item.timestamp, default=None),
+        max(quality, key=lambda item: recency(item.timestamp), default=None),
+        max(obeyed, key=lambda item: recency(item.timestamp), default=None),
     )
 
 

@@ -11,6 +11,7 @@ from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore, read_records
 from quant_assets.bench.statistics import Ratio, bootstrap_median_ratio
 from quant_assets.errors import InputError
+from quant_assets.record_files import recency
 
 
 class Side(NamedTuple):
@@ -61,7 +62,7 @@ def open_side(name: str, results: ResultStore) -> Side:
 
 
 def _latest(records: Iterable[BenchmarkRecord]) -> dict[tuple[str, str, int], BenchmarkRecord]:
-    ordered = sorted(records, key=lambda record: record.metadata.timestamp)
+    ordered = sorted(records, key=lambda record: recency(record.metadata.timestamp))
     return {
         (item.metadata.model, item.metadata.variant, item.metadata.batch_size): item
         for item in ordered

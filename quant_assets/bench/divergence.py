@@ -8,6 +8,7 @@ so that files made here and there can be exchanged. Source of all formulas: llam
 tools/perplexity/perplexity.cpp.
 """
 
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -123,7 +124,7 @@ def baseline_writer(path: Path, windows: Tokens, n_vocab: int) -> Iterator[Basel
 class Baseline:
     """A baseline file: the windows' tokens and the log probabilities of their scored rows.
 
-    Raises `InputError` when the file is none, or is cut off.
+    Raises `InputError` when the file is none, is cut off, or names tokens that its vocabulary lacks.
     """
 
     def __init__(self, path: Path) -> None:
@@ -134,10 +135,15 @@ class Baseline:
                 )
                 if magic != _MAGIC:
                     raise ValueError("it does not begin as one")
+                _check_size(
+                    os.fstat(stream.fileno()).st_size, self.context, self.n_vocab, self.count
+                )
                 tokens = stream.read(4 * self.context * self.count)
             self.windows: Tokens = np.frombuffer(tokens, dtype="<i4").reshape(
                 self.count, self.context
             )
+            if self.windows.min() < 0 or self.windows.max() >= self.n_vocab:
+                raise ValueError("it names tokens that its vocabulary lacks")
             self._rows: Any = np.memmap(
                 path,
                 dtype="<u2",
@@ -159,6 +165,15 @@ class Baseline:
         steps = rows[:, _ROW_HEADER : _ROW_HEADER + self.n_vocab].astype(np.float32)
         values: Logits = header[:, :1] * steps + header[:, 1:2]
         return values
+
+
+def _check_size(size: int, context: int, n_vocab: int, count: int) -> None:
+    if context < 2 or n_vocab < 1 or count < 1:
+        raise ValueError("it holds no window, or windows of no token")
+    rows = scored_rows(context) * count * _row_width(n_vocab)
+    whole = _HEADER.size + 4 * context * count + 2 * rows
+    if size != whole:
+        raise ValueError(f"it has {size:,} bytes and should have {whole:,}")
 
 
 class Divergence:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from quant_assets.bench.conditions import HostConditions
 from quant_assets.bench.settings import Device
+from quant_assets.record_files import Count
 
 RunnableFormat = Literal["gguf", "gptq", "awq", "hf"]
 """What a worker can load; `hf` is a plain folder of safetensors."""
@@ -91,9 +92,9 @@ class QualityMeasurement(BaseModel):
 
     perplexity: float
     perplexity_standard_error: float
-    scored_tokens: int
-    windows: int
-    context: int
+    scored_tokens: Count
+    windows: Count
+    context: Count
     baseline_perplexity: float | None = None
     perplexity_ratio: float | None = None
     kl_divergence: float | None = None

@@ -16,6 +16,7 @@ from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import QuantAssetsError
 from quant_assets.quantize.store import ArtifactStore
+from quant_assets.record_files import recency
 
 # Rough processor speed for the estimate of a cell that was never run: bytes of weights read a
 # second in decoding, and how many prompt tokens cost as much as one decoded token.
@@ -57,7 +58,7 @@ class CellOutcome(NamedTuple):
 
 def artifact_finder(store: ArtifactStore, model_name: str) -> FindArtifact:
     """Finds the newest valid artifact of a model for a variant."""
-    manifests = sorted(store.all(), key=lambda manifest: manifest.created_at, reverse=True)
+    manifests = sorted(store.all(), key=lambda manifest: recency(manifest.created_at), reverse=True)
 
     def find(variant: Variant) -> LocatedArtifact | None:
         for manifest in manifests:
@@ -128,7 +129,7 @@ def _estimate(
         and record.metadata.generated_tokens == settings.generated_tokens
     ]
     if known:
-        last = max(known, key=lambda record: record.metadata.timestamp)
+        last = max(known, key=lambda record: recency(record.metadata.timestamp))
         return (last.mean_ms * runs + (last.load_time_ms or 0)) / 1000, "the last record"
     steps = settings.generated_tokens + settings.prompt_tokens / _PROMPT_TOKENS_PER_STEP
     run_s = steps * cell.batch_size * artifact.size_bytes / _ASSUMED_BYTES_PER_S

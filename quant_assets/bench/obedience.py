@@ -6,6 +6,7 @@ A checker looks at the answer alone and says why it fails. Surrounding white spa
 import datetime
 import hashlib
 import json
+import logging
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from jsonschema import Draft202012Validator
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.cell import OnEvent, machine_lock
@@ -22,12 +23,14 @@ from quant_assets.bench.jobs import ChatJob, ChatReplies
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
+from quant_assets.record_files import UtcTime, read_record
 from quant_assets.workers.environments import EnvironmentName
 from quant_assets.workers.supervisor import run_worker
 
 # Every prompt can be answered in half of it; what goes on longer disobeys anyway.
 MAX_TOKENS = 80
 _FOLDER = "obedience"
+_log = logging.getLogger(__name__)
 
 # The most frequent function words, those shared between these languages left out.
 _FUNCTION_WORDS = {
@@ -278,10 +281,13 @@ class ObedienceResult(BaseModel):
     variant: str
     model: str
     artifact_id: str
-    timestamp: datetime.datetime
+    timestamp: UtcTime
     pass_rate: float
     pass_rate_by_category: dict[str, float]
     transcripts: list[Transcript]
+
+
+_RESULT = TypeAdapter(ObedienceResult)
 
 
 def judge_answers(
@@ -341,6 +347,8 @@ def measure_obedience(
 ) -> ObedienceResult:
     """Let a variant answer all prompts, or find the answers of an earlier run.
 
+    A damaged result is measured again and replaced.
+
     The result, with its transcripts, is kept under `results/obedience/`, by the artifact, the
     types of its KV cache and the prompts' content.
     """
@@ -351,8 +359,9 @@ def measure_obedience(
     )
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = results / _FOLDER / f"{variant.name}_{key}.json"
-    if path.exists():
-        return ObedienceResult.model_validate_json(path.read_bytes())
+    known = _read_if_whole(path) if path.exists() else None
+    if known is not None:
+        return known
     worker, environment = chat_worker(variant.format)
     job = ChatJob(
         model_path=str(artifact_path),
@@ -385,15 +394,14 @@ def measure_obedience(
 
 
 def obedience_results(results: Path) -> list[ObedienceResult]:
-    """All results kept under `results`; raises `InputError` naming a damaged file."""
-    found = []
-    for path in sorted((results / _FOLDER).glob("*.json")):
-        try:
-            found.append(ObedienceResult.model_validate_json(path.read_bytes()))
-        except (OSError, ValidationError) as error:
-            raise InputError(
-                f"The obedience result {path} cannot be read.",
-                str(error),
-                "Remove the file and measure obedience again.",
-            ) from error
-    return found
+    """All results kept under `results` that can be read; a warning names the others."""
+    found = map(_read_if_whole, sorted((results / _FOLDER).glob("*.json")))
+    return [result for result in found if result is not None]
+
+
+def _read_if_whole(path: Path) -> ObedienceResult | None:
+    try:
+        return read_record(path, _RESULT, "obedience result", "It is ignored until measured again.")
+    except InputError as error:
+        _log.warning("%s", error)
+        return None

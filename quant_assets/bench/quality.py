@@ -3,19 +3,22 @@
 import datetime
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.cell import OnEvent, machine_lock
-from quant_assets.bench.divergence import DEFAULT_CONTEXT
+from quant_assets.bench.divergence import DEFAULT_CONTEXT, Baseline
 from quant_assets.bench.evaluation_text import EvaluationText
 from quant_assets.bench.jobs import QualityJob, QualityMeasurement
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
+from quant_assets.errors import InputError
+from quant_assets.record_files import UtcTime, read_record
 from quant_assets.workers.environments import EnvironmentName
 from quant_assets.workers.supervisor import run_worker
 
@@ -23,6 +26,8 @@ DEFAULT_WINDOWS = 30
 # Q4_K_M of a model of this size and up is expected within this ratio of F16's perplexity.
 GATED_PARAMETERS = 1_000_000_000
 GATE_PERPLEXITY_RATIO = 1.05
+
+_log = logging.getLogger(__name__)
 
 
 class Artifact(NamedTuple):
@@ -41,12 +46,18 @@ class QualityResult(BaseModel):
     baseline_artifact_id: str
     text: str
     text_sha256: str
-    timestamp: datetime.datetime
+    timestamp: UtcTime
     measurement: QualityMeasurement
 
 
+_RESULT = TypeAdapter(QualityResult)
+
+
 class QualityStore:
-    """Quality results and baseline files, found again by what they were measured on."""
+    """Quality results and baseline files, found again by what they were measured on.
+
+    A damaged result or baseline counts as none: it is measured again and replaced.
+    """
 
     def __init__(self, results: Path, cache: Path) -> None:
         self.folder = results / "quality"
@@ -58,21 +69,37 @@ class QualityStore:
 
     def find(self, variant: Variant, key: str) -> QualityResult | None:
         """A result measured before, or None."""
-        try:
-            return QualityResult.model_validate_json(self.path(variant, key).read_bytes())
-        except (OSError, ValidationError):
-            return None
+        path = self.path(variant, key)
+        return _read_if_whole(path) if path.exists() else None
 
     def save(self, variant: Variant, key: str, result: QualityResult) -> None:
         """Keep a result."""
         write_text_atomically(self.path(variant, key), result.model_dump_json(indent=2))
 
     def all(self) -> list[QualityResult]:
-        """All results kept."""
-        return [
-            QualityResult.model_validate_json(path.read_bytes())
-            for path in sorted(self.folder.glob("*.json"))
-        ]
+        """All results kept that can be read; a warning names the others."""
+        found = map(_read_if_whole, sorted(self.folder.glob("*.json")))
+        return [result for result in found if result is not None]
+
+    def whole_baseline(self, path: Path) -> bool:
+        """Whether a baseline file is there and whole; a damaged one is removed."""
+        if not path.exists():
+            return False
+        try:
+            Baseline(path)
+        except InputError as error:
+            _log.warning("A damaged baseline is computed again. %s", error)
+            path.unlink()
+            return False
+        return True
+
+
+def _read_if_whole(path: Path) -> QualityResult | None:
+    try:
+        return read_record(path, _RESULT, "quality result", "It is ignored until measured again.")
+    except InputError as error:
+        _log.warning("%s", error)
+        return None
 
 
 def _key(*parts: object) -> str:
@@ -116,7 +143,7 @@ def measure_quality(
         f"{_key(baseline.artifact_id, text.sha256, DEFAULT_CONTEXT, windows)}.kld"
     )
     with machine_lock(locks):
-        if not baseline_file.exists():
+        if not store.whole_baseline(baseline_file):
             run_worker(
                 "llama_quality",
                 QualityJob(

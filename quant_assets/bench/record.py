@@ -11,6 +11,7 @@ from quant_assets.bench.jobs import CellMeasurement
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.statistics import MINIMUM_RUNS_FOR_P95, summarize
 from quant_assets.bench.variants import Backend, Variant
+from quant_assets.record_files import Count, SequenceCount, TokenCount, UtcTime
 
 SCHEMA_FILE_NAME = "benchmark_record.schema.json"
 
@@ -25,17 +26,17 @@ class RecordMetadata(BaseModel):
     level: str | None
     cache_type_k: str | None
     cache_type_v: str | None
-    batch_size: int
-    warmups: int
-    runs: int
-    timestamp: datetime.datetime
-    prompt_tokens: int
-    generated_tokens: int
+    batch_size: SequenceCount
+    warmups: Count
+    runs: Count
+    timestamp: UtcTime
+    prompt_tokens: TokenCount
+    generated_tokens: TokenCount
     model: str
     artifact_id: str
     backend: Backend
     device: str
-    threads: int | None
+    threads: Count | None
     library_versions: dict[str, str]
     build_flags: str | None
     cpu_name: str | None

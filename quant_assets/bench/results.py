@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from quant_assets.atomic_files import path_inside, write_text_atomically
 from quant_assets.bench.jobs import RunSample
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.errors import InputError
 from quant_assets.host.locks import exclusive_lock
+from quant_assets.record_files import read_record, recency
 
 _RECORDS: TypeAdapter[list[BenchmarkRecord]] = TypeAdapter(list[BenchmarkRecord])
 _SAMPLES: TypeAdapter[list[RunSample]] = TypeAdapter(list[RunSample])
@@ -18,15 +19,17 @@ _LOCK_NAME = ".results.lock"
 
 
 def read_records(path: Path) -> list[BenchmarkRecord]:
-    """The records of one result file; raise `InputError` when it is no result file."""
-    try:
-        return _RECORDS.validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(
-            f"The result file {path} cannot be read.",
-            str(error),
-            "Move it out of the results folder, or restore it from a copy.",
-        ) from error
+    """The records of one result file; raise `InputError` when it is no result file.
+
+    A damaged file is an error wherever records are read: measurements cannot be made again as they
+    were, and a comparison or a table that lacks some would be wrong without a sign.
+    """
+    return read_record(
+        path,
+        _RECORDS,
+        "result file",
+        "Move it out of the results folder, or restore it from a copy.",
+    )
 
 
 class ResultStore:
@@ -77,7 +80,7 @@ class ResultStore:
         artifact_id: str | None = None,
         record_id: str | None = None,
     ) -> list[BenchmarkRecord]:
-        """The records that match everything given, oldest first."""
+        """The records that match everything given, by `recency`: the newest last."""
         wanted = {
             "variant": variant,
             "batch_size": batch_size,
@@ -93,18 +96,16 @@ class ResultStore:
                 for field, value in wanted.items()
             )
         ]
-        return sorted(found, key=lambda record: record.metadata.timestamp)
+        return sorted(found, key=lambda record: recency(record.metadata.timestamp))
 
     def samples(self, record: BenchmarkRecord) -> list[RunSample]:
         """The raw samples of a record; raise `InputError` when they are gone."""
-        try:
-            if record.samples_file is None:
-                raise FileNotFoundError("the record names no file of samples")
-            content = path_inside(self.folder, record.samples_file).read_bytes()
-            return _SAMPLES.validate_json(content)
-        except (OSError, ValidationError) as error:
+        next_step = "Run the cell again, or restore the file from a copy."
+        if record.samples_file is None:
             raise InputError(
                 f"The samples of record {record.record_id} cannot be read.",
-                str(error),
-                "Run the cell again, or restore the file from a copy.",
-            ) from error
+                "The record names no file of samples.",
+                next_step,
+            )
+        path = path_inside(self.folder, record.samples_file)
+        return read_record(path, _SAMPLES, f"samples of record {record.record_id}", next_step)

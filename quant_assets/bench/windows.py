@@ -36,7 +36,8 @@ def score(
 ) -> QualityMeasurement:
     """Score a model's windows against their tokens and, where given, against a baseline.
 
-    Raises `InputError` for a baseline of another vocabulary or context, or a text too short.
+    Raises `InputError` for a baseline of another vocabulary or context, or a text that is too short
+    or no UTF-8.
     """
     started = time.monotonic()
     baseline = Baseline(Path(job.baseline_path)) if job.baseline_path else None
@@ -45,8 +46,7 @@ def score(
         windows = baseline.windows
     else:
         assert job.text_path is not None, "a job without a baseline names a text"
-        text = Path(job.text_path).read_text(encoding="utf-8").removesuffix("\n")
-        windows = cut_windows(tokenize(text), job.context, job.windows)
+        windows = cut_windows(tokenize(_text(Path(job.text_path))), job.context, job.windows)
     divergence = Divergence(baseline) if baseline is not None else None
     nll = []
     with ExitStack() as stack:
@@ -63,6 +63,15 @@ def score(
                 writer.append(logits)
             progress(number + 1, len(windows))
     return _summary(np.concatenate(nll), windows, divergence, time.monotonic() - started)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"The text {path} cannot be read.", f"{error}.", "Name a text file in UTF-8."
+        ) from error
 
 
 def _check(baseline: Baseline, n_vocab: int, job: QualityJob) -> None:

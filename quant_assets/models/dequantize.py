@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.formats.gguf_header import read_gguf_header
 from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
 from quant_assets.models.identity import SOURCE_MANIFEST
 from quant_assets.models.source import SourceModel, resolve_configured_source, resolve_source
+from quant_assets.record_files import UtcTime, read_record
 from quant_assets.settings import Settings
 from quant_assets.workers.protocol import Event
 from quant_assets.workers.supervisor import run_worker
@@ -52,13 +53,21 @@ class SourceManifest(BaseModel):
     n_parameters: int
     dtype: str
     library_versions: dict[str, str]
-    created_at: datetime.datetime
+    created_at: UtcTime
+
+
+_MANIFEST = TypeAdapter(SourceManifest)
 
 
 def source_manifest(folder: Path) -> SourceManifest | None:
-    """The manifest of a folder that `dequantized_folder` made; None for any other folder."""
+    """The manifest of a folder that `dequantized_folder` made; None for any other folder.
+
+    Raises `InputError` for a damaged one.
+    """
     path = folder / SOURCE_MANIFEST
-    return SourceManifest.model_validate_json(path.read_text("utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    return read_record(path, _MANIFEST, "source manifest", "Remove its folder; it is made again.")
 
 
 def is_quantized(source: SourceModel) -> bool:

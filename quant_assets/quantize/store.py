@@ -5,13 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from quant_assets.atomic_files import fsync_file, replace_durably, write_text_atomically
+from quant_assets.errors import InputError
 from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
 from quant_assets.host.own_files import own_folder
 from quant_assets.models.identity import sha256_of
-from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest
+from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest, read_manifest
 
 _STAGING = ".staging"
 _REJECTED = ".rejected"
@@ -34,14 +33,15 @@ class ArtifactStore:
     def find(self, job_id: str, *, verify_content: bool = False) -> ArtifactManifest | None:
         """The manifest of a finished artifact whose files are all there with their sizes.
 
-        `verify_content` also compares every file's SHA-256. None when anything differs.
+        `verify_content` also compares every file's SHA-256. None when anything differs, or the
+        manifest is damaged or of another job: the artifact is then made again.
         """
         folder = self.folder(job_id)
         try:
-            manifest = ArtifactManifest.model_validate_json(
-                (folder / MANIFEST_NAME).read_text(encoding="utf-8")
-            )
-        except (OSError, ValidationError):
+            manifest = read_manifest(folder)
+        except InputError:
+            return None
+        if manifest is None or manifest.job_id != job_id:
             return None
         for file in manifest.files:
             path = folder / file.name

@@ -10,7 +10,7 @@ from quant_assets.models.identity import sha256_of
 from quant_assets.models.integrity import check_gguf
 from quant_assets.quantize.gguf import ValidateGgufJob, validate_gguf
 from quant_assets.quantize.groupwise_layout import check_layout, quantization_of
-from quant_assets.quantize.manifest import ArtifactManifest, manifest_of
+from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest, manifest_of
 from quant_assets.quantize.perplexity_gate import (
     DEFAULT_CONTEXT,
     DEFAULT_WINDOWS,
@@ -40,6 +40,8 @@ def validate_artifact(
         report["files"] = _check_files(folder, manifest)
         if path.is_dir() and manifest.job.target_format == "gguf":
             model = folder / manifest.files[0].name
+    elif (folder / MANIFEST_NAME).exists():
+        report["files"] = f"not compared: {folder / MANIFEST_NAME} says nothing about {path.name}"
     if model.is_file():
         check_gguf(model)
         seen = validate_gguf(ValidateGgufJob(path=model), on_event=on_event)

@@ -4,11 +4,11 @@ import datetime
 import re
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.cell import OnEvent, machine_lock
-from quant_assets.errors import InputError
+from quant_assets.record_files import Count, UtcTime, read_record, recency
 from quant_assets.workers.supervisor import run_worker
 
 _FOLDER = "hosts"
@@ -32,7 +32,7 @@ class HostPeaks(BaseModel):
     """
 
     cpu_name: str | None
-    threads: int
+    threads: Count
     triad_gb_s: float
     read_gb_s: float
     matmul_gflop_s: float
@@ -43,7 +43,10 @@ class HostPeaks(BaseModel):
 class RecordedPeaks(HostPeaks):
     """Peaks and when they were measured."""
 
-    measured_at: datetime.datetime
+    measured_at: UtcTime
+
+
+_PEAKS = TypeAdapter(RecordedPeaks)
 
 
 def measure_host_peaks(
@@ -73,15 +76,10 @@ def measure_host_peaks(
 
 
 def recorded_peaks(results: Path) -> list[RecordedPeaks]:
-    """All peaks measured so far, oldest first; raise `InputError` naming a damaged file."""
+    """All peaks measured so far, the newest by `recency` last; raise `InputError` naming a damaged file."""
     found = []
     for path in sorted((results / _FOLDER).glob("*.json")):
-        try:
-            found.append(RecordedPeaks.model_validate_json(path.read_bytes()))
-        except (OSError, ValidationError) as error:
-            raise InputError(
-                f"The host peaks {path} cannot be read.",
-                str(error),
-                "Remove the file and measure them again.",
-            ) from error
-    return sorted(found, key=lambda peaks: peaks.measured_at)
+        found.append(
+            read_record(path, _PEAKS, "host peaks", "Remove the file and measure them again.")
+        )
+    return sorted(found, key=lambda peaks: recency(peaks.measured_at))

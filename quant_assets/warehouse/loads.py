@@ -1,5 +1,6 @@
 """Load the raw tables from what the data root holds; a load replaces its table's rows, whole."""
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from quant_assets.listings.registry import GpuRegistry, load_registry
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.quantize.manifest import ArtifactManifest
 from quant_assets.quantize.store import ArtifactStore
+from quant_assets.record_files import recency
 from quant_assets.speed.host_peaks import recorded_peaks
 from quant_assets.speed.needs import (
     ServingGrid,
@@ -35,6 +37,8 @@ LISTING_SNAPSHOTS: dict[ListingTable, str] = {
 }
 """The Parquet file of each listing table, in the listings folder of the data root."""
 
+_log = logging.getLogger(__name__)
+
 _GPU_COLUMNS = (
     "canonical_name", "vendor", "architecture", "vram_gb", "memory_bandwidth_gb_s", "tdp_w",
     "fp16_dense_tflops", "int8_dense_tops", "compute_capability", "release_year",
@@ -44,6 +48,14 @@ _SHAPE_COLUMNS = (
     "intermediate_size", "vocab_size", "context_length", "sliding_window", "n_sliding_layers",
     "n_experts", "n_experts_used", "n_parameters", "n_linear_parameters",
 )  # fmt: skip
+_HISTORY = f"""
+    select
+        recorded_at::timestamptz as recorded_at, offer_id::varchar as offer_id,
+        canonical_name::varchar as canonical_name, gpu_count::bigint as gpu_count,
+        price_kind::varchar as price_kind, seller::varchar as seller, title::varchar as title,
+        price_usd::double as price_usd, price_per_gpu_usd::double as price_per_gpu_usd
+    from read_parquet(?, union_by_name => true, {READ_OPTIONS})
+"""  # noqa: S608
 _VARIANT_COLUMNS = ("format", "level", "cache_type_k", "cache_type_v", "description")
 
 
@@ -190,28 +202,57 @@ def load_hosts(connection: duckdb.DuckDBPyConnection, results: Path) -> int:
 
 
 def load_listing_history(connection: duckdb.DuckDBPyConnection, folder: Path) -> int:
-    """Load `raw.listing_history` from the snapshots in `folder`; return its row count."""
+    """Load `raw.listing_history` from the snapshots in `folder`; return its row count.
+
+    A damaged snapshot is left out: the others are a history, too.
+    """
     connection.execute("delete from raw.listing_history").fetchall()
-    snapshots = [exact_pattern(path) for path in sorted(folder.glob("*.parquet"))]
+    snapshots = [path for path in sorted(folder.glob("*.parquet")) if _is_whole_snapshot(path)]
     if snapshots:
         connection.execute(
-            "insert into raw.listing_history by name "  # noqa: S608, own names
-            f"select * from read_parquet(?, union_by_name => true, {READ_OPTIONS})",
-            [snapshots],
+            f"insert into raw.listing_history by name {_HISTORY}",
+            [[exact_pattern(path) for path in snapshots]],
         ).fetchall()
     return _count(connection, "listing_history")
+
+
+def _is_whole_snapshot(path: Path) -> bool:
+    """Whether a snapshot of the history can be read to its end; a warning names one that cannot."""
+    try:
+        with duckdb.connect() as scratch:
+            ((lacking, _),) = scratch.execute(
+                "select count(*) filter (where recorded_at is null or offer_id is null or "  # noqa: S608
+                f"canonical_name is null), bit_xor(hash(offer)) from ({_HISTORY}) offer",
+                [[exact_pattern(path)]],
+            ).fetchall()
+        why = f"{lacking} of its rows have no time or no name" if lacking else ""
+    except (duckdb.Error, InputError) as error:
+        why = str(error)
+    if why:
+        _log.warning("The snapshot of prices %s is ignored: %s", path, why)
+    return not why
 
 
 def load_listing_table(
     connection: duckdb.DuckDBPyConnection, table: ListingTable, parquet: Path
 ) -> int:
-    """Replace one listing table by the content of a Parquet snapshot; return its row count."""
+    """Replace one listing table by the content of a Parquet snapshot; return its row count.
+
+    Raises `InputError` for a damaged snapshot.
+    """
     assert table in LISTING_SNAPSHOTS  # a table name cannot be bound as a parameter
-    connection.execute(
-        f"create or replace table raw.{table} as "  # noqa: S608
-        f"select * from read_parquet(?, {READ_OPTIONS})",
-        [exact_pattern(parquet)],
-    ).fetchall()
+    try:
+        connection.execute(
+            f"create or replace table raw.{table} as "  # noqa: S608
+            f"select * from read_parquet(?, {READ_OPTIONS})",
+            [exact_pattern(parquet)],
+        ).fetchall()
+    except duckdb.Error as error:
+        raise InputError(
+            f"The listings {parquet} cannot be read.",
+            str(error),
+            "Refresh the listings (`make demo`, or the job `refresh_listings`): it is written anew.",
+        ) from error
     return _count(connection, table)
 
 
@@ -228,14 +269,16 @@ def row_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
 
 
 def _shapes(store: ArtifactStore) -> dict[str, ModelShape]:
-    """The shape of every model with a valid artifact, read from the newest one."""
-    newest: dict[str, ArtifactManifest] = {}
-    for manifest in sorted(store.all(), key=lambda item: item.created_at):
-        if manifest.status == "valid":
-            newest[manifest.job.model_name] = manifest
-    return {
-        model: inspect_model(_model_path(store, manifest)) for model, manifest in newest.items()
-    }
+    """The shape of every model with a valid artifact, read from the newest one that can be read."""
+    shapes: dict[str, ModelShape] = {}
+    for manifest in sorted(store.all(), key=lambda item: recency(item.created_at), reverse=True):
+        model = manifest.job.model_name
+        if manifest.status == "valid" and model not in shapes:
+            try:
+                shapes[model] = inspect_model(_model_path(store, manifest))
+            except InputError as error:
+                _log.warning("The artifact %s is ignored. %s", manifest.job_id, error)
+    return shapes
 
 
 def _model_path(store: ArtifactStore, manifest: ArtifactManifest) -> Path:
@@ -252,9 +295,17 @@ def _replace_rows(
     connection.execute(f"delete from raw.{table}").fetchall()  # noqa: S608
     if not frame.empty:
         connection.register("incoming_rows", frame)
-        insert = f"insert into raw.{table} by name select * from incoming_rows"  # noqa: S608
-        connection.execute(insert).fetchall()
-        connection.unregister("incoming_rows")
+        try:
+            insert = f"insert into raw.{table} by name select * from incoming_rows"  # noqa: S608
+            connection.execute(insert).fetchall()
+        except (duckdb.DataError, duckdb.IntegrityError) as error:
+            raise InputError(
+                f"The table raw.{table} cannot be loaded.",
+                f"A record holds a value that the table has no room for: {error}",
+                "Correct that record, or move it away.",
+            ) from error
+        finally:
+            connection.unregister("incoming_rows")
     return _count(connection, table)
 
 

@@ -51,5 +51,5 @@ qualify row_number() over (
         runs.threads,
         runs.prompt_tokens,
         runs.generated_tokens
-    order by runs.measured_at desc, runs.record_id
+    order by {{ newest_first('runs.measured_at') }}, runs.record_id
 ) = 1

@@ -15,5 +15,5 @@ select
 from {{ source('raw', 'artifacts') }}
 where status = 'valid'
 qualify row_number() over (
-    partition by model, format, upper(level) order by created_at desc, job_id
+    partition by model, format, upper(level) order by {{ newest_first('created_at') }}, job_id
 ) = 1

@@ -41,7 +41,7 @@ select
     library_versions,
     "timestamp" as measured_at,
     row_number() over (
-        partition by model, variant, batch_size order by "timestamp" desc, record_id
+        partition by model, variant, batch_size order by {{ newest_first('"timestamp"') }}, record_id
     ) as recency
 from {{ source('raw', 'benchmark_runs') }}
-qualify row_number() over (partition by record_id order by "timestamp" desc) = 1
+qualify row_number() over (partition by record_id order by {{ newest_first('"timestamp"') }}) = 1

@@ -2,5 +2,5 @@
 select *
 from {{ source('raw', 'variant_quality') }}
 qualify row_number() over (
-    partition by model, variant, artifact_id, kind order by measured_at desc, text
+    partition by model, variant, artifact_id, kind order by {{ newest_first('measured_at') }}, text
 ) = 1

@@ -1,0 +1,114 @@
+"""Records kept as JSON files: read with limits, and ordered by their time in spite of wrong clocks.
+
+A record is damaged when its file is cut, is no file, is no JSON of the record's form, or holds
+numbers that no measurement gives. Whether that is an error or heals is said where each is read.
+"""
+
+import datetime
+import math
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from quant_assets.errors import InputError
+
+MAX_BYTES = 256 * 2**20
+"""Far above a day's records of one variant, about 2 kB each."""
+
+MAX_TOKENS = 10_000_000
+MAX_SEQUENCES = 10_000
+
+CLOCK_TOLERANCE = datetime.timedelta(days=1)
+"""A time further ahead than this is an error of a clock, not of a time zone."""
+
+_MAX_INTEGER = 2**63 - 1  # what a column of the warehouse holds
+_MOST_PROBLEMS = 3
+_Record = TypeVar("_Record")
+
+
+def _in_utc(at: datetime.datetime) -> datetime.datetime:
+    if at.tzinfo is None:
+        return at.replace(tzinfo=datetime.UTC)
+    try:
+        return at.astimezone(datetime.UTC)
+    except OverflowError as error:
+        raise ValueError("it is beyond the calendar") from error
+
+
+def _up_to(limit: int) -> AfterValidator:
+    def check(value: int) -> int:
+        if not 0 <= value <= limit:
+            raise ValueError(f"it is not between 0 and {limit:,}")
+        return value
+
+    return AfterValidator(check)
+
+
+UtcTime = Annotated[datetime.datetime, AfterValidator(_in_utc)]
+"""A time in UTC; one without a time zone is taken for UTC."""
+
+TokenCount = Annotated[int, _up_to(MAX_TOKENS)]
+SequenceCount = Annotated[int, _up_to(MAX_SEQUENCES)]
+Count = Annotated[int, _up_to(2**31 - 1)]
+
+
+def recency(at: datetime.datetime) -> tuple[bool, datetime.datetime]:
+    """The key by which records are sorted, the newest last.
+
+    A time more than `CLOCK_TOLERANCE` ahead of this machine's clock was written by a clock that was
+    wrong. It counts as older than every other, so that the next measurement replaces it; in the
+    marts, the macro `newest_first` does the same.
+    """
+    return at <= datetime.datetime.now(datetime.UTC) + CLOCK_TOLERANCE, at
+
+
+def read_record(path: Path, form: TypeAdapter[_Record], name: str, next_step: str) -> _Record:
+    """The content of the JSON file `path`; `name` says in errors what it is, as in "host peaks".
+
+    Raises `InputError` with `next_step` when there is no file or it is damaged.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("it is missing, or is not a regular file")
+        with path.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        _check_numbers(from_json(data, allow_inf_nan=False))
+        return form.validate_json(data)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The {name} {path} cannot be read.",
+            f"Its content is damaged: {_why(error)}.",
+            next_step,
+        ) from error
+
+
+def _check_numbers(content: Any) -> None:
+    values = [content]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list):
+            values += value
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("it holds a number that is not finite")
+        elif isinstance(value, int) and abs(value) > _MAX_INTEGER:
+            raise ValueError("it holds an integer of more than 64 bits")
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    shown = [
+        f"{'.'.join(map(str, problem['loc'])) or 'all of it'}: {problem['msg']}"
+        for problem in problems[:_MOST_PROBLEMS]
+    ]
+    more = len(problems) - len(shown)
+    return "; ".join(shown) + (f"; and {more} more" if more else "")
