@@ -1,6 +1,7 @@
 """What Dagster's processes print: names and texts in their logs are shown, not obeyed."""
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -9,13 +10,14 @@ from contextlib import contextmanager
 from quant_assets.escaping import terminal_text
 
 _DRAIN_S = 1.0
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")  # Dagster colors its log even in a pipe
 
 
 @contextmanager
 def visible_messages() -> Iterator[None]:
     """Show on standard error, line by line, what this process and its children print meanwhile.
 
-    Control characters come out as visible escapes. Dagster's log has texts of listings, files and
+    Colors are left out, other control characters come out as visible escapes. Dagster's log has texts of listings, files and
     servers in it, and its loggers cannot be replaced for runs that name none.
     """
     sys.stdout.flush()
@@ -45,5 +47,5 @@ def _show(reader: int, errors: int) -> None:
         open(errors, "w", encoding="utf-8", newline="\n") as shown,
     ):
         for line in lines:
-            shown.write(terminal_text(line))
+            shown.write(terminal_text(_COLOR.sub("", line)))
             shown.flush()
