@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from quant_assets import errors
-from quant_assets.errors import QuantAssetsError, WorkerError
+from quant_assets.errors import InputError, QuantAssetsError, WorkerError
 from quant_assets.processes import guarded
 from quant_assets.redaction import redact
 from quant_assets.workers.environments import EnvironmentName, interpreter, worker_variables
@@ -62,6 +63,7 @@ def run_worker(
     `stall_timeout_s` seconds is killed. Raises the worker's own error when it sent one, and
     `WorkerError` when it died, hung, or broke the protocol.
     """
+    job_json = _as_json(job)
     process = _start(worker, environment, extra_env or {})
     stderr_tail: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
@@ -70,9 +72,7 @@ def run_worker(
     )
     stderr_reader.start()
     # A thread, since a worker that never reads its job must not keep this process.
-    job_writer = threading.Thread(
-        target=_write_job, args=(process.stdin, job.model_dump_json().encode()), daemon=True
-    )
+    job_writer = threading.Thread(target=_write_job, args=(process.stdin, job_json), daemon=True)
     job_writer.start()
     outcome: ResultEvent | ErrorEvent | None = None
     last_progress: ProgressEvent | None = None
@@ -120,6 +120,17 @@ def _start(
         # A group of its own: Ctrl-C reaches the parent only, which then ends the whole group.
         start_new_session=True,
     )
+
+
+def _as_json(job: BaseModel) -> bytes:
+    try:
+        return job.model_dump_json().encode()
+    except PydanticSerializationError as error:
+        raise InputError(
+            "A file or folder of this job has a name that is not UTF-8.",
+            f"{error}.",
+            "Rename it.",
+        ) from error
 
 
 def _write_job(stream: IO[bytes], job: bytes) -> None:

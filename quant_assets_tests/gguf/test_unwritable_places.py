@@ -1,5 +1,6 @@
 """A data root that cannot be written, full disks, and names that a file system does not take."""
 
+import io
 import os
 import resource
 import subprocess
@@ -10,10 +11,14 @@ from pathlib import Path
 import pytest
 
 from quant_assets.bench.evaluation_text import evaluation_text
+from quant_assets.errors import InputError, explained
 from quant_assets.models.identity import HashCache, sha256_of
 from quant_assets.quantize.calibration import calibration_text
+from quant_assets.quantize.gguf import QuantizeGgufJob, quantize_gguf
 from quant_assets.quantize.output_record import record_path
 from quant_assets.settings import PROJECT_ROOT
+from quant_assets.workers.gguf.engine import quantize
+from quant_assets.workers.protocol import EventChannel
 
 NOBODY = 65534
 
@@ -151,3 +156,49 @@ def test_standard_output_on_a_full_disk_is_told(tmp_path: Path) -> None:
     assert done.returncode == 4
     assert done.stderr.startswith("error: The disk filled up while writing the output.")
     assert "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a b", "q'\"q", "m[1]*?", "two\nlines", "-dash", "\u00e9", "e\u0301", "%s{0}", "n" * 226],
+)
+def test_any_name_that_is_text(larger_bf16: Path, tmp_path: Path, name: str) -> None:
+    source = tmp_path / f"{name}.gguf"
+    source.symlink_to(larger_bf16)
+    job = job_of(source, tmp_path / "out" / f"{name}-Q8_0.gguf")
+    made = quantize(job, EventChannel(io.StringIO()))
+    assert sha256_of(job.output) == made.sha256
+    assert quantize(job, EventChannel(io.StringIO())).reused
+
+
+def test_a_name_that_leaves_no_room_is_refused_before_the_work(
+    larger_bf16: Path, tmp_path: Path
+) -> None:
+    job = job_of(larger_bf16, tmp_path / ("n" * 240 + "-Q8_0.gguf"))
+    stream = io.StringIO()
+    with pytest.raises(OSError, match="File name too long") as refusal:
+        quantize(job, EventChannel(stream))
+    error = explained(refusal.value)
+    assert isinstance(error, InputError) and "is too long" in error.what
+    assert '"quantize"' not in stream.getvalue(), "no layer was begun"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    name = os.fsdecode(b"m\xff.gguf")
+    with pytest.raises(InputError, match="not UTF-8"):
+        quantize_gguf(job_of(tmp_path / name, tmp_path / "out.gguf"))
+
+
+def job_of(source: Path, output: Path) -> QuantizeGgufJob:
+    return QuantizeGgufJob(
+        source=source,
+        source_kind="gguf",
+        source_identity="the larger model",
+        level="Q8_0",
+        output=output,
+        threads=1,
+        validate_output=False,
+        record=True,
+        overwrite=False,
+    )

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -269,6 +269,8 @@ class _PartFile:
 def _part_file(output: Path) -> Iterator[_PartFile]:
     path = output.with_name(f"{output.name}.part")
     journal = Journal(path.with_name(f"{path.name}.journal"))
+    with suppress(FileNotFoundError):
+        journal.path.lstat()  # the run's longest name: one that is too long ends the run here
     with locked_file(path, output.name) as descriptor:
         part = _PartFile(path, descriptor, journal)
         try:
