@@ -14,7 +14,10 @@ _JOINERS = "\u200c\u200d"
 _OBEYED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Controls, formatting (bidirectional overrides, invisible signs), surrogates, separators."""
 
-_MARKDOWN_SIGNS = re.compile(r"[\\`*_\[\]<>|#!~$&]|^[-+=]|(?<=^\d)[.)]|(?<=^\d\d)[.)]")
+_MARKDOWN_SIGNS = re.compile(
+    r"[\\`*_\[\]<>|#!~$&]|^[-+=](?=[-+= ]|$)"  # the latter: lists, rules, underlined headings
+)
+_LIST_NUMBER = re.compile(r"^(\d{1,9})([.)])(?= |$)")
 
 
 def terminal_text(text: str) -> str:
@@ -45,7 +48,9 @@ def markdown_text(text: str) -> str:
 
     No link, image, emphasis, code, formula or HTML comes out of it, and no further cell.
     """
-    return _MARKDOWN_SIGNS.sub(lambda found: "\\" + found[0], terminal_text(" ".join(text.split())))
+    line = terminal_text(" ".join(text.split()))
+    escaped = _MARKDOWN_SIGNS.sub(lambda found: "\\" + found[0], line)
+    return _LIST_NUMBER.sub(r"\1\\\2", escaped)
 
 
 def _is_obeyed(sign: str) -> bool:

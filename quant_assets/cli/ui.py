@@ -1,12 +1,14 @@
 """`quant-assets ui`: the Dagster UI on localhost."""
 
 import os
+import socket
 import sys
 from typing import Annotated
 
 import typer
 
 from quant_assets.cli.output import print_line
+from quant_assets.errors import ResourceError
 from quant_assets.settings import get_settings
 
 
@@ -14,6 +16,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 3000,
 ) -> None:
     """Open the Dagster UI: graph, runs, schedules and sensors, on http://127.0.0.1:PORT."""
+    _require_free(port)
     # Importing Dagster takes seconds; the other commands must not pay for it.
     from quant_assets.resources.instance import dagster_environment
 
@@ -21,3 +24,17 @@ def ui(
     print_line(f"Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)", err=True)
     command = [sys.executable, "-m", "quant_assets.webserver.server", str(port)]
     os.execv(sys.executable, command)  # noqa: S606
+
+
+def _require_free(port: int) -> None:
+    """Raise `ResourceError` when the port is taken, before Dagster starts for nothing."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ResourceError(
+                f"The UI cannot listen on port {port}.",
+                f"{error.strerror}.",
+                "End what uses the port, another UI perhaps, or choose one with --port.",
+            ) from error

@@ -123,9 +123,18 @@ HOSTILE_TITLES = [
     r"\[x](javascript:alert(1)) \| \\| ",
     "- item",
     "1. item",
+    "1234) item",
+    "- - -",
+    "===",
+    "3.",
     "[ref]: javascript:alert(1)",
     "<javascript:alert(1)>",
 ]
+
+
+def test_numbers_stay_readable_in_markdown():
+    for text in ("3.7", "-5", "1,299.50", "12:30", "2 x (80 GB)"):
+        assert markdown_text(text) == text
 
 
 @pytest.mark.parametrize("title", HOSTILE_TITLES)
