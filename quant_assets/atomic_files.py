@@ -66,9 +66,14 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(final: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `final`, all of it or nothing."""
-    with atomic_path(final) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write `text` as UTF-8 to `final`, all of it or nothing; an `OSError` names `final`."""
+    try:
+        with atomic_path(final) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        # Errors of writing name no file, others the temporary one.
+        error.filename = str(final)
+        raise
 
 
 def path_inside(root: Path, relative: str | Path) -> Path:

@@ -12,7 +12,8 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from quant_assets.errors import InputError
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.errors import InputError, ResourceError
 
 MAX_BYTES = 256 * 2**20
 """Far above a day's records of one variant, about 2 kB each."""
@@ -83,6 +84,22 @@ def read_record(path: Path, form: TypeAdapter[_Record], name: str, next_step: st
             f"The {name} {path} cannot be read.",
             f"Its content is damaged: {_why(error)}.",
             next_step,
+        ) from error
+
+
+def write_record(path: Path, text: str, name: str) -> None:
+    """Write `text` to `path`, all of it or nothing; `name` says in errors what it is.
+
+    Raises `ResourceError` when the disk is full or the folder cannot be written.
+    """
+    try:
+        write_text_atomically(path, text)
+    except OSError as error:
+        raise ResourceError(
+            f"The {name} {path} cannot be written, so that this measurement is not kept.",
+            f"The system said: {error.strerror or error}. What was kept before is as it was.",
+            "Free space or make the folder writable, or choose another data root with "
+            "QUANT_ASSETS_HOME; then measure again.",
         ) from error
 
 

@@ -17,13 +17,12 @@ import yaml
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.cell import OnEvent, machine_lock
 from quant_assets.bench.jobs import ChatJob, ChatReplies
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
-from quant_assets.record_files import UtcTime, read_record
+from quant_assets.record_files import UtcTime, read_record, write_record
 from quant_assets.workers.environments import EnvironmentName
 from quant_assets.workers.supervisor import run_worker
 
@@ -389,7 +388,7 @@ def measure_obedience(
         model=model_name,
         artifact_id=artifact_id,
     )
-    write_text_atomically(path, result.model_dump_json(indent=2))
+    write_record(path, result.model_dump_json(indent=2), "obedience result")
     return result
 
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, TypeAdapter
 
-from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.cell import OnEvent, machine_lock
 from quant_assets.bench.divergence import DEFAULT_CONTEXT, Baseline
 from quant_assets.bench.evaluation_text import EvaluationText
@@ -18,7 +17,7 @@ from quant_assets.bench.jobs import QualityJob, QualityMeasurement
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
-from quant_assets.record_files import UtcTime, read_record
+from quant_assets.record_files import UtcTime, read_record, write_record
 from quant_assets.workers.environments import EnvironmentName
 from quant_assets.workers.supervisor import run_worker
 
@@ -73,8 +72,8 @@ class QualityStore:
         return _read_if_whole(path) if path.exists() else None
 
     def save(self, variant: Variant, key: str, result: QualityResult) -> None:
-        """Keep a result."""
-        write_text_atomically(self.path(variant, key), result.model_dump_json(indent=2))
+        """Keep a result; raises `ResourceError` when it cannot be written."""
+        write_record(self.path(variant, key), result.model_dump_json(indent=2), "quality result")
 
     def all(self) -> list[QualityResult]:
         """All results kept that can be read; a warning names the others."""

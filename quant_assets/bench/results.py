@@ -5,12 +5,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from quant_assets.atomic_files import path_inside, write_text_atomically
+from quant_assets.atomic_files import path_inside
 from quant_assets.bench.jobs import RunSample
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.errors import InputError
 from quant_assets.host.locks import exclusive_lock
-from quant_assets.record_files import read_record, recency
+from quant_assets.record_files import read_record, recency, write_record
 
 _RECORDS: TypeAdapter[list[BenchmarkRecord]] = TypeAdapter(list[BenchmarkRecord])
 _SAMPLES: TypeAdapter[list[RunSample]] = TypeAdapter(list[RunSample])
@@ -44,22 +44,22 @@ class ResultStore:
         """Add a record to the file of its variant and day (UTC), and its raw samples beside it.
 
         Returns the record as written: with `samples_file`, relative to the folder, when samples
-        were given. A record whose id is there already is replaced.
+        were given. A record whose id is there already is replaced. Raises `ResourceError` when the
+        disk is full or the folder cannot be written, and `InputError` when the file is damaged.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         day = record.metadata.timestamp.strftime("%Y%m%d")
         name = f"{record.metadata.variant}_{day}"
         path = path_inside(self.folder, f"{name}.json")
         if samples is not None:
             samples_file = f"{_SAMPLES_FOLDER}/{name}_{record.record_id}.json"
             text = _SAMPLES.dump_json(samples).decode()
-            write_text_atomically(path_inside(self.folder, samples_file), text)
+            write_record(path_inside(self.folder, samples_file), text, "samples")
             record = record.model_copy(update={"samples_file": samples_file})
         with exclusive_lock(self.folder / _LOCK_NAME, "the benchmark results"):
             earlier = read_records(path) if path.exists() else []
             kept = [item for item in earlier if item.record_id != record.record_id]
             text = _RECORDS.dump_json([*kept, record], indent=2).decode()
-            write_text_atomically(path, text + "\n")
+            write_record(path, text + "\n", "result file")
         return record
 
     def files(self) -> list[Path]:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
 
-from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.cell import OnEvent, machine_lock
-from quant_assets.record_files import Count, UtcTime, read_record, recency
+from quant_assets.record_files import Count, UtcTime, read_record, recency, write_record
 from quant_assets.workers.supervisor import run_worker
 
 _FOLDER = "hosts"
@@ -68,9 +67,10 @@ def measure_host_peaks(
     recorded = RecordedPeaks(**peaks.model_dump(), measured_at=datetime.datetime.now(datetime.UTC))
     name = re.sub(r"[^a-z0-9]+", "-", (recorded.cpu_name or "cpu").casefold()).strip("-")
     stamp = recorded.measured_at.strftime("%Y%m%dT%H%M%SZ")
-    write_text_atomically(
+    write_record(
         results / _FOLDER / f"{name}_{recorded.threads}_{stamp}.json",
         recorded.model_dump_json(indent=2),
+        "host peaks",
     )
     return recorded
 

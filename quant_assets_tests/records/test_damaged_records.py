@@ -4,8 +4,11 @@ import contextlib
 import datetime
 import json
 import logging
+import multiprocessing
 import os
 import re
+import resource
+import signal
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from quant_assets.bench.collect import collect_csv
 from quant_assets.bench.compare import open_side
 from quant_assets.bench.divergence import Baseline, baseline_writer
 from quant_assets.bench.jobs import CellMeasurement, QualityMeasurement, RunSample
@@ -24,7 +28,7 @@ from quant_assets.bench.record import BenchmarkRecord, make_record
 from quant_assets.bench.results import ResultStore, read_records
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
-from quant_assets.errors import CheckFailed, InputError
+from quant_assets.errors import CheckFailed, InputError, ResourceError, explained
 from quant_assets.quantize.job import JobSpec
 from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest, manifest_of
 from quant_assets.quantize.store import ArtifactStore
@@ -531,3 +535,51 @@ def fuzz_load(
             connection.rollback()
 
     check()
+
+
+def write_on_a_full_disk(results: Path, report: Path) -> None:
+    """Measurements are longer than any file may become here, as on a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+    store = QualityStore(results, results)
+    for keep, name in (
+        (lambda: ResultStore(results).append(record(record_id="new")), "q8_20240504.json"),
+        (lambda: ResultStore(results).append(record(record_id="new"), SAMPLES), "samples"),
+        (lambda: store.save(VARIANT, "k", quality()), "q8_k.json"),
+    ):
+        with pytest.raises(ResourceError, match="this measurement is not kept") as refused:
+            keep()
+        assert name in refused.value.what
+    with pytest.raises(OSError) as full:  # noqa: PT011 - what it is made of is looked at below
+        collect_csv(results, report)
+    error = explained(full.value)
+    assert isinstance(error, ResourceError) and report.name in error.what
+    os._exit(42)
+
+
+def test_a_full_disk_leaves_what_was_kept(tmp_path: Path):
+    results, report = tmp_path / "results", tmp_path / "all.csv"
+    ResultStore(results).append(record(), SAMPLES)
+    QualityStore(results, results).save(VARIANT, "k", quality())
+    report.write_text("before")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    process = multiprocessing.get_context("spawn").Process(
+        target=write_on_a_full_disk, args=(results, report)
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 42
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+
+
+@pytest.mark.parametrize("name", ["results", "results/quality"])
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, name: str):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("a file has the folder's name")
+    store = QualityStore(tmp_path / "results", tmp_path)
+    with pytest.raises(ResourceError, match=str(tmp_path / "results")):
+        store.save(VARIANT, "k", quality())
+    if name == "results":
+        with pytest.raises(ResourceError, match="results"):
+            ResultStore(tmp_path / "results").append(record(), SAMPLES)
