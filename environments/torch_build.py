@@ -87,7 +87,10 @@ def _installed_cpu_build(install: Sequence[str | Path]) -> bool:
         except Unreachable:
             continue
         return True
-    say("the CPU build of torch was not reached; the package index's build brings CUDA with it")
+    say(
+        "the CPU build of torch was not reached; the package index's build brings CUDA with it, "
+        "2.7 GB to fetch and 6 GB on the disk, less where caches have it"
+    )
     return False
 
 
