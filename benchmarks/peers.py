@@ -35,7 +35,7 @@ from quant_assets.bench.statistics import Ratio, bootstrap_median_ratio
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import load_models
 from quant_assets.quantize.store import ArtifactStore
-from quant_assets.settings import get_settings
+from quant_assets.settings import PROJECT_ROOT, get_settings
 from quant_assets.workers.supervisor import run_worker
 
 TOOLS = ("llama-bench", "llama-batched-bench", "llama-perplexity")
@@ -91,7 +91,8 @@ def build_tools(folder: Path) -> Path:
     release = version("llama-cpp-python")
     folder.mkdir(parents=True, exist_ok=True)
     _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
-         "--dest", folder, f"llama-cpp-python=={release}")  # fmt: skip
+         "--dest", folder, "--require-hashes",
+         "--requirement", PROJECT_ROOT / "environments" / "llama-cpp.txt")  # fmt: skip
     with tarfile.open(next(folder.glob("llama_cpp_python-*.tar.gz"))) as archive:
         archive.extractall(folder, filter="data")
     sources = folder / f"llama_cpp_python-{release}" / "vendor" / "llama.cpp"
