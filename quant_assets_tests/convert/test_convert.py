@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quant_assets.cli.app import app
-from quant_assets.errors import ConfirmationRequired, InputError
+from quant_assets.errors import ConfirmationRequired, InputError, ResourceError
 from quant_assets.models.dequantize import source_manifest
 from quant_assets.models.source import resolve_source
 from quant_assets.quantize.convert import UnpackJob, conversion_loss, plain_folder
@@ -64,6 +64,15 @@ def test_a_plain_folder_knows_its_origin(
     other = source.model_copy(update={"identity": "another"})
     with pytest.raises(InputError, match="exists"):
         plain_folder(other, tmp_path / "out", settings)
+    (tmp_path / ".out.part").symlink_to(made.path)
+    with pytest.raises(ResourceError, match="link"):
+        plain_folder(other, tmp_path / "out", settings, overwrite=True)
+    assert (made.path / "config.json").exists()
+    (tmp_path / ".out.part").unlink()
+    plain_folder(other, tmp_path / "out", settings, overwrite=True)
+    replaced = source_manifest(tmp_path / "out")
+    assert replaced is not None and replaced.origin_identity == "another"
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_plain_weights_need_no_folder(plain: Path, settings: Settings, tmp_path: Path) -> None:

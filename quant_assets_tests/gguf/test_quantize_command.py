@@ -6,7 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from quant_assets.cli.app import app
+from quant_assets.errors import InputError
 from quant_assets.quantize.gguf import GgufPlan, QuantizeGgufResult
 from quant_assets.settings import PROJECT_ROOT
 
@@ -75,6 +78,23 @@ def test_dry_run_writes_nothing_and_knows_the_size(
     assert "generated" in done.stdout
 
 
+def test_a_file_of_unknown_origin_is_replaced_when_asked(
+    command: Command, bf16_files: dict[str, Path]
+) -> None:
+    output = command.folder / "llama-Q8_0.gguf"
+    output.write_text("another tool's")
+    arguments = (bf16_files["llama"], "--level", "Q8_0", "--verbosity", "quiet")
+    refused = command(*arguments)
+    assert refused.returncode == 6 and refused.stdout == ""
+    assert str(output) in refused.stderr and str(bf16_files["llama"]) in refused.stderr
+    assert "--overwrite" in refused.stderr and "Traceback" not in refused.stderr
+    assert output.read_text() == "another tool's"
+    assert command(*arguments, "--overwrite").returncode == 0
+    again = command(*arguments, "--format", "json")
+    assert again.returncode == 0
+    assert QuantizeGgufResult.model_validate_json(again.stdout).reused
+
+
 def test_dry_run_table(command: Command, bf16_files: dict[str, Path]) -> None:
     shown = command(bf16_files["llama"], "--dry-run").stdout
     for part in ("blk.*.attn_v.weight", "Q6_K", "bits per weight", "time estimate", "file size"):
@@ -115,3 +135,31 @@ def test_imatrix_then_a_level_that_needs_it(
     done = command(bf16_files["gemma3"], "--level", "IQ2_M", "--imatrix", matrix)
     assert done.returncode == 0, done.stderr
     assert (command.folder / "gemma3-IQ2_M.gguf").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("quantize", "--threads", "0"),
+        ("quantize", "--threads", "100000"),
+        ("quantize", "--to", "gptq", "--bits", "5"),
+        ("quantize", "--to", "gptq", "--bits", "-4"),
+        ("quantize", "--to", "awq", "--bits", "16"),
+        ("quantize", "--to", "gptq", "--group-size", "0"),
+        ("quantize", "--to", "gptq", "--calibration-samples", "0"),
+        ("quantize", "--to", "gptq", "--sequence-length", "-1"),
+        ("convert", "--to", "gptq", "--bits", "45"),
+        ("convert", "--to", "awq", "--group-size", "-5"),
+        ("convert", "--to", "gguf", "--threads", "-1"),
+        ("imatrix", "--chunks", "0"),
+        ("imatrix", "--threads", "513"),
+    ],
+)
+def test_absurd_numbers_are_refused(
+    larger_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    name, *options = arguments
+    run = CliRunner().invoke(app, [name, str(larger_bf16), *options])
+    assert run.exit_code == 2 or isinstance(run.exception, InputError), run.exception
+    assert list(tmp_path.iterdir()) == []

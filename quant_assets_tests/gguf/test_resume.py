@@ -29,8 +29,11 @@ def run(job: QuantizeGgufJob) -> tuple[QuantizeGgufResult, list[str]]:
     return result, [event["message"] for event in events if event["event"] == "log"]
 
 
-def kill_somewhere(job: QuantizeGgufJob, chance: random.Random) -> None:
-    """Start the job in a worker and SIGKILL it at a random moment of what is left of the work."""
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def kill_somewhere(job: QuantizeGgufJob, chance: random.Random, by: signal.Signals) -> None:
+    """Start the job in a worker and end it at a random moment of what is left of the work."""
     worker = subprocess.Popen(
         [sys.executable, "-m", "quant_assets.workers.gguf"],
         stdin=subprocess.PIPE,
@@ -52,7 +55,7 @@ def kill_somewhere(job: QuantizeGgufJob, chance: random.Random) -> None:
             if event["done"] >= until:
                 break
     time.sleep(chance.random() * 0.05)
-    worker.send_signal(signal.SIGKILL)
+    worker.send_signal(by)
     worker.wait()
     worker.stdout.close()
 
@@ -84,7 +87,7 @@ def test_a_few_kills(job: QuantizeGgufJob, whole_sha256: str) -> None:
     for number in range(5):
         output = job.output.parent / str(number // 2) / job.output.name
         one = job.model_copy(update={"output": output})
-        kill_somewhere(one, chance)
+        kill_somewhere(one, chance, SIGNALS[number % len(SIGNALS)])
         if number % 2:
             assert_finishes_whole(one, whole_sha256)
     assert_finishes_whole(one, whole_sha256)
@@ -98,7 +101,7 @@ def test_fifty_kills(job: QuantizeGgufJob, whole_sha256: str, tmp_path: Path) ->
         output = tmp_path / f"after-{kills}" / "model.gguf"
         one = job.model_copy(update={"output": output})
         for _ in range(min(chance.randint(1, 4), 50 - kills)):
-            kill_somewhere(one, chance)
+            kill_somewhere(one, chance, SIGNALS[kills % len(SIGNALS)])
             kills += 1
         assert_finishes_whole(one, whole_sha256)
 

@@ -12,12 +12,15 @@ import pytest
 from quant_assets.errors import ConfirmationRequired, QuantAssetsError, ResourceError
 from quant_assets.host import own_files
 from quant_assets.models.identity import sha256_of
+from quant_assets.models.source import SourceModel
 from quant_assets.quantize.gguf import ImatrixJob, QuantizeGgufJob, QuantizeGgufResult
+from quant_assets.quantize.gguf_artifact import MadeArtifact, make_gguf_artifact
 from quant_assets.quantize.output_record import record_path
+from quant_assets.quantize.store import ArtifactStore
 from quant_assets.workers.gguf import engine, imatrix
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.journal import Journal
-from quant_assets.workers.protocol import EventChannel
+from quant_assets.workers.protocol import Event, EventChannel, LogEvent
 
 
 @pytest.fixture
@@ -292,3 +295,36 @@ def test_no_moment_at_the_end_leaves_a_file_that_is_not_known(
         user_job.output.name,
         record_path(user_job.output).name,
     }
+
+
+def test_an_artifact_that_was_finished_but_not_committed_is_not_made_twice(
+    larger_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends between the file's last name and its manifest."""
+    store = ArtifactStore(tmp_path)
+    source = SourceModel(
+        name="larger", kind="gguf", path=larger_bf16, identity="abc", provenance="made here"
+    )
+    said: list[str] = []
+
+    def make() -> MadeArtifact:
+        return make_gguf_artifact("larger", source, "Q8_0", store, threads=1, on_event=listen)
+
+    def listen(event: Event) -> None:
+        if isinstance(event, LogEvent):
+            said.append(event.message)
+
+    def killed(*_: Any) -> Path:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArtifactStore, "commit", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make()
+    assert store.all() == [] and said == []
+    made = make()
+    assert said == ["Nothing is to be done: this job has finished, and its file is whole."]
+    assert store.find(made.manifest.job_id, verify_content=True) == made.manifest
+    assert sorted(path.name for path in made.folder.iterdir()) == [
+        "larger-Q8_0.gguf", "manifest.json",
+    ]  # fmt: skip
