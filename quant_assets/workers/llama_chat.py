@@ -1,8 +1,11 @@
 """Worker: answers of a GGUF file to prompts, greedily, through the chat template in the file."""
 
+from pathlib import Path
+
 from llama_cpp import Llama
 
 from quant_assets.bench.jobs import ChatJob, ChatReplies
+from quant_assets.models.integrity import check_gguf
 from quant_assets.workers import llama_native
 from quant_assets.workers.protocol import EventChannel, serve
 
@@ -12,6 +15,7 @@ _ALL_LAYERS = -1
 def answer(job: ChatJob, channel: EventChannel) -> ChatReplies:
     """Load the model and answer every prompt on its own."""
     device = llama_native.resolve_device(job.device)
+    check_gguf(Path(job.model_path))
     model = Llama(
         job.model_path,
         n_ctx=job.context,

@@ -19,6 +19,7 @@ from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import InputError
 from quant_assets.host.own_files import locked_file
 from quant_assets.models.identity import sha256_of
+from quant_assets.models.integrity import check_gguf
 from quant_assets.quantize.gguf import ImatrixJob, ImatrixResult, QuantizeGgufJob
 from quant_assets.quantize.job import library_versions
 from quant_assets.quantize.output_record import OutputRecord, finished_output, settle_record
@@ -206,6 +207,7 @@ def _check_finite(inputs: dict[str, MatrixInputs]) -> None:
 def _runnable(job: ImatrixJob, channel: EventChannel) -> Iterator[Path]:
     """The source as a GGUF file that llama.cpp runs: itself, or a temporary one of its own type."""
     if job.source_kind == "gguf":
+        check_gguf(job.source)
         yield job.source
         return
     with tempfile.TemporaryDirectory(prefix=".imatrix-", dir=job.output.parent) as folder:
