@@ -177,3 +177,24 @@ def test_a_wrong_row_fails_the_build(warehouse: Warehouse, tmp_path: Path):
     assert done.returncode == 1
     assert "FAIL 1 unique_stg_listings_row_id" in done.stdout
     assert "FAIL 1 in_range_stg_benchmark_runs_p50_ms" in done.stdout
+
+
+def test_a_run_of_a_wrong_clock_is_not_the_newest(warehouse: Warehouse, tmp_path: Path):
+    copy = tmp_path / warehouse.path.name
+    shutil.copyfile(warehouse.path, copy)
+    with duckdb.connect(str(copy)) as connection:
+        ((record_id, *cell),) = connection.execute(
+            "select record_id, model, variant, batch_size from staging.stg_benchmark_runs "
+            "where recency = 2 order by record_id limit 1"
+        ).fetchall()
+        connection.execute(
+            "update raw.benchmark_runs set timestamp = '2999-01-01' where record_id = ?",
+            [record_id],
+        ).fetchall()
+        newest_last = connection.execute(
+            "select record_id from staging.stg_benchmark_runs "
+            "where model = ? and variant = ? and batch_size = ? order by recency desc",
+            cell,
+        ).fetchall()
+    assert len(newest_last) > 1
+    assert newest_last[0] == (record_id,)
