@@ -12,8 +12,9 @@ from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_as
 
 from quant_assets.assets.artifacts import OWNERS
 from quant_assets.assets.tables import FOLLOWS_ITS_INPUTS, WAREHOUSE_POOL
-from quant_assets.atomic_files import write_text_atomically
+from quant_assets.atomic_files import atomic_path, write_text_atomically
 from quant_assets.host.locks import exclusive_lock
+from quant_assets.processes import guarded_script
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.settings import PROJECT_ROOT, Settings
@@ -21,6 +22,8 @@ from quant_assets.warehouse.loads import row_counts
 
 DBT_PROJECT_FOLDER = PROJECT_ROOT / "dbt_like_sql"
 WAREHOUSE_VARIABLE = "QUANT_ASSETS_WAREHOUSE"
+DBT_GRACE_S = 2.0
+"""dbt rolls its transaction back on SIGINT; it gets this long."""
 _PROJECT_FILES = ("*.yml", "models/**/*", "macros/**/*", "tests/**/*")
 
 
@@ -64,8 +67,15 @@ def dbt_project(settings: Settings) -> DbtProject:
 
 
 def dbt_resource(project: DbtProject) -> DbtCliResource:
-    """dbt as installed beside the running Python, whether or not that is on PATH."""
-    executable = Path(sys.executable).with_name("dbt")
+    """dbt as installed beside the running Python, whether or not that is on PATH.
+
+    It runs under a guard, since dbt would otherwise outlive a process that is killed.
+    """
+    command = [str(Path(sys.executable).with_name("dbt"))]
+    executable = Path(project.target_path) / "guarded-dbt"
+    with atomic_path(executable) as script:
+        script.write_text(guarded_script(command, grace_s=DBT_GRACE_S), encoding="utf-8")
+        script.chmod(0o755)
     return DbtCliResource(project, dbt_executable=str(executable))
 
 

@@ -26,7 +26,9 @@ from quant_assets.definitions import defs
 from quant_assets.errors import QuantAssetsError
 from quant_assets.models.config import ModelConfig, load_models
 from quant_assets.quantize.store import ArtifactStore
+from quant_assets.resources.executor import execute_here
 from quant_assets.resources.instance import dagster_instance
+from quant_assets.resources.run_processes import end_dead_runs
 from quant_assets.settings import Settings
 from quant_assets.speed.host_peaks import recorded_peaks
 
@@ -137,12 +139,15 @@ class FullRun:
         keys: Iterable[str] = (),
         run_config: Mapping[str, Any] | None = None,
     ) -> None:
-        """Execute a job in this process; raise its failure with the three parts it carries."""
-        result = defs.resolve_job_def(job_name).execute_in_process(
-            instance=self._instance,
+        """Execute a job in this process; raise its failure with the three parts it carries.
+
+        Raises `KeyboardInterrupt` when the process was told to end meanwhile.
+        """
+        result = execute_here(
+            defs.resolve_job_def(job_name),
+            self._instance,
             run_config={**_QUIET, **(run_config or {})},
             tags=range_tags(list(keys)),
-            raise_on_error=False,
         )
         if not result.success:
             raise _failure(job_name, result)
@@ -151,8 +156,13 @@ class FullRun:
 def run_everything(
     settings: Settings, *, overrides: Mapping[str, int], quality: Mapping[str, Any], say: Say
 ) -> None:
-    """Run the whole graph once, see `FullRun.run_all`; `say` gets a line a stage."""
+    """Run the whole graph once, see `FullRun.run_all`; `say` gets a line a stage.
+
+    Runs that an earlier process left unfinished when it was killed are ended first.
+    """
     with dagster_instance(settings) as instance:
+        for run in end_dead_runs(instance):
+            say(f"ended run {run.run_id} of {run.job_name}: its process was killed")
         FullRun(settings, instance, say).run_all(overrides, quality=quality)
 
 
@@ -191,8 +201,10 @@ def _failure(job_name: str, result: dg.ExecuteInProcessResult) -> QuantAssetsErr
                 cause.message.strip(),
                 "Open the run in the Dagster UI (`make ui`) for its log.",
             )
+    failures = [event.job_failure_data for event in result.all_events if event.is_job_failure]
+    errors = [data.error for data in failures if data.error is not None]
     return QuantAssetsError(
         f"The job {job_name} failed.",
-        "No step says why.",
+        (errors[0].cause or errors[0]).message.strip() if errors else "No step says why.",
         "Open the run in the Dagster UI (`make ui`) for its log.",
     )

@@ -16,6 +16,7 @@ from quant_assets.assets.quality import variant_quality_key
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import ModelConfig
 from quant_assets.quantize.groupwise import GroupwiseFormat
+from quant_assets.resources.executor import patient_in_process_executor
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 
@@ -113,7 +114,7 @@ def build_jobs(models: Iterable[ModelConfig], variants: Mapping[str, Variant]) -
 def _job(name: str, selection: dg.AssetSelection, description: str) -> AssetJob:
     """A job whose steps run in one process: they are light, or start workers of their own."""
     return dg.define_asset_job(
-        name, selection=selection, description=description, executor_def=dg.in_process_executor
+        name, selection=selection, description=description, executor_def=patient_in_process_executor
     )
 
 
@@ -136,7 +137,7 @@ def build_full_rebuild() -> dg.JobDefinition:
 
     @dg.job(
         name=FULL_REBUILD,
-        executor_def=dg.in_process_executor,
+        executor_def=patient_in_process_executor,
         description="Everything, with all benchmarks measured anew.",
     )
     def full_rebuild() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ from quant_assets.cli.ui import ui
 from quant_assets.cli.validate import validate
 from quant_assets.errors import explained
 from quant_assets.escaping import terminal_text
+from quant_assets.processes.interruption import prompt_end, received_signal
 from quant_assets.redaction import redact
 
 
@@ -95,11 +97,27 @@ app.command()(validate)
 
 
 def main() -> None:
-    """Entry point: exit 0 on success, 2 on wrong usage, else the error's own exit code."""
+    """Entry point: exit 0 on success, 2 on wrong usage, else the error's own exit code.
+
+    A command that is told to end exits with 128 plus the signal's number, 130 for Ctrl-C.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A terminal without UTF-8 shows what it lacks as an escape; nothing fails for it.
             stream.reconfigure(errors="backslashreplace")
+    with prompt_end():
+        try:
+            _run()
+        finally:
+            number = received_signal()
+            if number is not None:
+                message_console().print(
+                    f"ended by {signal.Signals(number).name}; what was finished is kept"
+                )
+                sys.exit(128 + number)
+
+
+def _run() -> None:
     try:
         with _whole_output():
             app()

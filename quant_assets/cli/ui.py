@@ -9,7 +9,11 @@ import typer
 
 from quant_assets.cli.output import print_line
 from quant_assets.errors import ResourceError
+from quant_assets.processes import become_guarded
 from quant_assets.settings import get_settings
+
+SHUTDOWN_S = 3.0
+"""Webserver and daemon get this long to end by themselves."""
 
 
 def ui(
@@ -18,12 +22,18 @@ def ui(
     """Open the Dagster UI: graph, runs, schedules and sensors, on http://127.0.0.1:PORT."""
     _require_free(port)
     # Importing Dagster takes seconds; the other commands must not pay for it.
-    from quant_assets.resources.instance import dagster_environment
+    from quant_assets.resources.instance import dagster_environment, dagster_instance
+    from quant_assets.resources.run_processes import end_dead_runs
 
-    os.environ.update(dagster_environment(get_settings()))
+    settings = get_settings()
+    os.environ.update(dagster_environment(settings))
+    with dagster_instance(settings) as instance:
+        for run in end_dead_runs(instance):
+            print_line(f"ended run {run.run_id} of {run.job_name}: its process is gone", err=True)
     print_line(f"Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)", err=True)
     command = [sys.executable, "-m", "quant_assets.webserver.server", str(port)]
-    os.execv(sys.executable, command)  # noqa: S606
+    # Dagster's own children outlive it when it is killed.
+    become_guarded(command, grace_s=SHUTDOWN_S)
 
 
 def _require_free(port: int) -> None:

@@ -1,6 +1,6 @@
 """Run one command, and let nothing of it outlive the process that asked for it.
 
-`python -I -S guard.py <parent> <grace> <command>...`, standard library alone. A process that is
+`python -I -S guard.py <parent> <grace> <command>...`, standard library alone; parent 0: none. A process that is
 killed by SIGKILL can end none of its children; its guard notices within `POLL_S` seconds that the
 parent is gone and kills the command with all of its descendants. The same happens to what is left
 when the command ends: a grandchild that holds a pipe would keep its reader waiting.
@@ -58,7 +58,7 @@ class Guard:
         deadline: float | None = None
         while True:
             self._reap()
-            if self._status is not None or os.getppid() != self._parent:
+            if self._status is not None or self._parent not in (0, os.getppid()):
                 break
             if self._stops and deadline is None:
                 deadline = time.monotonic() + self._grace_s

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 from quant_assets.automation.checks import build_checks
 from quant_assets.bench.results import ResultStore
 from quant_assets.quantize.store import ArtifactStore
+from quant_assets.resources.run_processes import end_dead_runs
 from quant_assets.resources.stores import DataRoot
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.rebuild import rebuild_raw_tables
 from quant_assets_tests.graph.tiny_installation import QUALITY, Installation, cell
+from quant_assets_tests.process_trees import below, command_line, survivors
 
 
 def query(installation: Installation, sql: str) -> list[tuple[object, ...]]:
@@ -202,6 +206,38 @@ def test_a_killed_worker_fails_its_step_clearly_and_the_next_run_succeeds(full_r
     assert "was ended by SIGKILL" in str(data.metadata["what"].value)
     assert "out-of-memory" in str(data.metadata["what to do next"].value)
     assert full_run.run("tiny_benchmarks", cell("f16", 1)).success
+
+
+MARTS = """
+import os
+from quant_assets.definitions import defs
+from quant_assets.resources.executor import execute_here
+from quant_assets.resources.instance import dagster_instance
+from quant_assets.settings import get_settings
+with dagster_instance(get_settings()) as instance:
+    execute_here(defs.resolve_job_def("refresh_marts"), instance)
+"""
+
+
+def test_dbt_ends_with_a_killed_parent_and_the_next_run_builds_the_marts(full_run: Installation):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", MARTS], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while True:
+        assert parent.poll() is None, "it ended before dbt was seen"
+        assert time.monotonic() < deadline, "dbt did not start"
+        started = below(parent.pid)
+        lines = [command_line(process) for process in started]
+        if any("bin/dbt build" in line and "guard.py" not in line for line in lines):
+            break
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    assert not survivors(started)
+    (ended,) = end_dead_runs(full_run.instance)
+    assert ended.job_name == "refresh_marts"
+    assert full_run.run("refresh_marts").success
 
 
 def test_a_damaged_artifact_fails_its_check(full_run: Installation, tmp_path: Path):

@@ -18,6 +18,7 @@ import requests
 from quant_assets.settings import PROJECT_ROOT
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets_tests.graph.tiny_installation import Installation, cell
+from quant_assets_tests.process_trees import PROMISED_S, below, command_line, survivors
 
 LAUNCH = """
 mutation Launch($params: LaunchBackfillParams!) {
@@ -70,11 +71,15 @@ class Server:
         return content["data"]
 
 
-@pytest.fixture(scope="module")
-def server(full_run: Installation) -> Iterator[Server]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(full_run: Installation) -> Iterator[Server]:
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "quant_assets.cli.app", "ui", "--port", str(port)],
         cwd=PROJECT_ROOT,
@@ -96,11 +101,37 @@ def server(full_run: Installation) -> Iterator[Server]:
                 time.sleep(0.5)
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        end_with_everything(process, signal.SIGTERM)
+
+
+def end_with_everything(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """End the UI by a signal; its webserver, daemon and code servers end within five seconds."""
+    started = below(process.pid)
+    process.send_signal(number)
+    process.wait(timeout=PROMISED_S)
+    assert not survivors(started)
+
+
+def test_the_ui_ends_with_everything_it_started(tmp_path: Path):
+    """Killed while it starts; the other test ends it in order."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "quant_assets.cli.app", "ui", "--port", str(free_port())],
+        cwd=PROJECT_ROOT,
+        env={**os.environ, "QUANT_ASSETS_HOME": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wanted = ("webserver", "daemon", "code-server")
+    deadline = time.monotonic() + 120
+    while True:
+        assert process.poll() is None, "the server ended"
+        assert time.monotonic() < deadline, "the server did not start"
+        lines = " ".join(command_line(item) for item in below(process.pid))
+        if all(word in lines for word in wanted):
+            break
+        time.sleep(0.1)
+    end_with_everything(process, signal.SIGKILL)
 
 
 def runs(server: Server) -> list[str]:
