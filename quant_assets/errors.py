@@ -84,6 +84,12 @@ def explained(error: BaseException) -> QuantAssetsError | None:
             "An allocation failed.",
             "Close other programs, use a smaller model or level, or a machine with more memory.",
         )
+    if isinstance(error, RecursionError):
+        return InputError(
+            "An input is nested too deeply.",
+            "Python's limit of nested calls was reached while it was read.",
+            "Check the JSON or YAML files that the command reads.",
+        )
     if isinstance(error, OSError):
         return _system_error(error)
     # Libraries written in Rust hand the system's error on as text.

@@ -37,6 +37,18 @@ Say = Callable[[str], None]
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
+USUAL_S = {
+    "listings": 20.0,
+    "host": 5.0,
+    "source": 16.0,
+    "artifacts": 23.0,
+    "quality": 98.0,
+    "benchmarks": 170.0,
+    "marts": 21.0,
+}
+"""Seconds of each stage, as measured with SmolLM2-135M on two idle cores, nothing there before."""
+
+
 class FullRun:
     """Runs the jobs of one installation one after the other."""
 
@@ -45,6 +57,8 @@ class FullRun:
         self._instance = instance
         self._say = say
         self._results = ResultStore(settings.results)
+        self._stages = 0
+        self._remaining: list[float] = []
 
     def run_all(
         self,
@@ -55,31 +69,60 @@ class FullRun:
     ) -> None:
         """Listings, then every model's source, artifacts, quality and benchmarks, then the marts.
 
-        `overrides` go to the benchmarks and `quality` to the quality runs, as their config. Cells with a record of the same settings are left out unless `measure_again`.
+        `overrides` go to the benchmarks and `quality` to the quality runs, as their config. Cells with
+        a record of the same settings are left out unless `measure_again`.
         """
         settings = self._settings
-        self._say("listings: reading offers and matching them to GPUs")
+        models = list(load_models(settings.models_yaml))
+        of_a_model = [USUAL_S[stage] for stage in ("source", "artifacts", "quality", "benchmarks")]
+        self._remaining = [
+            USUAL_S["listings"],
+            USUAL_S["host"],
+            *(of_a_model * len(models)),
+            USUAL_S["marts"],
+        ]
+        self._stages = len(self._remaining)
+        self._begin("listings: reading offers and matching them to GPUs")
         self._run(REFRESH_LISTINGS)
         if measure_again or not recorded_peaks(settings.results):
-            self._say("host: measuring memory bandwidth and matrix throughput")
+            self._begin("host: measuring memory bandwidth and matrix throughput")
             self._run(MEASURE_HOST)
+        else:
+            self._skip("host: measured already")
         variants = load_variants(settings.variants_yaml)
         defaults = load_settings(settings.variants_yaml)
         bench_settings = BenchSettings.model_validate({**defaults.model_dump(), **overrides})
-        for model in load_models(settings.models_yaml):
-            self._say(f"{model.name}: preparing the source model")
+        for model in models:
+            self._begin(f"{model.name}: preparing the source model")
             self._run(source_job_name(model))
-            self._say(f"{model.name}: artifacts {', '.join(model.gguf_levels)}")
+            self._begin(f"{model.name}: artifacts {', '.join(model.gguf_levels)}")
             self._run(artifacts_job_name(model), keys=model.gguf_levels)
-            self._say(f"{model.name}: quality against F16")
+            self._begin(f"{model.name}: quality against F16")
             self._run(
                 quality_job_name(model),
                 keys=list(variants),
                 run_config=_op_config(variant_quality_key(model), quality or {}),
             )
             self._measure(model, variants, bench_settings, overrides, measure_again)
-        self._say("marts: dbt build")
+        self._begin("marts: dbt build")
         self._run(REFRESH_MARTS)
+
+    def _begin(self, title: str) -> None:
+        """Say which stage begins, how long it usually takes, and what comes after it."""
+        usual_s = self._remaining.pop(0)
+        after = (
+            f"then {_duration(sum(self._remaining))} for the {len(self._remaining)} after it"
+            if self._remaining
+            else "the last one"
+        )
+        self._say(f"{self._place()} {title} (usually {_duration(usual_s)}; {after})")
+
+    def _skip(self, title: str) -> None:
+        self._remaining.pop(0)
+        self._say(f"{self._place()} skipped: {title}")
+
+    def _place(self) -> str:
+        return f"[{self._stages - len(self._remaining)} of {self._stages}]"
 
     def _measure(
         self,
@@ -89,6 +132,7 @@ class FullRun:
         overrides: Mapping[str, int],
         measure_again: bool,
     ) -> None:
+        self._begin(f"{model.name}: speed and memory of {len(variants)} variants")
         find_artifact = artifact_finder(ArtifactStore(self._settings.artifacts), model.name)
         for name, variant in variants.items():
             artifact = find_artifact(variant)
@@ -101,8 +145,10 @@ class FullRun:
             missing = [
                 size for size in bench_settings.batch_sizes if measure_again or size not in known
             ]
-            if missing:
-                self._say(f"{model.name}: measuring {name} at batch {_listed(missing)}")
+            if not missing:
+                self._say(f"  {name}: measured already")
+            else:
+                self._say(f"  {name}: measuring at batch {_listed(missing)}")
                 self._run(
                     benchmarks_job_name(model),
                     keys=[
@@ -161,6 +207,9 @@ def run_everything(
     Runs that an earlier process left unfinished when it was killed are ended first.
     """
     with dagster_instance(settings) as instance:
+        say(
+            "times are those of a model of 135M parameters on two idle cores; what is there is reused"
+        )
         for run in end_dead_runs(instance):
             say(f"ended run {run.run_id} of {run.job_name}: its process was killed")
         FullRun(settings, instance, say).run_all(overrides, quality=quality)
@@ -177,6 +226,10 @@ def _lengths(settings: Any) -> tuple[int, int, int, int]:
         settings.prompt_tokens,
         settings.generated_tokens,
     )
+
+
+def _duration(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 100 else f"about {seconds / 60:.0f} min"
 
 
 def _listed(sizes: Iterable[int]) -> str:

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.listings.matching import TitleMatch, TitleMatcher
 from quant_assets.listings.registry import GpuRegistry
+from quant_assets.processes import guarded
 
 WORTH_A_PROCESS = 8_000
 """Titles that are matched in the time it takes to start a process and to index the names."""
@@ -47,7 +48,7 @@ class TitleMatching:
             job, matches = folder / f"titles_{number}.json", folder / f"matches_{number}.json"
             job.write_text(json.dumps(titles[number::shares]), encoding="utf-8")
             command = [sys.executable, "-m", __name__, str(registry_file), str(job), str(matches)]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(guarded(command), stdin=subprocess.DEVNULL)
             self._shares.append(_Share(titles[number::shares], matches, process))
 
     def matches(self) -> list[TitleMatch]:
