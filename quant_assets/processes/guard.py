@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 POLL_S = 1.0
-KILL_LIMIT_S = 2.0
+KILL_LIMIT_S = 3.0
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_CHILD_SUBREAPER = 36
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -54,6 +54,8 @@ class Guard:
         if _LINUX:
             # Descendants whose own parent ended become children of this process.
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+            # A guard that is guarded has work to do when its own guard is killed.
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
         self._child = self._start()
         deadline: float | None = None
         while True:
