@@ -19,6 +19,8 @@ from quant_assets.errors import EnvironmentNotReady, ResourceError
 
 MAX_AGE = timedelta(days=2)
 """Older live prices are not fresh any more."""
+MAX_CLOCK_ERROR = timedelta(minutes=10)
+"""Prices from further in the future have a time that is wrong, so their age is not known."""
 
 _SNAPSHOT = "live.json"
 _TIMEOUT_S = 20.0
@@ -36,9 +38,9 @@ class LiveListings:
     """Why the offers are not of now; None when they are."""
 
     def is_fresh(self, now: datetime | None = None) -> bool:
-        """Whether the offers were fetched by the last attempt and are not older than `MAX_AGE`."""
+        """Whether the last attempt fetched the offers, and their age is known and in `MAX_AGE`."""
         age = (now or datetime.now(UTC)) - self.fetched_at
-        return self.warning is None and age <= MAX_AGE
+        return self.warning is None and -MAX_CLOCK_ERROR <= age <= MAX_AGE
 
 
 def fetch_live_listings(
@@ -114,9 +116,13 @@ def _last_snapshot(path: Path, error: Exception) -> LiveListings:
     reason = f"{type(error).__name__}: {error}".rstrip(". ")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        fetched_at = datetime.fromisoformat(content["fetched_at"])
+        stated = datetime.fromisoformat(content["fetched_at"])
+        # A time without a zone was written by other hands; it counts as UTC.
+        fetched_at = (stated if stated.tzinfo else stated.replace(tzinfo=UTC)).astimezone(UTC)
+        if not isinstance(content["offers"], list):
+            raise TypeError("the offers are not a list")
         offers = len(content["offers"])
-    except (OSError, ValueError, KeyError, TypeError) as missing:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as missing:
         raise ResourceError(
             "Live prices cannot be fetched, and none are kept from before.",
             f"{reason}.",

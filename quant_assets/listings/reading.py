@@ -11,7 +11,9 @@ import codecs
 import csv
 import hashlib
 import json
+import logging
 import re
+import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +25,8 @@ import duckdb
 import pandas as pd
 from duckdb import DuckDBPyConnection
 
-from quant_assets.atomic_files import atomic_path
-from quant_assets.duckdb_files import READ_OPTIONS, display_name, exact_pattern, readable, writable
+from quant_assets.atomic_files import replace_durably
+from quant_assets.duckdb_files import READ_OPTIONS, display_name, exact_pattern, readable
 from quant_assets.errors import InputError
 from quant_assets.listings import stages
 from quant_assets.listings.headers import TEXT_COLUMNS, ColumnMap, map_columns, require_columns
@@ -35,6 +37,7 @@ from quant_assets.listings.stages import (
     ReadFile,
     Workspace,
     connect_in_memory,
+    copy_to,
 )
 
 MAX_LINE_CHARACTERS = 131_072
@@ -48,6 +51,7 @@ _PARSER_VERSION = 3
 """Part of a snapshot's name; raise it whenever parsing changes."""
 _DELIMITERS = (",", ";", "\t", "|")
 _CHUNK_ROWS = 50_000
+_logger = logging.getLogger(__name__)
 _WIDE = 100
 """From so many columns on, rows pass through Python: DuckDB plans in more than linear time."""
 _LINE_END = re.compile(r"\r\n|\n|\r")
@@ -98,9 +102,7 @@ class _Target:
         if isinstance(self.place, str):
             statement = f"CREATE OR REPLACE TABLE {self.place} AS {query}"
             return int(connection.execute(statement, [*parameters]).fetchall()[0][0])
-        with writable(self.place) as path:
-            statement = f"COPY ({query}) TO ? (FORMAT parquet)"
-            return int(connection.execute(statement, [*parameters, path]).fetchall()[0][0])
+        return copy_to(connection, query, self.place, parameters=parameters)
 
 
 def read_raw(paths: Sequence[Path], *, snapshots: Path | None = None) -> RawListings:
@@ -184,12 +186,10 @@ def _read_file(
         with workspace.connection.cursor() as connection:
             parse(connection, path, facts, _Target(table))
     else:
-        snapshot = folder / f"{facts.sha256}{path.suffix.lower()}.v{_PARSER_VERSION}.parquet"
-        parsed, place = not snapshot.exists(), str(snapshot)
-        source = f"read_parquet($place, {READ_OPTIONS})"
-        if parsed:
-            with atomic_path(snapshot) as temporary, connect_in_memory() as connection:
-                parse(connection, path, facts, _Target(temporary))
+        stem = f"{facts.sha256}{path.suffix.lower()}.v{_PARSER_VERSION}"
+        kept = _intact_snapshot(folder, stem)
+        parsed, snapshot = kept is None, kept or _new_snapshot(path, facts, folder, stem)
+        place, source = str(snapshot), f"read_parquet($place, {READ_OPTIONS})"
     counted = f"SELECT count(*) FILTER (reason IS NULL), count(reason) FROM {source}"  # noqa: S608, own names
     bound = {} if source == table else {"place": exact_pattern(Path(place))}
     rows, rejected = workspace.query(counted, bound)[0]
@@ -200,6 +200,35 @@ def _read_file(
             "Export the listings again, or leave the file out.",
         )
     return ReadFile(source_file, facts.sha256, place, parsed, rows, rejected)
+
+
+def _new_snapshot(path: Path, facts: _FileFacts, folder: Path, stem: str) -> Path:
+    """Parse a file into `folder`; the snapshot's name holds its own digest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = folder / f".{stem}.{secrets.token_hex(6)}.tmp"
+    try:
+        with connect_in_memory() as connection:
+            _PARSERS[path.suffix.lower()](connection, path, facts, _Target(made))
+        snapshot = folder / f"{stem}.{_digest(made)}.parquet"
+        replace_durably(made, snapshot)
+    finally:
+        made.unlink(missing_ok=True)
+    return snapshot
+
+
+def _intact_snapshot(folder: Path, stem: str) -> Path | None:
+    """The snapshot of that name whose content is what was written; damaged ones are removed."""
+    for snapshot in folder.glob(f"{stem}.*.parquet"):
+        if snapshot.is_file() and snapshot.name == f"{stem}.{_digest(snapshot)}.parquet":
+            return snapshot
+        _logger.warning("The snapshot %s is damaged; its file is parsed again.", snapshot)
+        snapshot.unlink()
+    return None
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:32]
 
 
 def _inspect(path: Path) -> _FileFacts:
@@ -272,20 +301,24 @@ def _read_header(line: str, delimiter: str | None, path: Path) -> tuple[list[str
             "A header line names the columns.",
             "Put a header in the first line.",
         )
-    best: tuple[int, list[str], str] | None = None
-    for candidate in (delimiter,) if delimiter else _DELIMITERS:
-        fields = _split(line, candidate)
-        if not isinstance(fields, list):
-            continue
-        columns = map_columns(fields)
-        if columns is not None and (best is None or len(columns.positions) > best[0]):
-            best = len(columns.positions), fields, candidate
-    if best is None:
-        widest = max((line.count(sign), sign) for sign in _DELIMITERS)[1]
-        fields = _split(line, widest)
-        require_columns(fields if isinstance(fields, list) else [line.strip()], path)
-        raise AssertionError("a header without a title was accepted")
-    return best[1], best[2]
+    # A wrong `sep=` line does not make the file unreadable.
+    for candidates in ((delimiter,), _DELIMITERS) if delimiter else (_DELIMITERS,):
+        splits = [(sign, _split(line, sign)) for sign in candidates]
+        split = [(sign, fields) for sign, fields in splits if isinstance(fields, list)]
+        mapped = [
+            (columns, fields, sign) for sign, fields in split if (columns := map_columns(fields))
+        ]
+        if mapped:
+            _, fields, sign = max(mapped, key=lambda found: len(found[0].positions))
+            return fields, sign
+    if not split:
+        raise InputError(
+            f"The header of the file {path} has a quote that is never closed (line 1).",
+            "A header line names the columns.",
+            "Correct the first line.",
+        )
+    require_columns(max((fields for _, fields in split), key=len), path)
+    raise AssertionError("a header without a title was accepted")
 
 
 def _copy_clean_csv(

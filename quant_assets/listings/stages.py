@@ -2,7 +2,8 @@
 
 import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -12,13 +13,21 @@ import pandas as pd
 from duckdb import DuckDBPyConnection
 
 from quant_assets.atomic_files import atomic_path
-from quant_assets.duckdb_files import READ_OPTIONS, exact_pattern, readable, writable
-from quant_assets.errors import CheckFailed, InputError
+from quant_assets.duckdb_files import READ_OPTIONS, display_name, exact_pattern, readable, writable
+from quant_assets.errors import CheckFailed, InputError, ResourceError
+from quant_assets.listings.headers import TEXT_COLUMNS
 
 MEMORY_LIMIT = "1.4GB"
 """What DuckDB keeps in memory before it spills to disk; a market fits a small machine."""
 ROWS_IN_MEMORY = 1_000_000
 """A row of a stage takes some 500 bytes there; more rows than this are kept as Parquet."""
+_RAW_COLUMNS = ("position", "row_id", "source_file", "line_number", *TEXT_COLUMNS, "extra")
+_REJECTED_COLUMNS = ("row_id", "source_file", "line_number", "title", "reason", "detail")
+_PRICED_COLUMNS = (
+    *("position", "row_id", "title", "seller", "url", "canonical_name", "gpu_count"),
+    *("price_kind", "price_usd", "price_per_gpu_usd", "collapsed_duplicates", "extra"),
+)
+"""What the stage after it reads from a table that was kept."""
 ROW_ID = "md5(concat_ws(chr(31), source_file, line_number, title, price_text, url))"
 """What identifies a row, as an SQL expression over its columns."""
 
@@ -59,7 +68,8 @@ class Workspace:
         self, sql: str, parameters: Sequence[object] | Mapping[str, object] = ()
     ) -> list[tuple[Any, ...]]:
         """Run one statement with bound parameters and return its rows."""
-        return self.connection.execute(sql, parameters or None).fetchall()
+        with _clear_resource_errors(self.folder.name):
+            return self.connection.execute(sql, parameters or None).fetchall()
 
     def add_frame(self, stem: str, frame: pd.DataFrame) -> str:
         """Copy a frame into a new table and return its name."""
@@ -94,9 +104,8 @@ class Workspace:
         options: str = "FORMAT parquet",
         parameters: Sequence[object] = (),
     ) -> None:
-        """Write the result of a query to the file `path`, whose last bound parameter it is."""
-        with writable(path) as target:
-            self.query(f"COPY ({query}) TO ? ({options})", [*parameters, target])
+        """`copy_to` with the connection of the workspace."""
+        copy_to(self.connection, query, path, options, parameters)
 
     def count(self, table: str) -> int:
         """Number of rows of a table."""
@@ -166,7 +175,7 @@ class RawListings(_Stage):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote; raises `InputError` when it is not there."""
-        return cls(*_load(folder, ("rows", "rejected")))
+        return cls(*_load(folder, {"rows": _RAW_COLUMNS, "rejected": _REJECTED_COLUMNS}))
 
 
 @dataclass(frozen=True)
@@ -214,7 +223,7 @@ class NormalizedListings(_Stage):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote; raises `InputError` when it is not there."""
-        return cls(*_load(folder, ("rows", "quarantined")))
+        return cls(*_load(folder, {"rows": _PRICED_COLUMNS, "quarantined": _REJECTED_COLUMNS[:-1]}))
 
 
 @dataclass(frozen=True)
@@ -233,7 +242,7 @@ class EnrichedListings(_Stage):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read what `save` wrote; raises `InputError` when it is not there."""
-        return cls(*_load(folder, ("rows",)))
+        return cls(*_load(folder, {"rows": (*_PRICED_COLUMNS, "vram_gb")}))
 
 
 def check_conservation(
@@ -261,17 +270,51 @@ def check_conservation(
     return counts
 
 
+def copy_to(
+    connection: DuckDBPyConnection,
+    query: str,
+    path: Path,
+    options: str = "FORMAT parquet",
+    parameters: Sequence[object] = (),
+) -> int:
+    """Write the result of a query to the file `path` and return its rows.
+
+    Raises `ResourceError` when the disk is full or the file cannot be written.
+    """
+    copy = f"COPY ({query}) TO ? ({options}, USE_TMP_FILE false)"
+    with writable(path) as target, _clear_resource_errors(display_name(path)):
+        return int(connection.execute(copy, [*parameters, target]).fetchall()[0][0])
+
+
+@contextmanager
+def _clear_resource_errors(place: str) -> Iterator[None]:
+    """DuckDB's errors of a full disk, a refused file or too little memory as `ResourceError`."""
+    try:
+        yield
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        raise ResourceError(
+            f"The listings cannot be written to {place}.",
+            f"DuckDB said: {_first_line(error)}.",
+            "Free some space, or use a folder that can be written; files that were there before "
+            "are whole.",
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0].rstrip(".")
+
+
 def _save(workspace: Workspace, folder: Path, tables: Mapping[str, str]) -> None:
     for name, table in tables.items():
         with atomic_path(folder / f"{name}.parquet") as temporary:
             workspace.copy(f"SELECT * FROM {workspace.in_order(table)}", temporary)  # noqa: S608, own names
 
 
-def _load(folder: Path, names: Sequence[str]) -> tuple[Any, ...]:
-    """A new workspace and the names of the tables that `_save` wrote."""
+def _load(folder: Path, names: Mapping[str, Sequence[str]]) -> tuple[Any, ...]:
+    """A new workspace and the names of the tables that `_save` wrote, each with its columns."""
     workspace = Workspace.create()
     tables = []
-    for name in names:
+    for name, columns in names.items():
         path = folder / f"{name}.parquet"
         if not path.is_file():
             raise InputError(
@@ -280,10 +323,20 @@ def _load(folder: Path, names: Sequence[str]) -> tuple[Any, ...]:
                 "Run the stage before this one.",
             )
         table = workspace.new_name(name)
-        with readable(path) as pattern:
-            workspace.query(
-                f"CREATE TABLE {table} AS SELECT * FROM read_parquet(?, {READ_OPTIONS})",  # noqa: S608, own names
-                [pattern],
-            )
+        try:
+            with readable(path) as pattern:
+                workspace.connection.execute(
+                    f"CREATE TABLE {table} AS SELECT * FROM read_parquet(?, {READ_OPTIONS})",  # noqa: S608, own names
+                    [pattern],
+                ).fetchall()
+            described = {column for column, *_ in workspace.query(f"DESCRIBE {table}")}
+            if missing := [column for column in columns if column not in described]:
+                raise duckdb.InvalidInputException(f"it has no column {missing[0]}")
+        except (duckdb.Error, UnicodeDecodeError) as error:
+            raise InputError(
+                f"The file {path} is damaged or not a table of listings.",
+                f"{_first_line(error)}.",
+                "Read the listings again: `quant-assets demo`, or the job refresh_listings.",
+            ) from error
         tables.append(table)
     return (workspace, *tables)

@@ -1,5 +1,6 @@
 """Load the raw tables from what the data root holds; a load replaces its table's rows, whole."""
 
+import datetime
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from quant_assets.speed.needs import (
     grid_needs,
     run_needs,
 )
+from quant_assets.warehouse.price_history import intact_snapshots
 
 ListingTable = Literal["raw_listings", "enriched_listings", "quarantined_listings"]
 LISTING_SNAPSHOTS: dict[ListingTable, str] = {
@@ -207,30 +209,14 @@ def load_listing_history(connection: duckdb.DuckDBPyConnection, folder: Path) ->
     A damaged snapshot is left out: the others are a history, too.
     """
     connection.execute("delete from raw.listing_history").fetchall()
-    snapshots = [path for path in sorted(folder.glob("*.parquet")) if _is_whole_snapshot(path)]
+    now = datetime.datetime.now(datetime.UTC)
+    snapshots = [exact_pattern(path) for path in intact_snapshots(folder, now)]
     if snapshots:
         connection.execute(
             f"insert into raw.listing_history by name {_HISTORY}",
-            [[exact_pattern(path) for path in snapshots]],
+            [snapshots],
         ).fetchall()
     return _count(connection, "listing_history")
-
-
-def _is_whole_snapshot(path: Path) -> bool:
-    """Whether a snapshot of the history can be read to its end; a warning names one that cannot."""
-    try:
-        with duckdb.connect() as scratch:
-            ((lacking, _),) = scratch.execute(
-                "select count(*) filter (where recorded_at is null or offer_id is null or "  # noqa: S608
-                f"canonical_name is null), bit_xor(hash(offer)) from ({_HISTORY}) offer",
-                [[exact_pattern(path)]],
-            ).fetchall()
-        why = f"{lacking} of its rows have no time or no name" if lacking else ""
-    except (duckdb.Error, InputError) as error:
-        why = str(error)
-    if why:
-        _log.warning("The snapshot of prices %s is ignored: %s", path, why)
-    return not why
 
 
 def load_listing_table(

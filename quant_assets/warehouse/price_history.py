@@ -1,14 +1,24 @@
 """The history of prices: one Parquet snapshot each time that an offer or its price changed."""
 
 import datetime
+import logging
+import re
 from pathlib import Path
 
+import duckdb
+
 from quant_assets.atomic_files import atomic_path
-from quant_assets.listings.stages import EnrichedListings
+from quant_assets.duckdb_files import READ_OPTIONS, display_name, exact_pattern
+from quant_assets.listings.stages import EnrichedListings, connect_in_memory
 
 HISTORY_FOLDER = "history"
 """The folder of the snapshots, in the listings folder of the data root."""
+MAX_CLOCK_ERROR = datetime.timedelta(days=1)
+"""Snapshots from further in the future are left out: the clock was wrong when they were made."""
 
+_logger = logging.getLogger(__name__)
+_STAMP = "%Y%m%dT%H%M%S.%fZ"
+_NAME = re.compile(r"(?P<stamp>\d{8}T\d{6}\.\d{6}Z)_(?P<digest>[0-9a-f]{32})\.parquet")
 _OFFERS = """
     SELECT md5(concat_ws(chr(31), seller, title, url, canonical_name, gpu_count, price_kind))
                AS offer_id,
@@ -17,33 +27,94 @@ _OFFERS = """
     WHERE price_usd IS NOT NULL
     QUALIFY row_number() OVER (PARTITION BY offer_id ORDER BY price_usd, row_id) = 1
 """
+_DIGEST = """
+    SELECT md5(coalesce(
+        string_agg(concat_ws('=', offer_id, price_usd), ';' ORDER BY offer_id), ''
+    ))
+"""
 
 
 def record_prices(enriched: EnrichedListings, folder: Path, at: datetime.datetime) -> Path | None:
     """Write the offers with a price as a snapshot of the time `at` (UTC) into `folder`.
 
-    Returns the file, or None when the newest snapshot there holds the same offers and prices.
-    Snapshots are never changed; files are named by time and content.
+    Returns the file, or None when the last snapshot there holds the same offers and prices. The
+    last one is the newest that is not later than `at`, so that one made while the clock was ahead
+    does not hide those after it. Snapshots are never changed; files are named by time and content.
     """
     workspace = enriched.workspace
     offers = _OFFERS.format(rows=enriched.rows)
-    (digest,) = workspace.query(
-        f"""
-        SELECT md5(coalesce(
-            string_agg(concat_ws('=', offer_id, price_usd), ';' ORDER BY offer_id), ''
-        ))
-        FROM ({offers})
-        """  # noqa: S608, own names
-    )[0]
-    newest = max(folder.glob("*.parquet"), default=None)
-    if newest is not None and newest.stem.endswith(f"_{digest}"):
+    (digest,) = workspace.query(f"{_DIGEST} FROM ({offers})")[0]
+    at = _utc(at)
+    known = _named_snapshots(folder)
+    before = [path for stamp, path in known if stamp <= at]
+    last = before[-1:] or [path for _, path in known[-1:]]
+    if last and last[0].stem.endswith(f"_{digest}") and _fault(last[0]) is None:
         return None
-    stamp = at.astimezone(datetime.UTC)
-    path = folder / f"{stamp:%Y%m%dT%H%M%S.%f}Z_{digest}.parquet"
+    path = folder / f"{at.strftime(_STAMP)}_{digest}.parquet"
     with atomic_path(path) as temporary:
         workspace.copy(
             f"SELECT CAST(? AS TIMESTAMPTZ) AS recorded_at, * FROM ({offers}) ORDER BY offer_id",  # noqa: S608, own names
             temporary,
-            parameters=[stamp.isoformat()],
+            parameters=[at.isoformat()],
         )
     return path
+
+
+def intact_snapshots(folder: Path, now: datetime.datetime) -> list[Path]:
+    """The snapshots in `folder` that hold what was written, oldest first.
+
+    A damaged one is renamed to `<name>.damaged`. Files with other names, and snapshots later than
+    `now` by more than `MAX_CLOCK_ERROR`, are left where they are. Each is named in a warning.
+    """
+    latest = _utc(now) + MAX_CLOCK_ERROR
+    named = _named_snapshots(folder)
+    known = {path for _, path in named}
+    for foreign in sorted(set(folder.glob("*.parquet")) - known):
+        _logger.warning("%s is not a snapshot of prices and is left out.", display_name(foreign))
+    intact = []
+    for stamp, path in named:
+        if stamp > latest:
+            _logger.warning("%s is from the future and is left out.", path)
+        elif (fault := _fault(path)) is not None:
+            _logger.warning("%s is damaged and is set aside: %s.", path, fault)
+            path.rename(path.with_name(f"{path.name}.damaged"))
+        else:
+            intact.append(path)
+    return intact
+
+
+def _named_snapshots(folder: Path) -> list[tuple[datetime.datetime, Path]]:
+    """Time and path of each file that is named like a snapshot, oldest first."""
+    found = []
+    for path in folder.glob("*.parquet"):
+        if (match := _NAME.fullmatch(path.name)) is None:
+            continue
+        try:
+            stamp = datetime.datetime.strptime(match["stamp"], _STAMP)
+        except ValueError:
+            continue
+        found.append((_utc(stamp), path))
+    return sorted(found)
+
+
+def _fault(path: Path) -> str | None:
+    """Why the file does not hold the offers whose digest is in its name; None when it does."""
+    query = (
+        f"{_DIGEST}, count(recorded_at), count(*), any_value(columns(*)::VARCHAR) FROM "
+        f"read_parquet(?, {READ_OPTIONS})"
+    )
+    try:
+        with connect_in_memory() as connection:
+            digest, stamped, rows, *_ = connection.execute(query, [exact_pattern(path)]).fetchall()[
+                0
+            ]
+    except (duckdb.Error, OSError, UnicodeDecodeError) as error:
+        return str(error).partition("\n")[0].rstrip(".")
+    if not path.stem.endswith(f"_{digest}") or stamped != rows:
+        return "its content is not what was written"
+    return None
+
+
+def _utc(time: datetime.datetime) -> datetime.datetime:
+    """The time in UTC; one without a zone is UTC already."""
+    return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).astimezone(datetime.UTC)

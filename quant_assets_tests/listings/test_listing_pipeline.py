@@ -7,6 +7,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pytest
@@ -335,3 +336,37 @@ def test_no_progress_bar_goes_to_standard_output(tmp_path: Path) -> None:
     raw = read_raw([write(tmp_path / "in.csv", "title\nL4\n")])
     shown = "SELECT current_setting('enable_progress_bar')"
     assert raw.workspace.query(shown) == [(False,)]
+
+
+def test_statements_do_not_grow_with_the_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planning takes more than linear time in what a statement computes; a column is one word."""
+    statements: list[str] = []
+    plain, copied = stages.Workspace.query, stages.copy_to
+
+    def query(self: stages.Workspace, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        statements.append(sql)
+        return plain(self, sql, parameters)
+
+    def copy_to(connection: Any, sql: str, *rest: Any) -> int:
+        statements.append(sql)
+        return copied(connection, sql, *rest)
+
+    monkeypatch.setattr(stages.Workspace, "query", query)
+    monkeypatch.setattr(stages, "copy_to", copy_to)
+    lengths, calls = {}, {}
+    for columns in (100, 400):
+        names = [f"x{number}" for number in range(columns)]
+        source = write(
+            tmp_path / "in.csv",
+            f"title,price,{','.join(names)}\n" + f"L4 24GB,2000,{','.join(names)}\n" * 5,
+        )
+        statements.clear()
+        run_pipeline([source], tmp_path / "out.csv", METRIC)
+        lengths[columns] = sum(map(len, statements))
+        calls[columns] = sum(sql.count("regexp_") for sql in statements)
+        (row, *_) = rows_of(tmp_path / "out.csv")
+        assert [row[name] for name in names] == names
+    assert calls[400] == calls[100]
+    assert lengths[400] - lengths[100] < 300 * 50

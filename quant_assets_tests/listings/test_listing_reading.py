@@ -4,6 +4,9 @@ import codecs
 import csv
 import io
 import json
+import os
+import resource
+import signal
 from pathlib import Path
 
 import duckdb
@@ -11,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quant_assets.errors import InputError
+from quant_assets.errors import InputError, ResourceError
 from quant_assets.listings import reading
 from quant_assets.listings.quarantine import QuarantineReason
 from quant_assets.listings.reading import MAX_LINE_CHARACTERS, read_raw
@@ -114,6 +117,8 @@ def test_a_hundred_megabytes_in_one_line(tmp_path: Path) -> None:
         ("a.csv", b"title,price\n", "no rows (after line 1)"),
         ("a.csv", b"colour,weight\nred,1\n", "no column with a title of the offer (line 1)"),
         ("a.csv", b"title\0price\nL4,1\n", "NUL byte in line 1"),
+        ("a.csv", b'"title,price\nL4,1\n', "quote that is never closed (line 1)"),
+        ("a.csv", b"title" + b",x" * 10_000 + b"\nL4\n", "has 10001 columns"),
         ("a.csv", "title,price\nL4,1\n".encode("utf-16-le"), "NUL byte in line 1"),
         ("a.json", b'[{"title": "L4"},\n{"title" "T4"}]', "not valid JSON (line 2)"),
         ("a.json", b'"L4"', "no list of listings (line 1)"),
@@ -247,6 +252,92 @@ def test_any_bytes_after_the_header_are_rows_or_rejected(tmp_path: Path, body: b
     path = write(tmp_path / "a.csv", b"title,price\n" + body + b"\nL4 24GB,1\n")
     raw = read_raw([path])
     counts = raw.counts
-    lines = [line for line in body.decode("latin-1").split("\n") if line.strip()]
+    lines = [line for line in body.split(b"\n") if line.strip()]
     records = counts["rows"] + counts["rejected"]
-    assert 1 <= records <= 1 + sum(line.count("\r") + 1 for line in lines)
+    assert 1 <= records <= 1 + sum(line.count(b"\r") + 1 for line in lines)
+
+
+def test_a_row_that_cannot_be_kept_is_set_aside(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.json",
+        r'[{"title": "L4 \ud83d"}, {"title": "T4", "\udc00": 1}, {"title": "A2"}]',
+    )
+    raw = read_raw([path])
+    assert column(raw, "title") == ["A2"]
+    unreadable = QuarantineReason.UNREADABLE_ROW
+    assert rejected(raw) == [(1, unreadable), (2, unreadable)]
+    assert raw.workspace.query(f"SELECT title FROM {raw.rejected} WHERE line_number = 1") == [
+        ("L4 \\ud83d",)
+    ]
+
+
+def test_a_wrong_separator_line_is_forgiven(tmp_path: Path) -> None:
+    raw = read_raw([write(tmp_path / "a.csv", "sep=:\ntitle;price\nL4;1\n")])
+    assert column(raw, "price_text") == ["1"]
+
+
+def test_line_separators_inside_json_text_end_no_line(tmp_path: Path) -> None:
+    raw = read_raw([write(tmp_path / "a.jsonl", '{"title": "L4\u2028\x85x"}\n{"title": "T4"}\r\n')])
+    assert column(raw, "title") == ["L4\u2028\x85x", "T4"]
+
+
+def test_a_file_is_read_by_its_own_name_and_not_as_a_pattern(tmp_path: Path) -> None:
+    write(tmp_path / "offers1.csv", "title\nL4\n")
+    names = ["offers[1].csv", "offers?.csv", "of*\\[1].csv", os.fsdecode(b"offers\xff.csv")]
+    home = tmp_path / "x=1" / "[a] 'b\" *"
+    for name in names:
+        path = write(tmp_path / name, "title\nT4\n")
+        for snapshots in (None, home):
+            raw = read_raw([path], snapshots=snapshots)
+            assert column(raw, "title") == ["T4"], name
+    assert column(raw, "source_file") == ["offers\\xff.csv"]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", None])
+def test_a_damaged_snapshot_is_made_again(tmp_path: Path, damage: bytes | None) -> None:
+    path, folder = write(tmp_path / "a.csv", "title,price\nL4,1\n"), tmp_path / "snapshots"
+    place = Path(read_raw([path], snapshots=folder).files[0].place)
+    whole = place.read_bytes()
+    flipped = bytes([*whole[:30], whole[30] ^ 1, *whole[31:]])
+    place.write_bytes(flipped if damage is None else damage)
+    again = read_raw([path], snapshots=folder)
+    assert (again.files[0].parsed, column(again, "price_text")) == (True, ["1"])
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_damaged_stage_is_one_error_with_its_name(tmp_path: Path) -> None:
+    raw = read_raw([write(tmp_path / "a.csv", "title,price\nL4,1\n")])
+    raw.save(tmp_path / "kept")
+    rows = tmp_path / "kept" / "rows.parquet"
+    whole = rows.read_bytes()
+    with duckdb.connect() as connection:
+        connection.execute(
+            "COPY (SELECT 1 AS a) TO ? (FORMAT parquet)", [str(tmp_path / "x.parquet")]
+        )
+    for content in (
+        b"",
+        whole[: len(whole) // 2],
+        b"x" * 99,
+        (tmp_path / "x.parquet").read_bytes(),
+    ):
+        rows.write_bytes(content)
+        with pytest.raises(InputError, match=r"rows\.parquet is damaged"):
+            RawListings.load(tmp_path / "kept")
+
+
+def test_what_was_there_stays_when_a_stage_cannot_be_written(tmp_path: Path) -> None:
+    raw = read_raw([write(tmp_path / "a.csv", "title\nL4\n")])
+    raw.save(tmp_path / "kept")
+    before = (tmp_path / "kept" / "rows.parquet").read_bytes()
+    more = read_raw([write(tmp_path / "b.csv", "title\n" + "L4 x\n" * 3000)])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match="cannot be written"):
+            more.save(tmp_path / "kept")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, former)
+    assert (tmp_path / "kept" / "rows.parquet").read_bytes() == before
+    assert len(list((tmp_path / "kept").iterdir())) == 2

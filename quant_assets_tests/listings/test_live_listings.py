@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quant_assets.errors import ResourceError
-from quant_assets.listings.live import MAX_AGE, fetch_live_listings
+from quant_assets.listings.live import MAX_AGE, LiveListings, fetch_live_listings
 from quant_assets.listings.pipeline import run_pipeline
 
 pytest.importorskip("gpuhunt")
@@ -98,3 +98,29 @@ def test_fetched_offers_grow_old(catalog: ThreadingHTTPServer, tmp_path: Path) -
     live = fetch_live_listings(tmp_path, now=now)
     assert live.is_fresh(now + MAX_AGE)
     assert not live.is_fresh(now + MAX_AGE + timedelta(seconds=1))
+
+
+def test_a_time_in_the_future_is_not_fresh(tmp_path: Path) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    assert LiveListings(tmp_path, now + timedelta(minutes=5), 1).is_fresh(now)
+    assert not LiveListings(tmp_path, now + timedelta(days=1), 1).is_fresh(now)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "[]",
+        "[" * 100_000,
+        '{"fetched_at": 1, "offers": []}',
+        '{"fetched_at": "2026-01-01", "offers": 5}',
+    ],
+)
+def test_a_damaged_snapshot_is_one_error(
+    kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GPUHUNT_CATALOG_URL", "http://127.0.0.1:9")
+    (tmp_path / "live.json").write_text(kept)
+    with pytest.raises(ResourceError, match="none are kept"):
+        fetch_live_listings(tmp_path)
+    (tmp_path / "live.json").write_text('{"fetched_at": "2026-01-01T10:00", "offers": []}')
+    assert fetch_live_listings(tmp_path).fetched_at == datetime(2026, 1, 1, 10, tzinfo=UTC)

@@ -13,7 +13,7 @@ from quant_assets.listings.pipeline import EnrichedListings
 from quant_assets.listings.stages import Workspace
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import load_listing_history, load_variant_quality
-from quant_assets.warehouse.price_history import record_prices
+from quant_assets.warehouse.price_history import intact_snapshots, record_prices
 
 START = datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)
@@ -56,6 +56,43 @@ def test_a_snapshot_is_written_only_when_a_price_changed(tmp_path: Path, warehou
         (START + 2 * DAY, 2400.0),
         (START + 3 * DAY, 2500.0),
     ]
+
+
+def test_a_snapshot_from_the_future_hides_nothing_and_is_left_out(tmp_path: Path) -> None:
+    folder, tomorrow = tmp_path / "history", START + 3 * DAY
+    future = record_prices(offers(2500), folder, tomorrow)
+    assert future and record_prices(offers(2500), folder, START) is None
+    first = record_prices(offers(2400), folder, START)
+    assert first and record_prices(offers(2400), folder, START + DAY) is None
+    back = record_prices(offers(2500), folder, START + DAY)
+    assert intact_snapshots(folder, START + DAY) == [first, back]
+    assert intact_snapshots(folder, tomorrow) == [first, back, future]
+
+
+def test_a_time_without_a_zone_is_utc(tmp_path: Path) -> None:
+    path = record_prices(offers(2500), tmp_path, START.replace(tzinfo=None))
+    assert path and path.name.startswith("20260504T000000.000000Z_")
+
+
+def test_damaged_snapshots_are_set_aside_and_foreign_files_left_alone(
+    tmp_path: Path, warehouse: Warehouse, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "[1] 'history'"
+    paths = [record_prices(offers(price), folder, START + price * DAY) for price in (1, 2, 3, 4, 5)]
+    empty, cut, other, changed, whole = [path for path in paths if path]
+    empty.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[:-9])
+    other.write_bytes(changed.read_bytes())
+    changed.write_bytes(
+        bytes(byte ^ (index == 40) for index, byte in enumerate(whole.read_bytes()))
+    )
+    (folder / "mine.parquet").write_text("notes")
+    assert intact_snapshots(folder, START + 9 * DAY) == [whole]
+    assert all(path.with_name(f"{path.name}.damaged").exists() for path in (empty, cut, other))
+    assert all(path.name in caplog.text for path in (empty, cut, other, changed))
+    assert (folder / "mine.parquet").exists() and "mine.parquet" in caplog.text
+    with warehouse.write() as connection:
+        assert load_listing_history(connection, folder) == 1
 
 
 def test_without_snapshots_the_history_is_empty(tmp_path: Path, warehouse: Warehouse):
