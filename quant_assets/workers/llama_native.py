@@ -85,7 +85,12 @@ def loaded_model(path: str, device: str) -> Iterator[Any]:
             "The artifact may have been moved or deleted.",
             "Make the artifact again.",
         )
-    check_gguf(Path(path))
+    try:
+        check_gguf(Path(path))
+    except InputError as error:
+        raise InputError(
+            f"llama.cpp cannot load {path}.", f"{error.what} {error.why}", error.next_step
+        ) from error
     llama_cpp.llama_backend_init()
     params = llama_cpp.llama_model_default_params()
     params.n_gpu_layers = _ALL_LAYERS if device == "cuda" else 0
