@@ -39,16 +39,16 @@ class Settings(BaseSettings):
     @field_validator("home", mode="before")
     @classmethod
     def _databases_can_be_there(cls, home: str | Path) -> str | Path:
-        """DuckDB and Dagster's SQLite take their files' paths apart at these signs."""
+        """DuckDB, dbt and Dagster's SQLite take their files' paths apart at these signs."""
         path = os.fsencode(Path(home).absolute())
         if (
-            re.search(rb"[?\\]|%[0-9A-Fa-f]{2}", path)
+            re.search(rb"[?#\\]|%[0-9A-Fa-f]{2}", path)
             or path.decode("utf-8", "ignore").encode() != path
         ):
             raise InputError(
                 f"The data root {path.decode('utf-8', 'backslashreplace')} cannot be used.",
-                "No database can be in a folder whose path has a question mark, a backslash, a "
-                "percent sign before two hexadecimal digits, or bytes that are not UTF-8.",
+                "No database can be in a folder whose path has a question mark, a hash, a backslash, "
+                "a percent sign before two hexadecimal digits, or bytes that are not UTF-8.",
                 "Set QUANT_ASSETS_HOME to a folder with another name.",
             )
         return home

@@ -61,7 +61,7 @@ def test_an_impossible_pattern_is_an_error_with_the_name() -> None:
     assert display_name(os.fsdecode(b"\xc3\xa9\xff")) == "é\\xff"
 
 
-@pytest.mark.parametrize("name", [b"a?b", b"a\\b", b"a%41", b"a\xff"])
+@pytest.mark.parametrize("name", [b"a?b", b"a#b", b"a\\b", b"a%41", b"a\xff"])
 def test_a_data_root_that_the_databases_cannot_be_in_is_refused(
     name: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +70,6 @@ def test_a_data_root_that_the_databases_cannot_be_in_is_refused(
         Settings()
 
 
-@pytest.mark.parametrize("name", ["a[1]", "a*", "{a}", "a 'b\"", "a\nb", "a#b", "100%", "x=1"])
+@pytest.mark.parametrize("name", ["a[1]", "a*", "{a}", "a 'b\"", "a\nb", "100%", "x=1"])
 def test_other_signs_in_the_data_root_are_fine(name: str, tmp_path: Path) -> None:
     assert Settings(home=tmp_path / name).home == tmp_path / name
