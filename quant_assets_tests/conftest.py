@@ -1,9 +1,21 @@
 """How the suite is shared between two processes: tests that use one expensive set-up stay together."""
 
 import pytest
+from hypothesis import settings
+
+from quant_assets_tests.mutation import FUZZ_EXAMPLES
+
+# The same examples in every run of the suite; `make fuzz` looks for others.
+settings.register_profile("suite", derandomize=not FUZZ_EXAMPLES, deadline=None)
+settings.load_profile("suite")
 
 # The longest first, so that none of them is left over for one process at the end.
 SHARED_SETUP = ("gguf", "graph", "groupwise", "marts", "bench")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Know the marker of pytest-xdist without it, too."""
+    config.addinivalue_line("markers", "xdist_group(name): tests that one process runs")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

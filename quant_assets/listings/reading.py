@@ -56,6 +56,8 @@ _WIDE = 100
 """From so many columns on, rows pass through Python: DuckDB plans in more than linear time."""
 _LINE_END = re.compile(r"\r\n|\n|\r")
 """A line of JSON may hold the other characters at which Python ends lines."""
+# What DuckDB's trim takes away: the space separators of Unicode (category Zs), no tabs.
+_SPACES = " \u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 _SHOWN_CHARACTERS = 200
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -453,7 +455,7 @@ def _record(number: int, columns: ColumnMap, values: Mapping[int, str | None]) -
     """The row with these values at the places of the header."""
     texts = [values.get(columns.positions.get(name, -1)) for name in TEXT_COLUMNS]
     further = {
-        label: (values[index] or "").strip(" ") or None
+        label: (values[index] or "").strip(_SPACES) or None
         for index, label in columns.labels.items()
         if index in values
     }

@@ -5,19 +5,22 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from quant_assets.errors import QuantAssetsError
+from quant_assets.errors import explained
 from quant_assets.redaction import redact
 
 
 @contextmanager
 def clear_failures() -> Iterator[None]:
-    """Turn a `QuantAssetsError` of the block into a `dagster.Failure`."""
+    """Turn an error that is explained in three parts, the system's included, into a `Failure`."""
     try:
         yield
-    except QuantAssetsError as error:
-        parts = {"what": error.what, "why": error.why, "what to do next": error.next_step}
+    except Exception as error:
+        known = explained(error)
+        if known is None:
+            raise
+        parts = {"what": known.what, "why": known.why, "what to do next": known.next_step}
         raise dg.Failure(
-            description=redact(str(error)),
+            description=redact(str(known)),
             metadata={name: dg.MetadataValue.text(redact(text)) for name, text in parts.items()},
             allow_retries=False,
         ) from error

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quant_assets.errors import InputError, ResourceError
@@ -229,6 +229,7 @@ cells = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_siz
 
 
 @given(st.lists(st.tuples(cells, cells, cells), min_size=1, max_size=8))
+@example([("L4", "1", space) for space in ("\xa0", "\u2007 ", "\u3000", "\t", "\u200b")])
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 def test_both_csv_parsers_read_the_same_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[tuple[str, str, str]]
