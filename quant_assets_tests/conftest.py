@@ -1,5 +1,7 @@
 """How the suite is shared between two processes: tests that use one expensive set-up stay together."""
 
+import signal
+
 import pytest
 from hypothesis import settings
 
@@ -14,8 +16,9 @@ SHARED_SETUP = ("gguf", "graph", "groupwise", "marts", "bench")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Know the marker of pytest-xdist without it, too."""
+    """Know the marker of pytest-xdist without it, and Ctrl-C in the background, where it is ignored."""
     config.addinivalue_line("markers", "xdist_group(name): tests that one process runs")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
