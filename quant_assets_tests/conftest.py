@@ -11,8 +11,9 @@ from quant_assets_tests.mutation import FUZZ_EXAMPLES
 settings.register_profile("suite", derandomize=not FUZZ_EXAMPLES, deadline=None)
 settings.load_profile("suite")
 
-# The longest first, so that none of them is left over for one process at the end.
-SHARED_SETUP = ("gguf", "graph", "groupwise", "marts", "bench")
+# Fixtures that take many seconds to make. Their tests come first, the longest before the others, so
+# that none of them is left over for one process at the end.
+EXPENSIVE_FIXTURES = ("both_ways", "installation", "trained", "home")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,18 +22,18 @@ def pytest_configure(config: pytest.Config) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Before pytest-xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the folders of `SHARED_SETUP` first, each as one group; other files are a group each."""
-
-    def folder_of(item: pytest.Item) -> str:
-        return item.path.parent.name
+    """Put tests that share an expensive fixture into one group; other files are a group each."""
 
     def place(item: pytest.Item) -> int:
-        folder = folder_of(item)
-        return SHARED_SETUP.index(folder) if folder in SHARED_SETUP else len(SHARED_SETUP)
+        names = getattr(item, "fixturenames", ())
+        found = (i for i, fixture in enumerate(EXPENSIVE_FIXTURES) if fixture in names)
+        return next(found, len(EXPENSIVE_FIXTURES))
 
     for item in items:
-        folder = folder_of(item)
-        group = folder if folder in SHARED_SETUP else f"{folder}/{item.path.stem}"
-        item.add_marker(pytest.mark.xdist_group(group))
+        shared = place(item) < len(EXPENSIVE_FIXTURES)
+        group = item.path.parent if shared else item.path
+        item.add_marker(pytest.mark.xdist_group(group.name))
     items.sort(key=place)
