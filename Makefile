@@ -3,7 +3,7 @@ PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) environments/bootstrap.py
 BIN = .venv/bin
 # Two processes where there are two cores; the groups of tests are those of quant_assets_tests/conftest.py.
-PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadgroup --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-groupwise fuzz ui check setup setup-groupwise pins bench-gguf bench-listings bench-peers
 

@@ -3,14 +3,18 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from quant_assets.errors import InputError
+from quant_assets.record_files import MAX_SEQUENCES, MAX_TOKENS
 
 Device = Literal["auto", "cpu", "cuda"]
+
+_Sequences = Annotated[int, Field(ge=1, le=MAX_SEQUENCES)]
+_MAX_RUNS = 1_000_000  # the samples of a cell are kept, one by one
 
 _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
@@ -36,11 +40,11 @@ class BenchSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch_sizes: tuple[PositiveInt, ...] = Field(default=(1, 4, 8), min_length=1)
-    warmups: int = Field(default=3, ge=0)
-    runs: PositiveInt = 20
-    prompt_tokens: PositiveInt = 128
-    generated_tokens: PositiveInt = 32
+    batch_sizes: tuple[_Sequences, ...] = Field(default=(1, 4, 8), min_length=1)
+    warmups: int = Field(default=3, ge=0, le=_MAX_RUNS)
+    runs: int = Field(default=20, ge=1, le=_MAX_RUNS)
+    prompt_tokens: int = Field(default=128, ge=1, le=MAX_TOKENS)
+    generated_tokens: int = Field(default=32, ge=1, le=MAX_TOKENS)
     threads: PositiveInt | None = None
     device: Device = "auto"
 

@@ -19,7 +19,7 @@ def log_probabilities(
     """(log-probabilities, targets) of the second half of every window, as float64."""
     llm = llama_cpp.Llama(
         str(model), n_ctx=context, n_batch=context, n_ubatch=context, logits_all=True,
-        type_k=cache_type, type_v=cache_type, flash_attn=True, verbose=False,
+        type_k=cache_type, type_v=cache_type, flash_attn=True, n_threads=1, verbose=False,
     )  # fmt: skip
     tokens = llm.tokenize(text.encode(), add_bos=True)
     rows, targets = [], []

@@ -34,7 +34,10 @@ def test_flags_win_over_the_environment_and_that_over_the_file() -> None:
     assert resolve_settings(configured, {}, {}) == configured
 
 
-@pytest.mark.parametrize("environment", [{"RUNS": "0"}, {"RUNS": "many"}, {"BATCH_SIZES": "4,-1"}])
+@pytest.mark.parametrize(
+    "environment",
+    [{"RUNS": "0"}, {"RUNS": "many"}, {"BATCH_SIZES": "4,-1"}, {"BATCH_SIZES": "1000000"}],
+)
 def test_senseless_counts_are_refused(environment: dict[str, str]) -> None:
     with pytest.raises(InputError, match="settings make no sense"):
         resolve_settings(BenchSettings(), {}, environment)
