@@ -40,8 +40,13 @@ def group_of(node_id: str) -> str:
 
 
 def pytest_configure() -> None:
-    """Heed Ctrl-C in the background, where shells have it ignored, as the commands under test do."""
+    """Let the commands under test meet signals as in a terminal, also in the background or under nohup.
+
+    Signals that are ignored here would be ignored in every child; handlers are not inherited.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
