@@ -104,5 +104,5 @@ def test_answers_do_not_depend_on_the_prompts_before(tiny: Path) -> None:
 
 def test_a_folder_without_a_model_is_an_input_error(tmp_path: Path) -> None:
     job = QualityJob(model_path=str(tmp_path), format="hf", text_path="x", threads=1)
-    with pytest.raises(InputError, match="has no config.json"):
+    with pytest.raises(InputError, match=r"has no config\.json"):
         run_worker("torch_quality", job, QualityMeasurement)
