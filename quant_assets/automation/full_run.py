@@ -38,13 +38,13 @@ _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 USUAL_S = {
-    "listings": 20.0,
-    "host": 5.0,
-    "source": 16.0,
-    "artifacts": 23.0,
-    "quality": 98.0,
-    "benchmarks": 170.0,
-    "marts": 21.0,
+    "listings": 18.0,
+    "host": 6.0,
+    "source": 20.0,
+    "artifacts": 22.0,
+    "quality": 75.0,
+    "benchmarks": 120.0,
+    "marts": 18.0,
 }
 """Seconds of each stage, as measured with SmolLM2-135M on two idle cores, nothing there before."""
 

@@ -22,10 +22,13 @@ def demo(
     ] = 8,
     prompt_tokens: Annotated[
         int, typer.Option(help="Prompt tokens of a benchmark run, for every sequence.", min=1)
-    ] = 32,
+    ] = 16,
+    warmups: Annotated[
+        int, typer.Option(help="Runs before the measured ones of every benchmark.", min=0)
+    ] = 1,
     quality_windows: Annotated[
         int, typer.Option(help="Windows of 512 tokens over which perplexity is measured.", min=1)
-    ] = 10,
+    ] = 8,
     obedience: Annotated[
         bool, typer.Option("--obedience", help="Also let every variant follow instructions.")
     ] = False,
@@ -47,7 +50,11 @@ def demo(
 
         run_everything(
             settings,
-            overrides={"generated_tokens": generated_tokens, "prompt_tokens": prompt_tokens},
+            overrides={
+                "generated_tokens": generated_tokens,
+                "prompt_tokens": prompt_tokens,
+                "warmups": warmups,
+            },
             quality={"windows": quality_windows, "obedience": obedience},
             say=progress.print,
         )
