@@ -21,6 +21,7 @@ from quant_assets.automation.schedules import build_schedules
 from quant_assets.automation.sensors import build_sensors
 from quant_assets.bench.variants import load_settings, load_variants
 from quant_assets.models.config import load_models
+from quant_assets.resources.executor import patient_in_process_executor
 from quant_assets.resources.fixed import fixed
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
@@ -55,6 +56,8 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         ],
         asset_checks=build_checks(models),
         jobs=jobs,
+        # Also for what is materialized in the UI without a job.
+        executor=patient_in_process_executor,
         schedules=build_schedules(jobs, models, variants, bench_settings),
         sensors=build_sensors(jobs, models),
         resources={
