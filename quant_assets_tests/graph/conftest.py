@@ -62,4 +62,4 @@ def full_run(installation: Installation) -> Installation:
         config = {"run_config": QUALITY} if job == "tiny_quality" else {}
         result = installation.run(job, *keys, **config)
         assert result.success, f"{job} {keys}"
-    return installation
+    return installation._replace(first=installation.first_state())

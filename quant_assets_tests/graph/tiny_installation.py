@@ -1,10 +1,13 @@
 """An installation with a tiny model and a few listings: its files, and how its jobs are run."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import dagster as dg
 
+from quant_assets.bench.record import BenchmarkRecord
+from quant_assets.bench.results import ResultStore
 from quant_assets.settings import Settings
+from quant_assets.warehouse.connection import Warehouse
 
 MODELS = """
 models:
@@ -33,12 +36,36 @@ quantum flux capacitor,1,USD,shop,https://shop.example/3
 QUALITY = {"ops": {"tiny__variant_quality_results": {"config": {"windows": 1, "obedience": False}}}}
 
 
+class FirstState(NamedTuple):
+    """What files and tables held after every job had run once; tests that follow add to them."""
+
+    records: list[BenchmarkRecord]
+    benchmark_rows: list[tuple[Any, ...]]
+    variant_summary: list[tuple[Any, ...]]
+
+
 class Installation(NamedTuple):
     """Settings, definitions and instance that belong together."""
 
     settings: Settings
     definitions: dg.Definitions
     instance: dg.DagsterInstance
+    first: FirstState | None = None
+
+    def first_state(self) -> FirstState:
+        """Read what is there now."""
+        with Warehouse(self.settings.warehouse).read() as connection:
+            return FirstState(
+                records=list(ResultStore(self.settings.results).records()),
+                benchmark_rows=connection.execute(
+                    "select model, variant, batch_size, p50_ms from raw.benchmark_runs"
+                ).fetchall(),
+                variant_summary=connection.execute(
+                    "select variant, measured_cells, p50_ms_batch_1 is not null, "
+                    "p50_ms_batch_4 is not null "
+                    "from marts.variant_summary where model = 'tiny' order by variant"
+                ).fetchall(),
+            )
 
     def run(self, job: str, *keys: str, **options: object) -> dg.ExecuteInProcessResult:
         """Execute a job in this process, for a range of partitions where keys are given."""

@@ -44,6 +44,19 @@ for _ in range(120):
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
+# Some inputs of a matrix are large and their weights small, as in large models: rounding spoils
+# those weights, and whoever looks at the inputs saves them. The model computes the same as before.
+with torch.no_grad():
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, readers in (
+            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+        ):
+            scales = torch.exp(torch.randn(128, generator=generator) * 1.0)
+            norm.weight *= scales
+            for reader in readers:
+                reader.weight /= scales
 model.to(torch.float16).save_pretrained(folder)
 """
 

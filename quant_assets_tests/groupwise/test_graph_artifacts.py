@@ -49,8 +49,16 @@ def evaluation_of(
 def test_better_than_rounding(method: str, installation: Installation, settings: Settings) -> None:
     manifest = manifest_of(settings, method)
     assert manifest.status == "valid"
-    assert manifest.validation["ratio_to_rounding"] < 1  # type: ignore[operator]
-    assert 0.95 < manifest.validation["ratio_to_source"] < 1.05  # type: ignore[operator]
+    measured = {
+        name: float(str(manifest.validation[name]))
+        for name in ("ratio_to_rounding", "ratio_to_source")
+    }
+    assert measured["ratio_to_rounding"] < 1
+    # How much a method loses depends on what the model learnt on this processor; rounding, measured
+    # on the same tokens, says how much there is to lose.
+    lost_by_rounding = measured["ratio_to_source"] / measured["ratio_to_rounding"] - 1
+    assert lost_by_rounding > 0.05
+    assert measured["ratio_to_source"] - 1 < 0.75 * lost_by_rounding
     assert manifest.validation["generated_text"]
     folder = settings.artifacts / manifest.job_id
     assert check_layout(folder) == 3 * 7
@@ -117,14 +125,14 @@ def test_quality_is_measured_on_the_tokens_of_the_baseline(
     definitions, instance = installation
     result = definitions.resolve_job_def("tiny_quality").execute_in_process(
         instance=instance,
-        partition_key="gptq-4bit-g32",
+        partition_key="awq-4bit-g32",
         run_config={
             "ops": {"tiny__variant_quality_results": {"config": {"windows": 1, "obedience": False}}}
         },
     )
     assert result.success
     (quality,) = QualityStore(settings.results, settings.cache).all()
-    assert quality.variant == "gptq-4bit-g32"
+    assert quality.variant == "awq-4bit-g32"
     assert quality.measurement.top1_agreement and quality.measurement.top1_agreement > 0.5
     assert quality.measurement.kl_divergence and 0 < quality.measurement.kl_divergence < 0.5
 
