@@ -18,7 +18,7 @@ import transformers
 from arguments import existing_file, model_folder, positive
 
 from quant_assets.models.inspection import inspect_model
-from quant_assets.quantize.groupwise import GroupwiseSettings, check_shape
+from quant_assets.quantize.groupwise.job import GroupwiseSettings, check_shape
 from quant_assets.workers.groupwise.calibration import calibration_windows
 from quant_assets.workers.groupwise.loop import linears
 from quant_assets.workers.groupwise.rounding import rounded_to_nearest
@@ -26,9 +26,9 @@ from quant_assets.workers.groupwise.streaming import StreamedModel
 
 _COLLECT_GARBAGE = autoawq.clear_memory  # the engine leaves that out
 
-from quant_assets.workers.awq.autoawq_engine import AutoAwqEngine  # noqa: E402
-from quant_assets.workers.awq.quantizer import AwqQuantizer  # noqa: E402
-from quant_assets.workers.awq.scaling import Scaled  # noqa: E402
+from quant_assets.workers.groupwise.awq.autoawq_engine import AutoAwqEngine  # noqa: E402
+from quant_assets.workers.groupwise.awq.quantizer import AwqQuantizer  # noqa: E402
+from quant_assets.workers.groupwise.awq.scaling import Scaled  # noqa: E402
 
 
 class _OwnSearch(autoawq.AwqQuantizer):  # type: ignore[misc]

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.models.identity import sha256_of
-from quant_assets.quantize.gguf import QuantizeGgufJob
+from quant_assets.quantize.gguf.job import QuantizeGgufJob
 from quant_assets.settings import PROJECT_ROOT, get_settings
 
 REFERENCE = PROJECT_ROOT / "quant_assets_tests" / "gguf" / "two_step.py"

@@ -13,24 +13,24 @@ from arguments import existing_file, positive
 from rich.console import Console
 from rich.table import Table
 
-from quant_assets.bench.evaluation_text import evaluation_text
-from quant_assets.bench.settings import available_physical_cores
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.formats.group_quantization import group_quantization
+from quant_assets.host.devices import available_physical_cores
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import resolve_source
-from quant_assets.quantize.calibration import calibration_text
-from quant_assets.quantize.groupwise import (
+from quant_assets.quantize.groupwise.artifact import make_groupwise_artifact
+from quant_assets.quantize.groupwise.gate import Rounding, caution, judge
+from quant_assets.quantize.groupwise.job import (
     Engine,
-    GroupwiseFormat,
     GroupwiseSettings,
     check_shape,
     groupwise_settings,
 )
-from quant_assets.quantize.groupwise_artifact import make_groupwise_artifact
-from quant_assets.quantize.perplexity_gate import Rounding, caution, judge
-from quant_assets.quantize.store import ArtifactStore
 from quant_assets.settings import get_settings
+from quant_assets.texts.calibration import calibration_text
+from quant_assets.texts.evaluation import evaluation_text
 
 
 class Case(NamedTuple):

@@ -23,12 +23,12 @@ from process_memory import tree_memory
 from rich.console import Console
 from rich.table import Table
 
+from quant_assets.gpus.registry import load_registry
 from quant_assets.listings.enrichment import card_table, chosen_strategies
 from quant_assets.listings.exchange_rates import load_exchange_rates
 from quant_assets.listings.matching import TitleMatcher
 from quant_assets.listings.pipeline import PipelineOptions, run_pipeline
 from quant_assets.listings.prices import read_price
-from quant_assets.listings.registry import load_registry
 
 _SELLERS = 400
 _SAMPLE_INTERVAL_S = 0.05

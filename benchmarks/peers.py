@@ -26,17 +26,17 @@ from arguments import gguf_levels, level_file, positive, positive_list
 from rich.console import Console
 from rich.table import Table
 
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.cell import run_cell
-from quant_assets.bench.evaluation_text import EvaluationText, evaluation_text
 from quant_assets.bench.jobs import QualityJob, QualityMeasurement
 from quant_assets.bench.matrix import artifact_finder
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.statistics import Ratio, bootstrap_median_ratio
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import load_models
-from quant_assets.quantize.store import ArtifactStore
+from quant_assets.processes.supervisor import run_worker
 from quant_assets.settings import PROJECT_ROOT, get_settings
-from quant_assets.workers.supervisor import run_worker
+from quant_assets.texts.evaluation import EvaluationText, evaluation_text
 
 TOOLS = ("llama-bench", "llama-batched-bench", "llama-perplexity")
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
@@ -265,7 +265,7 @@ def _our_quality(
         threads=threads,
         device="cpu",
     )
-    return run_worker("llama_quality", job, QualityMeasurement)
+    return run_worker("llama_cpp.quality", job, QualityMeasurement)
 
 
 def _figure(pattern: re.Pattern[str], output: str) -> float:

@@ -5,20 +5,20 @@ from typing import get_args
 
 import dagster as dg
 
+from quant_assets.artifacts.job import library_versions
 from quant_assets.bench.variants import Variant
+from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.models.config import ModelConfig
-from quant_assets.models.dequantize import source_manifest
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.calibration import default_calibration_text
-from quant_assets.quantize.gguf_artifact import MadeArtifact
-from quant_assets.quantize.groupwise import GroupwiseFormat
-from quant_assets.quantize.importance_matrix import ImportanceMatrix
-from quant_assets.quantize.job import library_versions
+from quant_assets.quantize.conversion.dequantize import source_manifest
+from quant_assets.quantize.gguf.artifact import MadeArtifact
+from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrix
 from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
+from quant_assets.texts.calibration import default_calibration_text
 
 OWNERS = ["team:inference"]
 

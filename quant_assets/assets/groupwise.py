@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
+from quant_assets.artifacts.job import library_versions
+from quant_assets.artifacts.manifest import MANIFEST_NAME
 from quant_assets.assets.artifacts import (
     OWNERS,
     groupwise_artifacts_key,
@@ -13,27 +15,25 @@ from quant_assets.assets.artifacts import (
 from quant_assets.assets.quality import materialized_partitions
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import CheckFailed
+from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.config import ModelConfig
 from quant_assets.models.inspection import inspect_model
-from quant_assets.quantize.calibration import default_calibration_text
-from quant_assets.quantize.groupwise import (
+from quant_assets.quantize.groupwise.artifact import JudgedArtifact
+from quant_assets.quantize.groupwise.job import (
     DEFAULT_ENGINE,
     DEFAULT_SAMPLES,
     DEFAULT_SEQUENCE_LENGTH,
     ENVIRONMENT,
-    GroupwiseFormat,
     GroupwiseSettings,
     groupwise_settings,
 )
-from quant_assets.quantize.groupwise_artifact import JudgedArtifact
-from quant_assets.quantize.groupwise_layout import check_layout
-from quant_assets.quantize.job import library_versions
-from quant_assets.quantize.manifest import MANIFEST_NAME
+from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.resources.torch import Torch
+from quant_assets.texts.calibration import default_calibration_text
 
 FILES_CHECK = "files_are_as_configured"
 GATE_CHECK = "perplexity_gate"

@@ -10,6 +10,7 @@ from pydantic import Field
 from quant_assets.assets.artifacts import OWNERS
 from quant_assets.assets.previews import PREVIEW_ROWS, preview_table, table_metadata
 from quant_assets.assets.tables import WAREHOUSE_POOL
+from quant_assets.gpus.registry import load_registry
 from quant_assets.listings.live import fetch_live_listings
 from quant_assets.listings.pipeline import (
     EnrichedListings,
@@ -19,7 +20,6 @@ from quant_assets.listings.pipeline import (
     normalize,
     read_raw,
 )
-from quant_assets.listings.registry import load_registry
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.settings import Settings

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 
 from quant_assets.assets.artifacts import OWNERS, artifact_keys
-from quant_assets.bench.evaluation_text import evaluation_text
 from quant_assets.bench.matrix import artifact_finder
 from quant_assets.bench.obedience import ObedienceResult, load_prompts
 from quant_assets.bench.quality import DEFAULT_WINDOWS, QualityResult, QualityStore
@@ -17,6 +16,7 @@ from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
 from quant_assets.resources.torch import Torch, backend_of
+from quant_assets.texts.evaluation import evaluation_text
 
 
 class QualityConfig(dg.Config):

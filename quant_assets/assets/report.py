@@ -4,7 +4,7 @@ import dagster as dg
 
 from quant_assets.assets.artifacts import OWNERS
 from quant_assets.assets.tables import FOLLOWS_ITS_INPUTS
-from quant_assets.report.decision import (
+from quant_assets.report.decision.build import (
     build_decision_report,
     render_markdown,
     write_decision_report,

@@ -10,9 +10,9 @@ from quant_assets.assets.benchmarks import benchmark_results_key
 from quant_assets.assets.previews import table_metadata
 from quant_assets.assets.quality import variant_quality_key
 from quant_assets.bench.quality import QualityStore
-from quant_assets.bench.settings import available_physical_cores
 from quant_assets.bench.variants import Variant
-from quant_assets.listings.registry import load_registry
+from quant_assets.gpus.registry import load_registry
+from quant_assets.host.devices import available_physical_cores
 from quant_assets.models.config import ModelConfig
 from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures

@@ -13,8 +13,8 @@ from quant_assets.bench.quality import GATE_PERPLEXITY_RATIO, QualityStore, gate
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.thresholds import load_thresholds
 from quant_assets.errors import CheckFailed
+from quant_assets.gpus.registry import load_registry
 from quant_assets.listings.pipeline import check_conservation
-from quant_assets.listings.registry import load_registry
 from quant_assets.models.config import ModelConfig
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot

@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.assets.benchmarks import BATCH_SIZE, VARIANT, benchmark_results_key
 from quant_assets.assets.quality import variant_quality_key
 from quant_assets.automation.jobs import (
@@ -25,7 +26,6 @@ from quant_assets.bench.variants import Variant, load_settings, load_variants
 from quant_assets.definitions import defs
 from quant_assets.errors import QuantAssetsError
 from quant_assets.models.config import ModelConfig, load_models
-from quant_assets.quantize.store import ArtifactStore
 from quant_assets.resources.executor import execute_here
 from quant_assets.resources.instance import dagster_instance
 from quant_assets.resources.run_processes import end_dead_runs

@@ -14,8 +14,8 @@ from quant_assets.assets.artifacts import (
 from quant_assets.assets.benchmarks import benchmark_results_key
 from quant_assets.assets.quality import variant_quality_key
 from quant_assets.bench.variants import Variant
+from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.models.config import ModelConfig
-from quant_assets.quantize.groupwise import GroupwiseFormat
 from quant_assets.resources.executor import patient_in_process_executor
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot

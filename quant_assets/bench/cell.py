@@ -10,10 +10,10 @@ from quant_assets.bench.record import BenchmarkRecord, make_record
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
+from quant_assets.processes.environments import EnvironmentName
+from quant_assets.processes.protocol import Event
+from quant_assets.processes.supervisor import run_worker
 from quant_assets.settings import get_settings
-from quant_assets.workers.environments import EnvironmentName
-from quant_assets.workers.protocol import Event
-from quant_assets.workers.supervisor import run_worker
 
 OnEvent = Callable[[Event], None]
 
@@ -40,8 +40,8 @@ def machine_lock(locks: Path | None = None) -> Iterator[None]:
 def worker_of(variant: Variant) -> tuple[str, EnvironmentName]:
     """(benchmark worker, its environment) of a variant."""
     if variant.format == "gguf":
-        return "llama_bench", "main"
-    return "torch_bench", "gptq"
+        return "llama_cpp.bench", "main"
+    return "torch.bench", "gptq"
 
 
 def run_cell(

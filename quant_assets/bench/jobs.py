@@ -1,15 +1,11 @@
 """What passes between the benchmark workers and their parent."""
 
-from typing import Literal
-
 from pydantic import BaseModel, ConfigDict
 
-from quant_assets.bench.conditions import HostConditions
-from quant_assets.bench.settings import Device
+from quant_assets.formats.artifact_formats import RunnableFormat
+from quant_assets.host.conditions import HostConditions
+from quant_assets.host.devices import Device
 from quant_assets.record_files import Count
-
-RunnableFormat = Literal["gguf", "gptq", "awq", "hf"]
-"""What a worker can load; `hf` is a plain folder of safetensors."""
 
 
 class CellJob(BaseModel):

@@ -1,8 +1,8 @@
 """What llama.cpp finds on this machine, asked of a worker so that nobody else loads it."""
 
 from quant_assets.bench.probe import Probe, ProbeJob
-from quant_assets.bench.settings import Device
-from quant_assets.workers.supervisor import run_worker
+from quant_assets.host.devices import Device
+from quant_assets.processes.supervisor import run_worker
 
 
 class LlamaProbe(Probe):
@@ -23,4 +23,4 @@ def probe_llama_cpp(device: Device = "auto") -> LlamaProbe:
 
     Raises `EnvironmentNotReady` when `device` is `cuda` and it was built without a GPU backend.
     """
-    return run_worker("llama_probe", ProbeJob(device=device), LlamaProbe)
+    return run_worker("llama_cpp.probe", ProbeJob(device=device), LlamaProbe)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.cell import MeasuredCell
 from quant_assets.bench.record import BenchmarkRecord
@@ -15,7 +16,6 @@ from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import QuantAssetsError
-from quant_assets.quantize.store import ArtifactStore
 from quant_assets.record_files import recency
 
 # Rough processor speed for the estimate of a cell that was never run: bytes of weights read a

@@ -22,9 +22,9 @@ from quant_assets.bench.jobs import ChatJob, ChatReplies
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
+from quant_assets.processes.environments import EnvironmentName
+from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, read_record, write_record
-from quant_assets.workers.environments import EnvironmentName
-from quant_assets.workers.supervisor import run_worker
 
 # Every prompt can be answered in half of it; what goes on longer disobeys anyway.
 MAX_TOKENS = 80
@@ -327,8 +327,8 @@ def judge_answers(
 def chat_worker(artifact_format: str) -> tuple[str, EnvironmentName]:
     """(chat worker, its environment) of an artifact's format."""
     if artifact_format == "gguf":
-        return "llama_chat", "main"
-    return "torch_chat", "main" if artifact_format == "hf" else "gptq"
+        return "llama_cpp.chat", "main"
+    return "torch.chat", "main" if artifact_format == "hf" else "gptq"
 
 
 def measure_obedience(

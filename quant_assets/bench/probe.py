@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel
 
-from quant_assets.bench.settings import Device
+from quant_assets.host.devices import Device
 
 
 class ProbeJob(BaseModel):

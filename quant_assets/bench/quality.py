@@ -12,14 +12,14 @@ from pydantic import BaseModel, TypeAdapter
 
 from quant_assets.bench.cell import OnEvent, machine_lock
 from quant_assets.bench.divergence import DEFAULT_CONTEXT, Baseline
-from quant_assets.bench.evaluation_text import EvaluationText
 from quant_assets.bench.jobs import QualityJob, QualityMeasurement
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
+from quant_assets.processes.environments import EnvironmentName
+from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, read_record, write_record
-from quant_assets.workers.environments import EnvironmentName
-from quant_assets.workers.supervisor import run_worker
+from quant_assets.texts.evaluation import EvaluationText
 
 DEFAULT_WINDOWS = 30
 # Q4_K_M of a model of this size and up is expected within this ratio of F16's perplexity.
@@ -108,8 +108,8 @@ def _key(*parts: object) -> str:
 def quality_worker(artifact_format: str) -> tuple[str, EnvironmentName]:
     """(quality worker, its environment) of an artifact's format."""
     if artifact_format == "gguf":
-        return "llama_quality", "main"
-    return "torch_quality", "main" if artifact_format == "hf" else "gptq"
+        return "llama_cpp.quality", "main"
+    return "torch.quality", "main" if artifact_format == "hf" else "gptq"
 
 
 def measure_quality(
@@ -144,7 +144,7 @@ def measure_quality(
     with machine_lock(locks):
         if not store.whole_baseline(baseline_file):
             run_worker(
-                "llama_quality",
+                "llama_cpp.quality",
                 QualityJob(
                     model_path=str(baseline.path),
                     format="gguf",

@@ -2,15 +2,16 @@
 
 import datetime
 import uuid
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from quant_assets.bench.conditions import HostConditions
 from quant_assets.bench.jobs import CellMeasurement
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.statistics import MINIMUM_RUNS_FOR_P95, summarize
 from quant_assets.bench.variants import Backend, Variant
+from quant_assets.formats.artifact_formats import ArtifactFormat
+from quant_assets.host.conditions import HostConditions
 from quant_assets.record_files import Count, SequenceCount, TokenCount, UtcTime
 
 SCHEMA_FILE_NAME = "benchmark_record.schema.json"
@@ -22,7 +23,7 @@ class RecordMetadata(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     variant: str
-    format: Literal["gguf", "gptq", "awq"] | None
+    format: ArtifactFormat | None
     level: str | None
     cache_type_k: str | None
     cache_type_v: str | None

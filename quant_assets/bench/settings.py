@@ -2,32 +2,16 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import psutil
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 
 from quant_assets.errors import InputError
+from quant_assets.host.devices import Device, available_physical_cores
 from quant_assets.record_files import MAX_SEQUENCES, MAX_TOKENS
-
-Device = Literal["auto", "cpu", "cuda"]
 
 _Sequences = Annotated[int, Field(ge=1, le=MAX_SEQUENCES)]
 _MAX_RUNS = 1_000_000  # the samples of a cell are kept, one by one
-
-_CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-
-
-def available_physical_cores() -> int:
-    """Physical cores that this process may use: the machine's, its affinity and its CPU quota."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limits = [psutil.cpu_count(logical=False) or 1, affinity or 1]
-    if _CGROUP_QUOTA.exists():
-        quota, period = _CGROUP_QUOTA.read_text(encoding="ascii").split()
-        if quota != "max":
-            limits.append(max(1, int(quota) // int(period)))
-    return min(limits)
 
 
 class BenchSettings(BaseModel):

@@ -3,9 +3,9 @@
 from pydantic import BaseModel
 
 from quant_assets.bench.probe import Probe, ProbeJob
-from quant_assets.bench.settings import Device
-from quant_assets.workers.environments import EnvironmentName
-from quant_assets.workers.supervisor import run_worker
+from quant_assets.host.devices import Device
+from quant_assets.processes.environments import EnvironmentName
+from quant_assets.processes.supervisor import run_worker
 
 
 class TorchGpu(BaseModel):
@@ -42,4 +42,4 @@ def probe_torch(device: Device = "auto", environment: EnvironmentName = "gptq") 
     Raises `EnvironmentNotReady` when the environment is missing, or `device` is `cuda` and torch
     finds no GPU.
     """
-    return run_worker("torch_probe", ProbeJob(device=device), TorchProbe, environment=environment)
+    return run_worker("torch.probe", ProbeJob(device=device), TorchProbe, environment=environment)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.errors import InputError
+from quant_assets.formats.artifact_formats import ArtifactFormat
 from quant_assets.formats.group_quantization import GroupQuantization, parse_group_quantization
 
 VariantName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,80}$")]
@@ -28,7 +29,7 @@ class Variant(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: VariantName
-    format: Literal["gguf", "gptq", "awq"]
+    format: ArtifactFormat
     level: str
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"

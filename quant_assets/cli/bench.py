@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.assessment import assessed
 from quant_assets.bench.cell import MeasuredCell, run_cell
 from quant_assets.bench.compare import compare as compare_sides
 from quant_assets.bench.compare import open_side
 from quant_assets.bench.endpoint import Endpoint, run_endpoint_cell
-from quant_assets.bench.evaluation_text import TextChoice, evaluation_text
 from quant_assets.bench.matrix import (
     CellOutcome,
     FindArtifact,
@@ -31,22 +31,18 @@ from quant_assets.bench.obedience import (
 from quant_assets.bench.quality import Artifact, QualityResult, QualityStore, measure_quality
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore
-from quant_assets.bench.settings import (
-    BenchSettings,
-    Device,
-    resolve_settings,
-    resolve_variant_names,
-)
+from quant_assets.bench.settings import BenchSettings, resolve_settings, resolve_variant_names
 from quant_assets.bench.statistics import Ratio
 from quant_assets.bench.thresholds import check_records, load_thresholds
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant, load_settings, load_variants
 from quant_assets.cli.output import output_console, print_line
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.errors import InputError
+from quant_assets.host.devices import Device
 from quant_assets.models.config import load_models
-from quant_assets.quantize.store import ArtifactStore
+from quant_assets.processes.protocol import ProgressEvent
 from quant_assets.settings import get_settings
-from quant_assets.workers.protocol import ProgressEvent
+from quant_assets.texts.evaluation import TextChoice, evaluation_text
 
 bench = typer.Typer(help="Benchmark the variants of a model.", invoke_without_command=True)
 

@@ -8,25 +8,25 @@ from typing import Annotated
 import typer
 
 from quant_assets.atomic_files import write_text_atomically
-from quant_assets.bench.settings import Device
+from quant_assets.capacity.quantization_types import quantization_type
 from quant_assets.cli.output import message_console, print_path
 from quant_assets.cli.quantize_groupwise import GroupwiseOptions, make_checkpoint, print_checkpoint
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.errors import ConfirmationRequired
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.formats.group_quantization import group_quantization
-from quant_assets.formats.intent import detect_quantization
-from quant_assets.formats.quantization_types import quantization_type
+from quant_assets.host.devices import Device
 from quant_assets.models.source import SourceModel, resolve_source
-from quant_assets.quantize.convert import (
+from quant_assets.quantize.conversion.convert import (
     ConversionLoss,
     ConversionTarget,
     conversion_loss,
     lineage,
     plain_folder,
 )
-from quant_assets.quantize.gguf import MOST_THREADS, QuantizeGgufJob, quantize_gguf
-from quant_assets.quantize.groupwise import DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH, Engine
+from quant_assets.quantize.gguf.job import MOST_THREADS, QuantizeGgufJob, quantize_gguf
+from quant_assets.quantize.groupwise.job import DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH, Engine
+from quant_assets.serving.intent import detect_quantization
 from quant_assets.settings import get_settings
 
 

@@ -16,7 +16,7 @@ def decision_report(
     ] = None,
 ) -> None:
     """Write what was measured, what to rent or buy for it, and what is stale, from the marts."""
-    from quant_assets.report.decision import build_decision_report, write_decision_report
+    from quant_assets.report.decision.build import build_decision_report, write_decision_report
 
     settings = get_settings()
     report = build_decision_report(settings)

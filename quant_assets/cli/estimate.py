@@ -6,14 +6,13 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
-from quant_assets.cli.output import output_console, print_json
-from quant_assets.formats.estimates import (
+from quant_assets.capacity.estimates import (
     estimate_of_model,
     estimate_of_size,
     fits,
     parse_parameter_count,
 )
-from quant_assets.formats.memory import (
+from quant_assets.capacity.memory import (
     DEVICE_RESERVE_GB,
     MAX_BATCH,
     MAX_CONTEXT,
@@ -21,7 +20,8 @@ from quant_assets.formats.memory import (
     MemoryEstimate,
     Serving,
 )
-from quant_assets.listings.registry import load_registry
+from quant_assets.cli.output import output_console, print_json
+from quant_assets.gpus.registry import load_registry
 from quant_assets.settings import get_settings
 
 

@@ -9,9 +9,9 @@ from quant_assets.cli.output import print_path
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress, print_warning
 from quant_assets.errors import InputError
 from quant_assets.models.source import resolve_source
-from quant_assets.quantize.calibration import default_calibration_text
-from quant_assets.quantize.gguf import MOST_THREADS, ImatrixJob, make_imatrix
+from quant_assets.quantize.gguf.job import MOST_THREADS, ImatrixJob, make_imatrix
 from quant_assets.settings import get_settings
+from quant_assets.texts.calibration import default_calibration_text
 
 
 def imatrix(

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table
 
+from quant_assets.artifacts.manifest import manifest_of
 from quant_assets.cli.output import output_console, print_json
-from quant_assets.formats.intent import detect_quantization
 from quant_assets.models.inspection import inspect_model
-from quant_assets.quantize.manifest import manifest_of
+from quant_assets.serving.intent import detect_quantization
 
 
 def info(

@@ -17,7 +17,7 @@ from quant_assets.cli.listing_options import (
 )
 from quant_assets.cli.output import print_line
 from quant_assets.listings.pipeline import run_pipeline
-from quant_assets.listings.report import build_report, write_report
+from quant_assets.report.listings.page import build_report, write_report
 from quant_assets.settings import get_settings
 
 

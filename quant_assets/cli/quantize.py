@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from quant_assets.bench.settings import Device
 from quant_assets.cli.output import output_console, print_json
 from quant_assets.cli.quantize_groupwise import (
     GroupwiseOptions,
@@ -16,8 +15,9 @@ from quant_assets.cli.quantize_groupwise import (
 )
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.formats.gguf_levels import parse_level
+from quant_assets.host.devices import Device
 from quant_assets.models.source import resolve_source
-from quant_assets.quantize.gguf import (
+from quant_assets.quantize.gguf.job import (
     MOST_THREADS,
     GgufPlan,
     GgufPlanJob,
@@ -26,11 +26,7 @@ from quant_assets.quantize.gguf import (
     plan_gguf,
     quantize_gguf,
 )
-from quant_assets.quantize.groupwise import (
-    DEFAULT_SAMPLES,
-    DEFAULT_SEQUENCE_LENGTH,
-    Engine,
-)
+from quant_assets.quantize.groupwise.job import DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH, Engine
 from quant_assets.settings import get_settings
 
 
@@ -121,7 +117,7 @@ def quantize(
     their manifest.
 
     Progress goes to standard error, the result to standard output; as JSON it has the fields of
-    `QuantizeGgufResult`, with --dry-run those of `GgufPlan` (quant_assets.quantize.gguf).
+    `QuantizeGgufResult`, with --dry-run those of `GgufPlan` (quant_assets.quantize.gguf.job).
 
     Exit codes: 0 done; 2 wrong usage; 3 bad input; 4 too little disk or memory, or a folder that
     cannot be written; 5 the worker died; 6 a file would be lost and nobody agreed to it; 7 the finished file failed its validation; 8 something

@@ -6,18 +6,19 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from quant_assets.bench.evaluation_text import evaluation_text
-from quant_assets.bench.settings import Device
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.cli.output import output_console, print_json
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress, print_warning
+from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.formats.group_quantization import group_quantization
+from quant_assets.host.devices import Device
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.calibration import calibration_text
-from quant_assets.quantize.groupwise import Engine, GroupwiseFormat, groupwise_settings
-from quant_assets.quantize.groupwise_artifact import JudgedArtifact, make_groupwise_artifact
-from quant_assets.quantize.store import ArtifactStore
+from quant_assets.quantize.groupwise.artifact import JudgedArtifact, make_groupwise_artifact
+from quant_assets.quantize.groupwise.job import Engine, groupwise_settings
 from quant_assets.settings import get_settings
+from quant_assets.texts.calibration import calibration_text
+from quant_assets.texts.evaluation import evaluation_text
 
 
 class GroupwiseOptions(NamedTuple):

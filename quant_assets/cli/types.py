@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
+from quant_assets.capacity.estimates import parse_parameter_count
+from quant_assets.capacity.quantization_types import QuantizationType, quantization_types
 from quant_assets.cli.output import LiteralConsole, print_json
-from quant_assets.formats.estimates import parse_parameter_count
-from quant_assets.formats.quantization_types import QuantizationType, quantization_types
 
 _MIN_WIDTH = 140
 _TITLES = {

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from quant_assets.bench.settings import Device
 from quant_assets.cli.output import print_line
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.host.devices import Device
 from quant_assets.quantize.validation import validate_artifact
 
 

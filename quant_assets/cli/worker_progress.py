@@ -17,7 +17,7 @@ from rich.progress import (
 
 from quant_assets.cli.output import LiteralConsole
 from quant_assets.escaping import terminal_line, terminal_text
-from quant_assets.workers.protocol import Event, LogEvent, MemoryEvent, ProgressEvent
+from quant_assets.processes.protocol import Event, LogEvent, MemoryEvent, ProgressEvent
 
 _LINE_INTERVAL_S = 10.0
 _SECONDS_PER_MINUTE = 60

@@ -6,11 +6,12 @@ one 32-bit group index for each input of a matrix; GPTQ files carry it with and 
 """
 
 import re
-from typing import Final, Literal
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict
 
 from quant_assets.errors import InputError
+from quant_assets.formats.artifact_formats import GroupwiseFormat
 
 PER_CHANNEL: Final = -1
 """The group size that means: one group for a whole row."""
@@ -33,7 +34,7 @@ class GroupQuantization(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    method: Literal["gptq", "awq"]
+    method: GroupwiseFormat
     bits: int
     group_size: int = DEFAULT_GROUP_SIZE
 
@@ -75,15 +76,13 @@ def parse_group_quantization(text: str) -> GroupQuantization | None:
     match = _NAME.match(text.strip().casefold())
     if match is None:
         return None
-    method: Literal["gptq", "awq"] = "gptq" if match[1] == "gptq" else "awq"
+    method: GroupwiseFormat = "gptq" if match[1] == "gptq" else "awq"
     bits = int(match[2])
     group_size = PER_CHANNEL if match[4] else int(match[3] or DEFAULT_GROUP_SIZE)
     return group_quantization(method, bits, group_size)
 
 
-def group_quantization(
-    method: Literal["gptq", "awq"], bits: int, group_size: int
-) -> GroupQuantization:
+def group_quantization(method: GroupwiseFormat, bits: int, group_size: int) -> GroupQuantization:
     """A quantization that exists; raises `InputError` for bits or groups that `method` has not."""
     allowed = GPTQ_BITS if method == "gptq" else AWQ_BITS
     quantization = GroupQuantization(method=method, bits=bits, group_size=group_size)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from quant_assets.listings.heuristics.catalog import make_strategy
-from quant_assets.listings.heuristics.strategy import (
+from quant_assets.capacity.catalog import make_strategy
+from quant_assets.capacity.strategy import (
     GpuFacts,
     HeuristicStrategy,
     apply_strategies,
 )
-from quant_assets.listings.registry import GpuRegistry
+from quant_assets.gpus.registry import GpuRegistry
 from quant_assets.listings.stages import EnrichedListings, NormalizedListings
 
 CAPACITY_COLUMN = "quantization_capacity"

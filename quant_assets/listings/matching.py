@@ -14,8 +14,8 @@ from itertools import pairwise
 
 from rapidfuzz import fuzz
 
+from quant_assets.gpus.registry import Gpu, GpuRegistry
 from quant_assets.listings.quarantine import QuarantineReason
-from quant_assets.listings.registry import Gpu, GpuRegistry
 from quant_assets.listings.titles import Title, read_title
 
 EXACT_SCORE = 100.0

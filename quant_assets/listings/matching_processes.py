@@ -14,8 +14,8 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.gpus.registry import GpuRegistry
 from quant_assets.listings.matching import TitleMatch, TitleMatcher
-from quant_assets.listings.registry import GpuRegistry
 from quant_assets.processes import guarded
 
 WORTH_A_PROCESS = 8_000

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quant_assets.errors import InputError
+from quant_assets.gpus.registry import GpuRegistry, load_registry
 from quant_assets.listings.enrichment import card_table, chosen_strategies, enrich
 from quant_assets.listings.normalization import normalize
 from quant_assets.listings.reading import read_raw
-from quant_assets.listings.registry import GpuRegistry, load_registry
 from quant_assets.listings.stages import (
     EnrichedListings,
     NormalizedListings,

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
+from quant_assets.gpus.registry import Vendor
 from quant_assets.listings.quarantine import QuarantineReason
-from quant_assets.listings.registry import Vendor
 
 VENDOR_WORDS: dict[str, Vendor] = {
     "nvidia": "NVIDIA",

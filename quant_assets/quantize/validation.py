@@ -3,22 +3,22 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from quant_assets.bench.evaluation_text import evaluation_text
-from quant_assets.bench.settings import Device, available_physical_cores
+from quant_assets.artifacts.manifest import MANIFEST_NAME, ArtifactManifest, manifest_of
 from quant_assets.errors import CheckFailed
+from quant_assets.host.devices import Device, available_physical_cores
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.integrity import check_gguf
-from quant_assets.quantize.gguf import ValidateGgufJob, validate_gguf
-from quant_assets.quantize.groupwise_layout import check_layout, quantization_of
-from quant_assets.quantize.manifest import MANIFEST_NAME, ArtifactManifest, manifest_of
-from quant_assets.quantize.perplexity_gate import (
+from quant_assets.processes.protocol import Event
+from quant_assets.quantize.gguf.job import ValidateGgufJob, validate_gguf
+from quant_assets.quantize.groupwise.gate import (
     DEFAULT_CONTEXT,
     DEFAULT_WINDOWS,
     Checkpoint,
     measure_checkpoints,
 )
+from quant_assets.quantize.groupwise.layout import check_layout, quantization_of
 from quant_assets.settings import get_settings
-from quant_assets.workers.protocol import Event
+from quant_assets.texts.evaluation import evaluation_text
 
 
 def validate_artifact(

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from quant_assets.escaping import markdown_text
 
-PAGE_TEMPLATES = Path(__file__).parent / "templates"
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_html_page(templates: Path, name: str, **content: Any) -> str:
@@ -31,7 +31,7 @@ def render_markdown_page(templates: Path, name: str, **content: Any) -> str:
 
 def _environment(templates: Path, *, autoescape: bool) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader([templates, PAGE_TEMPLATES]),
+        loader=FileSystemLoader([templates, _TEMPLATES]),
         autoescape=autoescape,  # noqa: S701, Markdown has its own escaping
         undefined=StrictUndefined,
         trim_blocks=True,

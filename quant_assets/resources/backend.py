@@ -7,13 +7,14 @@ from typing import TypeVar
 import dagster as dg
 
 from quant_assets.bench.cell import MeasuredCell, run_cell
-from quant_assets.bench.evaluation_text import EvaluationText
 from quant_assets.bench.matrix import LocatedArtifact
 from quant_assets.bench.obedience import ObediencePrompt, ObedienceResult, measure_obedience
 from quant_assets.bench.quality import Artifact, QualityResult, QualityStore, measure_quality
-from quant_assets.bench.settings import BenchSettings, Device
+from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
+from quant_assets.host.devices import Device
 from quant_assets.resources.worker_logs import worker_environment
+from quant_assets.texts.evaluation import EvaluationText
 
 DEVICE_POOL = "device"
 """The pool of everything that keeps this machine's processor or GPU busy: one step at a time."""

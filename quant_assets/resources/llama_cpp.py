@@ -4,14 +4,14 @@ from pathlib import Path
 
 import dagster as dg
 
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.llama_probe import LlamaProbe, probe_llama_cpp
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.calibration import CalibrationText
-from quant_assets.quantize.gguf_artifact import MadeArtifact, make_gguf_artifact
-from quant_assets.quantize.importance_matrix import ImportanceMatrix, model_importance_matrix
-from quant_assets.quantize.store import ArtifactStore
+from quant_assets.quantize.gguf.artifact import MadeArtifact, make_gguf_artifact
+from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrix, model_importance_matrix
 from quant_assets.resources.backend import ModelBackend
 from quant_assets.resources.worker_logs import worker_environment
+from quant_assets.texts.calibration import CalibrationText
 
 
 class LlamaCpp(ModelBackend["LlamaCpp"]):

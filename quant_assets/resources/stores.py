@@ -4,11 +4,11 @@ from pathlib import Path
 
 import dagster as dg
 
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.results import ResultStore
 from quant_assets.models.config import ModelConfig
-from quant_assets.models.dequantize import float_source
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.store import ArtifactStore
+from quant_assets.quantize.conversion.dequantize import float_source
 from quant_assets.resources.worker_logs import worker_environment
 from quant_assets.settings import Settings
 from quant_assets.warehouse.connection import Warehouse

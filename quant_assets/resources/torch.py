@@ -2,18 +2,18 @@
 
 import dagster as dg
 
-from quant_assets.bench.evaluation_text import evaluation_text
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.torch_probe import TorchProbe, probe_torch
 from quant_assets.bench.variants import Variant
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.calibration import CalibrationText
-from quant_assets.quantize.groupwise import GroupwiseSettings
-from quant_assets.quantize.groupwise_artifact import JudgedArtifact, make_groupwise_artifact
-from quant_assets.quantize.store import ArtifactStore
+from quant_assets.quantize.groupwise.artifact import JudgedArtifact, make_groupwise_artifact
+from quant_assets.quantize.groupwise.job import GroupwiseSettings
 from quant_assets.resources.backend import ModelBackend
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.worker_logs import worker_environment
 from quant_assets.settings import Settings
+from quant_assets.texts.calibration import CalibrationText
+from quant_assets.texts.evaluation import evaluation_text
 
 
 class Torch(ModelBackend["Torch"]):

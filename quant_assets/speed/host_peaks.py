@@ -7,8 +7,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
 
 from quant_assets.bench.cell import OnEvent, machine_lock
+from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import Count, UtcTime, read_record, recency, write_record
-from quant_assets.workers.supervisor import run_worker
 
 _FOLDER = "hosts"
 

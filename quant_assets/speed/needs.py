@@ -12,13 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from quant_assets.bench.variants import Backend, Variant
-from quant_assets.errors import InputError
-from quant_assets.formats.memory import (
+from quant_assets.capacity.memory import (
     Serving,
     compute_buffer_bytes,
     kv_cache_bytes,
     kv_row_bytes,
 )
+from quant_assets.errors import InputError
 from quant_assets.models.inspection import ModelShape
 
 

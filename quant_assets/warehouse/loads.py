@@ -9,6 +9,8 @@ from typing import Any, Literal
 import duckdb
 import pandas as pd
 
+from quant_assets.artifacts.manifest import ArtifactManifest
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.matrix import artifact_finder
 from quant_assets.bench.obedience import obedience_results
 from quant_assets.bench.quality import QualityStore
@@ -16,10 +18,8 @@ from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import Variant
 from quant_assets.duckdb_files import READ_OPTIONS, exact_pattern
 from quant_assets.errors import InputError
-from quant_assets.listings.registry import GpuRegistry, load_registry
+from quant_assets.gpus.registry import GpuRegistry, load_registry
 from quant_assets.models.inspection import ModelShape, inspect_model
-from quant_assets.quantize.manifest import ArtifactManifest
-from quant_assets.quantize.store import ArtifactStore
 from quant_assets.record_files import recency
 from quant_assets.speed.host_peaks import recorded_peaks
 from quant_assets.speed.needs import (

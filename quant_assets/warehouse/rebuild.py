@@ -6,12 +6,12 @@ from pathlib import Path
 
 import duckdb
 
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.quality import QualityStore
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import load_variants
 from quant_assets.errors import QuantAssetsError
-from quant_assets.listings.registry import load_registry
-from quant_assets.quantize.store import ArtifactStore
+from quant_assets.gpus.registry import load_registry
 from quant_assets.settings import Settings
 from quant_assets.speed.needs import load_grid
 from quant_assets.warehouse.connection import Warehouse

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from quant_assets.bench.conditions import judge
 from quant_assets.bench.jobs import CellMeasurement, RunSample
 from quant_assets.bench.record import BenchmarkRecord, make_record
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
+from quant_assets.host.conditions import judge
 
 
 @pytest.fixture(scope="session")

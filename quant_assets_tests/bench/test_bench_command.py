@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from quant_assets.artifacts.job import JobSpec
+from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.cli.app import app
 from quant_assets.errors import CheckFailed, InputError
-from quant_assets.quantize.job import JobSpec
-from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest
-from quant_assets.quantize.store import ArtifactStore
 from quant_assets.settings import get_settings
 
 SHORT = ["--runs", "2", "--warmups", "0", "--prompt-tokens", "8", "--generated-tokens", "2"]

@@ -2,14 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from quant_assets.bench.settings import (
-    BenchSettings,
-    available_physical_cores,
-    resolve_settings,
-    resolve_variant_names,
-)
+from quant_assets.bench.settings import BenchSettings, resolve_settings, resolve_variant_names
 from quant_assets.bench.variants import load_settings, load_variants
 from quant_assets.errors import InputError
+from quant_assets.host.devices import available_physical_cores
 from quant_assets.settings import PROJECT_ROOT
 
 SHIPPED = PROJECT_ROOT / "data" / "variants.yaml"

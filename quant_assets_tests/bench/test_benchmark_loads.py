@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from quant_assets.artifacts.job import JobSpec
+from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import Variant
 from quant_assets.models.identity import sha256_of
-from quant_assets.quantize.job import JobSpec
-from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest
-from quant_assets.quantize.store import ArtifactStore
 from quant_assets.speed.needs import ServingGrid
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import load_benchmarks, load_serving_needs

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from quant_assets.bench.conditions import HostWatch, judge
+from quant_assets.host.conditions import HostWatch, judge
 
 QUIET: dict[str, Any] = {
     "load_average_1m": 5.0,

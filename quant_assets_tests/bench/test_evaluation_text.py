@@ -5,8 +5,8 @@ import duckdb
 import pytest
 from huggingface_hub import constants
 
-from quant_assets.bench.evaluation_text import evaluation_text
 from quant_assets.errors import InputError
+from quant_assets.texts.evaluation import evaluation_text
 
 
 @pytest.fixture

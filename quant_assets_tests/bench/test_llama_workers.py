@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from quant_assets.bench.cell import MeasuredCell, run_cell
-from quant_assets.bench.evaluation_text import EvaluationText
 from quant_assets.bench.obedience import load_prompts, measure_obedience
 from quant_assets.bench.quality import Artifact, QualityStore, measure_quality
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import CacheType, Variant
 from quant_assets.errors import InputError
 from quant_assets.models.identity import sha256_of
+from quant_assets.processes.protocol import Event, ProgressEvent
 from quant_assets.settings import PROJECT_ROOT
-from quant_assets.workers.protocol import Event, ProgressEvent
+from quant_assets.texts.evaluation import EvaluationText
 
 SETTINGS = BenchSettings(
     batch_sizes=(1,), warmups=1, runs=2, prompt_tokens=16, generated_tokens=3, device="cpu",

@@ -4,15 +4,15 @@ from typing import Any
 
 import pytest
 
+from quant_assets.artifacts.job import JobSpec
+from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.cell import MeasuredCell
 from quant_assets.bench.matrix import LocatedArtifact, artifact_finder, plan_matrix, run_matrix
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import WorkerError
-from quant_assets.quantize.job import JobSpec
-from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest
-from quant_assets.quantize.store import ArtifactStore
 
 SETTINGS = BenchSettings(batch_sizes=(1, 4), prompt_tokens=8, generated_tokens=4, runs=3)
 VARIANTS = {

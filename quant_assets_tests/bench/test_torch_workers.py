@@ -15,7 +15,7 @@ from quant_assets.bench.jobs import (
     QualityMeasurement,
 )
 from quant_assets.errors import InputError
-from quant_assets.workers.supervisor import run_worker
+from quant_assets.processes.supervisor import run_worker
 
 VOCABULARY, LAYERS, HEADS, HEAD_SIZE, CONTEXT = 64, 2, 2, 8, 32
 
@@ -53,7 +53,7 @@ def test_a_cell_decodes_the_batch_together(tiny: Path) -> None:
         model_path=str(tiny), format="hf", batch_size=3, prompt_tokens=8, generated_tokens=4,
         warmups=1, runs=2, threads=1, device="cpu",
     )  # fmt: skip
-    measured = run_worker("torch_bench", job, CellMeasurement)
+    measured = run_worker("torch.bench", job, CellMeasurement)
     assert [len(sample.token_ms) for sample in measured.samples] == [4, 4]
     expected = 2 * LAYERS * 3 * (8 + 4) * HEADS * HEAD_SIZE * 4
     assert measured.kv_cache_bytes == measured.kv_cache_bytes_expected == expected
@@ -69,7 +69,7 @@ def test_quality_scores_the_baselines_windows(tiny: Path, tmp_path: Path) -> Non
         for _ in windows:
             writer.append(uniform)
     measured = run_worker(
-        "torch_quality",
+        "torch.quality",
         QualityJob(
             model_path=str(tiny), format="hf", baseline_path=str(path), context=CONTEXT, threads=1
         ),
@@ -97,7 +97,7 @@ def _perplexity(folder: Path, windows: np.ndarray) -> float:
 def test_answers_do_not_depend_on_the_prompts_before(tiny: Path) -> None:
     prompts = ["AB", "C", "AB"]
     job = ChatJob(model_path=str(tiny), format="hf", prompts=prompts, max_tokens=5, threads=1)
-    replies = run_worker("torch_chat", job, ChatReplies).replies
+    replies = run_worker("torch.chat", job, ChatReplies).replies
     assert len(replies) == 3 and replies[0]
     assert replies[0] == replies[2]
 
@@ -105,4 +105,4 @@ def test_answers_do_not_depend_on_the_prompts_before(tiny: Path) -> None:
 def test_a_folder_without_a_model_is_an_input_error(tmp_path: Path) -> None:
     job = QualityJob(model_path=str(tmp_path), format="hf", text_path="x", threads=1)
     with pytest.raises(InputError, match=r"has no config\.json"):
-        run_worker("torch_quality", job, QualityMeasurement)
+        run_worker("torch.quality", job, QualityMeasurement)

@@ -16,7 +16,7 @@ from quant_assets.cli import app as command_line
 from quant_assets.cli.output import LiteralConsole, print_line, print_path
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.escaping import json_text, markdown_text, terminal_line, terminal_text
-from quant_assets.workers.protocol import LogEvent, ProgressEvent
+from quant_assets.processes.protocol import LogEvent, ProgressEvent
 
 HOSTILE = "\x1b]0;owned\x07 \x9b31m \x7f \u202egnp.exe \r\x08 \ud800 [red]a:x:0[/red] :smile:"
 OBEYED = "\x1b\x07\x9b\x7f\u202e\r\x08\ud800"

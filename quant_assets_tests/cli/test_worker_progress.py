@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
-from quant_assets.workers.protocol import Event, LogEvent, MemoryEvent, ProgressEvent
+from quant_assets.processes.protocol import Event, LogEvent, MemoryEvent, ProgressEvent
 
 
 def shown(verbosity: Verbosity, events: list[Event], *, terminal: bool = False) -> str:

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from quant_assets.cli.app import app
 from quant_assets.errors import ConfirmationRequired, InputError, ResourceError
-from quant_assets.models.dequantize import source_manifest
 from quant_assets.models.source import resolve_source
-from quant_assets.quantize.convert import UnpackJob, conversion_loss, plain_folder
+from quant_assets.processes.protocol import EventChannel
+from quant_assets.quantize.conversion.convert import UnpackJob, conversion_loss, plain_folder
+from quant_assets.quantize.conversion.dequantize import source_manifest
 from quant_assets.settings import Settings
-from quant_assets.workers.protocol import EventChannel
 from quant_assets_tests.gguf.tiny_models import make_model, tokenizer_model
 
 TEXTS = (
@@ -36,7 +36,7 @@ def test_every_weight_comes_back_as_it_was_meant(
     import torch
     from safetensors.torch import load_file
 
-    from quant_assets.workers.unpack_checkpoint import unpack
+    from quant_assets.workers.checkpoint.unpack import unpack
 
     folder, meant = packed
     answer = unpack(UnpackJob(source=folder, output=tmp_path / "out"), EventChannel(io.StringIO()))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import llama_cpp
 
-from quant_assets.formats.memory import Serving
-from quant_assets.formats.reference_models import reference_models, write_metadata_gguf
+from quant_assets.capacity.memory import Serving
+from quant_assets.capacity.reference_models import reference_models, write_metadata_gguf
 from quant_assets.workers.gguf import ggml
 
 MIB = 2**20

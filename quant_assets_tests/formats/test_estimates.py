@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from quant_assets.cli.app import app
-from quant_assets.errors import InputError
-from quant_assets.formats.estimates import (
+from quant_assets.capacity.estimates import (
     estimate_of_model,
     estimate_of_size,
     fits,
     parse_parameter_count,
 )
-from quant_assets.formats.memory import Serving
-from quant_assets.formats.reference_models import ReferenceModel
-from quant_assets.listings.registry import load_registry
+from quant_assets.capacity.memory import Serving
+from quant_assets.capacity.reference_models import ReferenceModel
+from quant_assets.cli.app import app
+from quant_assets.errors import InputError
+from quant_assets.gpus.registry import load_registry
 from quant_assets.settings import Settings
 
 SERVING = Serving(context=512)

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quant_assets.errors import InputError
-from quant_assets.formats.memory import (
+from quant_assets.capacity.memory import (
     Serving,
     compute_buffer_bytes,
     estimate_memory,
@@ -16,8 +15,9 @@ from quant_assets.formats.memory import (
     kv_cache_bytes,
     weights_at_level,
 )
-from quant_assets.formats.reference_models import mixture_bits, reference_models
-from quant_assets.listings.registry import Gpu, load_registry
+from quant_assets.capacity.reference_models import mixture_bits, reference_models
+from quant_assets.errors import InputError
+from quant_assets.gpus.registry import Gpu, load_registry
 
 LLAMA_3_8B = reference_models()["Llama 3 8B"].shape
 LLAMA_2_7B = reference_models()["Llama 2 7B"].shape

@@ -2,9 +2,9 @@
 
 import pytest
 
+from quant_assets.capacity.quantization_types import quantization_type, quantization_types
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_levels import GGUF_LEVELS
-from quant_assets.formats.quantization_types import quantization_type, quantization_types
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,13 @@
 
 import pytest
 
-from quant_assets.formats.gguf_levels import GGUF_LEVELS
-from quant_assets.formats.reference_models import (
+from quant_assets.capacity.reference_models import (
     measure_mixtures,
     mixture_bits,
     nearest_reference,
     reference_models,
 )
+from quant_assets.formats.gguf_levels import GGUF_LEVELS
 
 LEVELS = [level.name for level in GGUF_LEVELS]
 

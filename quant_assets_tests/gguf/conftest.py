@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from quant_assets.formats.gguf_levels import parse_level
-from quant_assets.quantize.gguf import QuantizeGgufJob
+from quant_assets.quantize.gguf.job import QuantizeGgufJob
 from quant_assets.workers.gguf.imatrix_file import MatrixInputs, write_imatrix
 from quant_assets_tests.gguf.child_scripts import FAST_LEVELS, run_scripts, tasks
 from quant_assets_tests.gguf.tiny_models import (

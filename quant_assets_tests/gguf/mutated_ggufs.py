@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 from quant_assets.errors import QuantAssetsError
-from quant_assets.quantize.gguf import QuantizeGgufJob, ValidateGgufJob
+from quant_assets.processes.protocol import EventChannel
+from quant_assets.quantize.gguf.job import QuantizeGgufJob, ValidateGgufJob
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.validate import validate
-from quant_assets.workers.protocol import EventChannel
 
 TIME_LIMIT_S = 60
 MEMORY_LIMIT_BYTES = 8 * 10**9

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from quant_assets.quantize.gguf import QuantizeGgufJob
+from quant_assets.processes.protocol import EventChannel
+from quant_assets.quantize.gguf.job import QuantizeGgufJob
 from quant_assets.workers.gguf.engine import quantize
-from quant_assets.workers.protocol import EventChannel
 
 
 def main(tasks: list[dict[str, Any]]) -> None:

@@ -12,11 +12,11 @@ import pytest
 
 from quant_assets.errors import InputError, QuantAssetsError, ResourceError
 from quant_assets.models.source import resolve_source
-from quant_assets.quantize.gguf import QuantizeGgufJob, quantize_gguf
+from quant_assets.processes.protocol import Event, EventChannel, ProgressEvent
+from quant_assets.quantize.gguf.job import QuantizeGgufJob, quantize_gguf
 from quant_assets.settings import Settings
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.imatrix_file import MatrixInputs, write_imatrix
-from quant_assets.workers.protocol import Event, EventChannel, ProgressEvent
 from quant_assets_tests.gguf.tiny_models import make_model
 
 

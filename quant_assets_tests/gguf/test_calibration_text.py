@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from quant_assets.models.identity import sha256_of
-from quant_assets.quantize.calibration import default_calibration_text
+from quant_assets.texts.calibration import default_calibration_text
 
 
 def test_offline_it_is_shipped_text_with_a_warning(

@@ -14,13 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from quant_assets.artifacts.output_record import read_record, record_path
 from quant_assets.models.identity import sha256_of
-from quant_assets.quantize.gguf import QuantizeGgufJob
-from quant_assets.quantize.output_record import read_record, record_path
+from quant_assets.processes.protocol import EventChannel
+from quant_assets.quantize.gguf.job import QuantizeGgufJob
 from quant_assets.workers.gguf.__main__ import GgufJob
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.journal import Journal
-from quant_assets.workers.protocol import EventChannel
 from quant_assets_tests.mutation import bounded, fuzz_settings, mutated
 
 IDENTITY = {"source": "abc", "level": "Q4_K_M", "header": "0" * 64, "llama_cpp_python": "0.3.36"}

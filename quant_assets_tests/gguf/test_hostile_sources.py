@@ -19,12 +19,12 @@ import pytest
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_header import read_gguf_header
 from quant_assets.models.integrity import check_gguf
+from quant_assets.processes.protocol import EventChannel
 from quant_assets.settings import PROJECT_ROOT
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.groupwise.loop import _tokenizer
 from quant_assets.workers.groupwise.streaming import StreamedModel
-from quant_assets.workers.protocol import EventChannel
-from quant_assets.workers.torch_models import load_model, load_tokenizer
+from quant_assets.workers.torch.models import load_model, load_tokenizer
 from quant_assets_tests.gguf.test_bad_input import job_of
 from quant_assets_tests.gguf.tiny_models import make_model
 from quant_assets_tests.mutation import EXTREME_INTEGERS, FUZZ_EXAMPLES

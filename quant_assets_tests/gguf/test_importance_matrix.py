@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from quant_assets.errors import InputError
-from quant_assets.quantize.gguf import ImatrixJob, QuantizeGgufJob, make_imatrix, quantize_gguf
+from quant_assets.quantize.gguf.job import ImatrixJob, QuantizeGgufJob, make_imatrix, quantize_gguf
 from quant_assets.workers.gguf.imatrix_file import MatrixInputs, read_imatrix, write_imatrix
 
 CHUNK = 64

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from quant_assets.quantize.gguf import QuantizeGgufJob
+from quant_assets.processes.protocol import EventChannel
+from quant_assets.quantize.gguf.job import QuantizeGgufJob
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.kernels.build import build, library_path
 from quant_assets.workers.gguf.kernels.quantizer import KERNEL_TYPES, Quantizer
-from quant_assets.workers.protocol import EventChannel
 
 Floats = npt.NDArray[np.float32]
 BLOCK = 256

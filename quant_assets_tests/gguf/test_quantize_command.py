@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from quant_assets.cli.app import app
 from quant_assets.errors import InputError
-from quant_assets.quantize.gguf import GgufPlan, QuantizeGgufResult
+from quant_assets.quantize.gguf.job import GgufPlan, QuantizeGgufResult
 from quant_assets.settings import PROJECT_ROOT
 
 

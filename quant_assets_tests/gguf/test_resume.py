@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from quant_assets.errors import InputError, ResourceError
-from quant_assets.quantize.gguf import QuantizeGgufJob, QuantizeGgufResult
+from quant_assets.processes.protocol import EventChannel
+from quant_assets.quantize.gguf.job import QuantizeGgufJob, QuantizeGgufResult
 from quant_assets.settings import PROJECT_ROOT
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.journal import Journal
-from quant_assets.workers.protocol import EventChannel
 
 
 def run(job: QuantizeGgufJob) -> tuple[QuantizeGgufResult, list[str]]:

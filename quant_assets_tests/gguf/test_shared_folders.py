@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
+from quant_assets.artifacts.output_record import record_path
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.errors import ConfirmationRequired, QuantAssetsError, ResourceError
 from quant_assets.host import own_files
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.gguf import ImatrixJob, QuantizeGgufJob, QuantizeGgufResult
-from quant_assets.quantize.gguf_artifact import MadeArtifact, make_gguf_artifact
-from quant_assets.quantize.output_record import record_path
-from quant_assets.quantize.store import ArtifactStore
+from quant_assets.processes.protocol import Event, EventChannel, LogEvent
+from quant_assets.quantize.gguf.artifact import MadeArtifact, make_gguf_artifact
+from quant_assets.quantize.gguf.job import ImatrixJob, QuantizeGgufJob, QuantizeGgufResult
 from quant_assets.workers.gguf import engine, imatrix
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.journal import Journal
-from quant_assets.workers.protocol import Event, EventChannel, LogEvent
 
 
 @pytest.fixture

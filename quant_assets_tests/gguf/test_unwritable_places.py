@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from quant_assets.bench.evaluation_text import evaluation_text
+from quant_assets.artifacts.output_record import record_path
 from quant_assets.errors import InputError, explained
 from quant_assets.host import caches
 from quant_assets.models.identity import HashCache, sha256_of
-from quant_assets.quantize.calibration import calibration_text
-from quant_assets.quantize.gguf import QuantizeGgufJob, quantize_gguf
-from quant_assets.quantize.output_record import record_path
+from quant_assets.processes.protocol import EventChannel
+from quant_assets.quantize.gguf.job import QuantizeGgufJob, quantize_gguf
 from quant_assets.settings import PROJECT_ROOT
+from quant_assets.texts.calibration import calibration_text
+from quant_assets.texts.evaluation import evaluation_text
 from quant_assets.workers.gguf.engine import quantize
-from quant_assets.workers.protocol import EventChannel
 
 NOBODY = 65534
 

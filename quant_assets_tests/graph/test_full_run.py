@@ -13,9 +13,9 @@ import duckdb
 import psutil
 import pytest
 
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.automation.checks import build_checks
 from quant_assets.bench.results import ResultStore
-from quant_assets.quantize.store import ArtifactStore
 from quant_assets.resources.run_processes import end_dead_runs
 from quant_assets.resources.stores import DataRoot
 from quant_assets.warehouse.connection import Warehouse
@@ -189,7 +189,7 @@ def test_a_killed_worker_fails_its_step_clearly_and_the_next_run_succeeds(full_r
     def kill_the_worker() -> None:
         while not killed:
             for child in psutil.Process().children(recursive=True):
-                if "quant_assets.workers.llama_bench" in " ".join(child.cmdline()):
+                if "quant_assets.workers.llama_cpp.bench" in " ".join(child.cmdline()):
                     time.sleep(3)
                     os.kill(child.pid, signal.SIGKILL)
                     killed.append(child.pid)

@@ -14,7 +14,7 @@ from quant_assets_tests.graph.tiny_installation import Installation
 def test_the_failure_says_how_to_make_the_environment(
     installation: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("quant_assets.workers.environments.PROJECT_ROOT", tmp_path)
+    monkeypatch.setattr("quant_assets.processes.environments.PROJECT_ROOT", tmp_path)
     artifacts = build_groupwise_artifacts(
         ModelConfig(name="tiny", source="models/tiny-source"),
         "gptq",

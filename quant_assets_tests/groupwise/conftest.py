@@ -8,10 +8,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from quant_assets.bench.evaluation_text import EvaluationText, evaluation_text
 from quant_assets.models.source import SourceModel, resolve_source
-from quant_assets.quantize.calibration import CalibrationText, default_calibration_text
 from quant_assets.settings import PROJECT_ROOT, Settings, get_settings
+from quant_assets.texts.calibration import CalibrationText, default_calibration_text
+from quant_assets.texts.evaluation import EvaluationText, evaluation_text
 
 SAMPLES, SEQUENCE_LENGTH = 64, 64
 CALIBRATION = {"samples": SAMPLES, "sequence_length": SEQUENCE_LENGTH}

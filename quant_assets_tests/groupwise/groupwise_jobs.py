@@ -7,8 +7,8 @@ from pathlib import Path
 
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.calibration import CalibrationText
-from quant_assets.quantize.groupwise import (
+from quant_assets.processes.environments import interpreter
+from quant_assets.quantize.groupwise.job import (
     ENVIRONMENT,
     Engine,
     GroupwiseJob,
@@ -16,7 +16,7 @@ from quant_assets.quantize.groupwise import (
     groupwise_settings,
 )
 from quant_assets.settings import PROJECT_ROOT
-from quant_assets.workers.environments import interpreter
+from quant_assets.texts.calibration import CalibrationText
 
 
 def job_of(

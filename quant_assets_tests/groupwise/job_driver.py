@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from quant_assets.quantize.groupwise import GroupwiseJob, GroupwiseResult
-from quant_assets.workers.protocol import EventChannel
+from quant_assets.processes.protocol import EventChannel
+from quant_assets.quantize.groupwise.job import GroupwiseJob, GroupwiseResult
 
 
 def in_child(work: Callable[[], dict[str, Any]], kill_after_s: float | None) -> dict[str, Any]:
@@ -44,17 +44,17 @@ def main() -> None:
     task = json.load(sys.stdin)
     jobs = [GroupwiseJob.model_validate(job) for job in task["jobs"]]
     if jobs[0].settings.engine == "autoawq":
-        from quant_assets.workers.awq import autoawq_engine  # noqa: F401
-        from quant_assets.workers.awq.__main__ import handle as awq
+        from quant_assets.workers.groupwise.awq import autoawq_engine  # noqa: F401
+        from quant_assets.workers.groupwise.awq.__main__ import handle as awq
     else:
         from logbar.buffer import QueueingStdout
 
         # It waits for a thread, which a forked child does not have.
         QueueingStdout.flush = lambda _: None
-        from quant_assets.workers.awq import gptqmodel_engine  # noqa: F401
-        from quant_assets.workers.awq.__main__ import handle as awq
-        from quant_assets.workers.gptq import solver  # noqa: F401
-    from quant_assets.workers.gptq.__main__ import handle as gptq
+        from quant_assets.workers.groupwise.awq import gptqmodel_engine  # noqa: F401
+        from quant_assets.workers.groupwise.awq.__main__ import handle as awq
+        from quant_assets.workers.groupwise.gptq import solver  # noqa: F401
+    from quant_assets.workers.groupwise.gptq.__main__ import handle as gptq
 
     chance = random.Random(task["seed"])
     whole_s = 0.0

@@ -7,7 +7,7 @@ import duckdb
 import pytest
 
 from quant_assets.errors import InputError
-from quant_assets.quantize.calibration import calibration_text
+from quant_assets.texts.calibration import calibration_text
 
 SENTENCE = "The lock keeper lives by the water and opens the gates for every barge. "
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from quant_assets.errors import ResourceError
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.calibration import CalibrationText
+from quant_assets.texts.calibration import CalibrationText
 from quant_assets.workers.groupwise.checkpoint import Checkpoints
 from quant_assets_tests.groupwise.groupwise_jobs import drive, job_of
 from quant_assets_tests.mutation import bounded, fuzz_settings, mutated

@@ -7,8 +7,8 @@ import pytest
 from quant_assets.errors import InputError
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.inspection import ModelShape
-from quant_assets.quantize.groupwise import check_shape, groupwise_settings
-from quant_assets.quantize.perplexity_gate import CheckpointQuality, caution, rejection
+from quant_assets.quantize.groupwise.gate import CheckpointQuality, caution, rejection
+from quant_assets.quantize.groupwise.job import check_shape, groupwise_settings
 
 LARGE, SMALL = 1_200_000_000, 135_000_000
 

@@ -6,15 +6,15 @@ import dagster as dg
 import pytest
 from typer.testing import CliRunner
 
+from quant_assets.artifacts.manifest import ArtifactManifest
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.quality import QualityStore
 from quant_assets.cli.app import app
 from quant_assets.errors import CheckFailed, InputError
 from quant_assets.formats.group_quantization import GroupQuantization
-from quant_assets.quantize.groupwise import groupwise_settings
-from quant_assets.quantize.groupwise_layout import check_layout
-from quant_assets.quantize.manifest import ArtifactManifest
-from quant_assets.quantize.perplexity_gate import Verdict
-from quant_assets.quantize.store import ArtifactStore
+from quant_assets.quantize.groupwise.gate import Verdict
+from quant_assets.quantize.groupwise.job import groupwise_settings
+from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.settings import Settings
 
 # Both quantizers run in environments of their own.
@@ -94,7 +94,7 @@ def test_a_rejected_artifact_fails_its_check_and_is_kept_apart(
         text="a text", scored_tokens=1, perplexity=9.0, source_perplexity=2.0,
         rounding_perplexity=3.0, generated_text="The", rejection="Worse than rounding.",
     )  # fmt: skip
-    monkeypatch.setattr("quant_assets.quantize.groupwise_artifact.judge", lambda *_, **__: verdict)
+    monkeypatch.setattr("quant_assets.quantize.groupwise.artifact.judge", lambda *_, **__: verdict)
     before = {manifest.job_id for manifest in ArtifactStore(settings.artifacts).all()}
     result = definitions.resolve_job_def("tiny_awq").execute_in_process(
         instance=instance,

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from quant_assets.bench.evaluation_text import EvaluationText
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.calibration import CalibrationText
-from quant_assets.quantize.convert import UnpackJob
-from quant_assets.quantize.groupwise_layout import check_layout
-from quant_assets.quantize.perplexity_gate import Checkpoint, Rounding, measure_checkpoints
-from quant_assets.workers.protocol import EventChannel
-from quant_assets.workers.unpack_checkpoint import unpack
+from quant_assets.processes.protocol import EventChannel
+from quant_assets.quantize.conversion.convert import UnpackJob
+from quant_assets.quantize.groupwise.gate import Checkpoint, Rounding, measure_checkpoints
+from quant_assets.quantize.groupwise.layout import check_layout
+from quant_assets.texts.calibration import CalibrationText
+from quant_assets.texts.evaluation import EvaluationText
+from quant_assets.workers.checkpoint.unpack import unpack
 from quant_assets_tests.groupwise.groupwise_jobs import drive, job_of
 
 CASES: dict[str, dict[str, Any]] = {

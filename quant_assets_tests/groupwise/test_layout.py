@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from quant_assets.errors import CheckFailed
-from quant_assets.quantize.groupwise_layout import check_layout
+from quant_assets.quantize.groupwise.layout import check_layout
 
 
 def test_damaged_layout_is_found(tmp_path: Path) -> None:

@@ -13,20 +13,23 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from quant_assets.bench.evaluation_text import EvaluationText
 from quant_assets.errors import InputError
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.source import resolve_source
-from quant_assets.quantize.calibration import CalibrationText
-from quant_assets.quantize.convert import UnpackJob
-from quant_assets.quantize.groupwise import (
+from quant_assets.processes.environments import interpreter
+from quant_assets.processes.protocol import EventChannel
+from quant_assets.quantize.conversion.convert import UnpackJob
+from quant_assets.quantize.groupwise.gate import Checkpoint, measure_checkpoints
+from quant_assets.quantize.groupwise.job import (
     AUTOAWQ_ARCHITECTURES,
     groupwise_settings,
     quantize_groupwise,
 )
-from quant_assets.quantize.perplexity_gate import Checkpoint, measure_checkpoints
 from quant_assets.settings import Settings
-from quant_assets.workers.awq.scaling import (
+from quant_assets.texts.calibration import CalibrationText
+from quant_assets.texts.evaluation import EvaluationText
+from quant_assets.workers.checkpoint.unpack import unpack
+from quant_assets.workers.groupwise.awq.scaling import (
     Run,
     apply_scales,
     change_since_now,
@@ -34,10 +37,7 @@ from quant_assets.workers.awq.scaling import (
     use_norm_before,
     weight_offset,
 )
-from quant_assets.workers.environments import interpreter
 from quant_assets.workers.groupwise.streaming import StreamedModel
-from quant_assets.workers.protocol import EventChannel
-from quant_assets.workers.unpack_checkpoint import unpack
 from quant_assets_tests.gguf.tiny_models import make_model, tokenizer_model
 from quant_assets_tests.groupwise.groupwise_jobs import drive, job_of
 

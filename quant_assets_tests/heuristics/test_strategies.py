@@ -5,12 +5,12 @@ import json
 import pandas as pd
 import pytest
 
+from quant_assets.capacity.catalog import make_strategy
+from quant_assets.capacity.memory import Serving, estimate_memory, fit, weights_at_level
+from quant_assets.capacity.reference_models import reference_models
+from quant_assets.capacity.strategy import GpuFacts, apply_strategies
 from quant_assets.errors import InputError
-from quant_assets.formats.memory import Serving, estimate_memory, fit, weights_at_level
-from quant_assets.formats.reference_models import reference_models
-from quant_assets.listings.heuristics.catalog import make_strategy
-from quant_assets.listings.heuristics.strategy import GpuFacts, apply_strategies
-from quant_assets.listings.registry import load_registry
+from quant_assets.gpus.registry import load_registry
 
 REGISTRY = load_registry()
 

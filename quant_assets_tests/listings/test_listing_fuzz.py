@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quant_assets.errors import InputError
+from quant_assets.gpus.registry import load_registry
 from quant_assets.listings import reading
 from quant_assets.listings.pipeline import PipelineOptions, run_pipeline
-from quant_assets.listings.registry import load_registry
 from quant_assets.listings.stages import Workspace
 from quant_assets_tests.mutation import HOSTILE_TOKENS, bounded, fuzz_settings, mutated
 

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quant_assets.gpus.registry import load_registry
 from quant_assets.listings.matching import MatchType, TitleMatcher
 from quant_assets.listings.quarantine import QuarantineReason
-from quant_assets.listings.registry import load_registry
 
 REGISTRY = load_registry()
 MATCHER = TitleMatcher(REGISTRY)

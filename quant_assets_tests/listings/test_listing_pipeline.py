@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quant_assets.errors import CheckFailed, InputError
+from quant_assets.gpus.registry import load_registry
 from quant_assets.listings import matching_processes, stages
 from quant_assets.listings.exchange_rates import load_exchange_rates
 from quant_assets.listings.matching import TitleMatcher
@@ -30,7 +31,6 @@ from quant_assets.listings.pipeline import (
     run_pipeline,
 )
 from quant_assets.listings.quarantine import QuarantineReason
-from quant_assets.listings.registry import load_registry
 from quant_assets.settings import PROJECT_ROOT
 
 REGISTRY = load_registry()

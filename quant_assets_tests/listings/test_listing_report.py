@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quant_assets.listings.pipeline import PipelineOptions, PipelineResult, run_pipeline
-from quant_assets.listings.report import (
+from quant_assets.report.listings.page import (
     build_report,
     render_html,
     render_markdown,

@@ -14,14 +14,14 @@ from markdown_it import MarkdownIt
 from pydantic import BaseModel
 
 from quant_assets.errors import InputError
-from quant_assets.report.content import DecisionReport, QuarantineReason
-from quant_assets.report.decision import (
+from quant_assets.report.decision.build import (
     build_decision_report,
     render_html,
     render_markdown,
     write_decision_report,
 )
-from quant_assets.report.figures import draw
+from quant_assets.report.decision.content import DecisionReport, QuarantineReason
+from quant_assets.report.decision.figures import draw
 from quant_assets.settings import Settings
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets_tests.marts.marts_world import NOW

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 from quant_assets.cli.app import app
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_header import read_gguf_header
-from quant_assets.formats.intent import detect_quantization
 from quant_assets.formats.json_files import MAX_BYTES, MAX_DEPTH, parse_json, read_json_object
 from quant_assets.formats.safetensors_header import (
     read_safetensors_header,
@@ -30,6 +29,7 @@ from quant_assets.models.inspection import inspect_model
 from quant_assets.models.integrity import check_gguf, check_hf_folder
 from quant_assets.models.linked_model import linked_model
 from quant_assets.models.source import resolve_source
+from quant_assets.serving.intent import detect_quantization
 from quant_assets.settings import Settings, get_settings
 from quant_assets_tests.models.small_files import CONFIG, hf_tensors, write_gguf, write_hf
 from quant_assets_tests.mutation import bounded

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from quant_assets.capacity.reference_models import reference_models, write_metadata_gguf
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_header import MAX_ARRAY_KEPT, read_gguf_header
-from quant_assets.formats.reference_models import reference_models, write_metadata_gguf
 from quant_assets.models.inspection import inspect_model
 from quant_assets_tests.models.small_files import CONFIG, hf_tensors, write_gguf, write_hf
 

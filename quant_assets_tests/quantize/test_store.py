@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from quant_assets.artifacts.job import JobSpec
+from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.models.identity import sha256_of
-from quant_assets.quantize.job import JobSpec
-from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest
-from quant_assets.quantize.store import ArtifactStore
 
 
 def job(**changes: object) -> JobSpec:

@@ -18,6 +18,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 
+from quant_assets.artifacts.job import JobSpec
+from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest, manifest_of
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.collect import collect_csv
 from quant_assets.bench.compare import open_side
 from quant_assets.bench.divergence import Baseline, baseline_writer
@@ -29,9 +32,6 @@ from quant_assets.bench.results import ResultStore, read_records
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import CheckFailed, InputError, ResourceError, explained
-from quant_assets.quantize.job import JobSpec
-from quant_assets.quantize.manifest import ArtifactFile, ArtifactManifest, manifest_of
-from quant_assets.quantize.store import ArtifactStore
 from quant_assets.quantize.validation import validate_artifact
 from quant_assets.record_files import recency
 from quant_assets.speed.host_peaks import RecordedPeaks, recorded_peaks

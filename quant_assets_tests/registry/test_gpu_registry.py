@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from quant_assets.errors import InputError
-from quant_assets.listings.registry import Gpu, GpuRegistry, load_registry, name_key
+from quant_assets.gpus.registry import Gpu, GpuRegistry, load_registry, name_key
 from quant_assets.settings import get_settings
 
 REGISTRY = load_registry()

@@ -15,10 +15,9 @@ import pytest
 from pydantic import BaseModel
 
 from quant_assets.errors import InputError, QuantAssetsError, ResourceError, WorkerError
-from quant_assets.processes import guarded
-from quant_assets.workers import supervisor
-from quant_assets.workers.protocol import Event, ProgressEvent, resident_memory
-from quant_assets.workers.supervisor import run_worker
+from quant_assets.processes import guarded, supervisor
+from quant_assets.processes.protocol import Event, ProgressEvent, resident_memory
+from quant_assets.processes.supervisor import run_worker
 
 
 class Job(BaseModel):
@@ -42,7 +41,7 @@ def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             "import os, signal, sys, time, errno\n"
             "from pydantic import BaseModel\n"
             "from quant_assets.errors import InputError\n"
-            "from quant_assets.workers.protocol import serve\n"
+            "from quant_assets.processes.protocol import serve\n"
             "class Job(BaseModel):\n    number: int\n"
             "class Answer(BaseModel):\n    number: int\n    token: str = ''\n"
             "def handle(job, channel):\n" + textwrap.indent(textwrap.dedent(body), "    ") + "\n"
@@ -200,7 +199,7 @@ def test_peak_memory_is_the_workers_own(worker):
     assert peak > 600_000_000
     answer = worker(
         """
-        from quant_assets.workers.protocol import resident_memory
+        from quant_assets.processes.protocol import resident_memory
         return Answer(number=resident_memory()[1])
         """
     )

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, RootModel
 
-from quant_assets.quantize.gguf import GgufPlanJob, ImatrixJob, QuantizeGgufJob, ValidateGgufJob
-from quant_assets.workers.protocol import EventChannel, serve
+from quant_assets.processes.protocol import EventChannel, serve
+from quant_assets.quantize.gguf.job import GgufPlanJob, ImatrixJob, QuantizeGgufJob, ValidateGgufJob
 
 
 class GgufJob(

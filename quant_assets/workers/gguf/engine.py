@@ -14,13 +14,21 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
+from quant_assets.artifacts.job import library_versions
+from quant_assets.artifacts.output_record import (
+    OutputRecord,
+    differences,
+    finished_output,
+    settle_record,
+)
 from quant_assets.atomic_files import replace_durably
 from quant_assets.errors import InputError, ResourceError
 from quant_assets.formats.gguf_levels import GgufLevel, parse_level
 from quant_assets.host.own_files import is_named, locked_file
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.integrity import check_hf_folder
-from quant_assets.quantize.gguf import (
+from quant_assets.processes.protocol import EventChannel, resident_memory
+from quant_assets.quantize.gguf.job import (
     GgufPlan,
     GgufPlanJob,
     QuantizeGgufJob,
@@ -28,13 +36,6 @@ from quant_assets.quantize.gguf import (
     ValidateGgufJob,
     ValidateGgufResult,
     validate_gguf,
-)
-from quant_assets.quantize.job import library_versions
-from quant_assets.quantize.output_record import (
-    OutputRecord,
-    differences,
-    finished_output,
-    settle_record,
 )
 from quant_assets.quantize.preflight import (
     check_disk,
@@ -55,7 +56,6 @@ from quant_assets.workers.gguf.rows import (
     write_at,
 )
 from quant_assets.workers.gguf.source import GgufSource, HuggingFaceSource, Source
-from quant_assets.workers.protocol import EventChannel, resident_memory
 
 # What the process takes with its libraries loaded, measured, with some room.
 BASE_MEMORY_BYTES = 350_000_000
@@ -165,7 +165,7 @@ def estimate_seconds(work: Prepared) -> float:
 
 
 def quantize(job: QuantizeGgufJob, channel: EventChannel) -> QuantizeGgufResult:
-    """Make the file `job.output`; see `quant_assets.quantize.gguf.quantize_gguf`."""
+    """Make the file `job.output`; see `quant_assets.quantize.gguf.job.quantize_gguf`."""
     started = time.perf_counter()
     check_output_folder(job.output.parent)
     with prepared(job, channel) as work, _part_file(job.output) as part:

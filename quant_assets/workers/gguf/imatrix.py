@@ -15,20 +15,20 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from quant_assets.artifacts.job import library_versions
+from quant_assets.artifacts.output_record import OutputRecord, finished_output, settle_record
 from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import InputError
 from quant_assets.host.own_files import locked_file
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.integrity import check_gguf
-from quant_assets.quantize.gguf import ImatrixJob, ImatrixResult, QuantizeGgufJob
-from quant_assets.quantize.job import library_versions
-from quant_assets.quantize.output_record import OutputRecord, finished_output, settle_record
+from quant_assets.processes.protocol import EventChannel, resident_memory
+from quant_assets.quantize.gguf.job import ImatrixJob, ImatrixResult, QuantizeGgufJob
 from quant_assets.quantize.preflight import check_output_folder
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.imatrix_file import MatrixInputs, write_imatrix
 from quant_assets.workers.gguf.source import float_type_of
-from quant_assets.workers.protocol import EventChannel, resident_memory
 
 _MIN_ROWS = 16  # llama-imatrix ignores smaller batches
 _WATCHED_PREFIX = "blk."
@@ -119,7 +119,7 @@ def _array(tensor: ggml.Tensor, dtype: type) -> npt.NDArray[Any]:
 
 
 def compute_imatrix(job: ImatrixJob, channel: EventChannel) -> ImatrixResult:
-    """Measure and write; see `quant_assets.quantize.gguf.make_imatrix`."""
+    """Measure and write; see `quant_assets.quantize.gguf.job.make_imatrix`."""
     check_output_folder(job.output.parent)
     identity = {
         "source": job.source_identity,

@@ -16,7 +16,7 @@ from typing import Any
 
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_levels import GgufLevel
-from quant_assets.quantize.gguf import TensorGroup, TypePolicy
+from quant_assets.quantize.gguf.job import TensorGroup, TypePolicy
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.ggml import GgufMetadata, GgufTensor
 from quant_assets.workers.gguf.imatrix_file import ImportanceMatrix

@@ -8,9 +8,9 @@ import numpy as np
 
 from quant_assets.errors import CheckFailed
 from quant_assets.models.integrity import check_gguf
-from quant_assets.quantize.gguf import ValidateGgufJob, ValidateGgufResult
+from quant_assets.processes.protocol import EventChannel, resident_memory
+from quant_assets.quantize.gguf.job import ValidateGgufJob, ValidateGgufResult
 from quant_assets.workers.gguf.ggml import captured_log
-from quant_assets.workers.protocol import EventChannel, resident_memory
 
 _CONTEXT_TOKENS = 64
 _PIECE_BYTES = 256

@@ -17,11 +17,11 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 
+from quant_assets.artifacts.output_record import differences
 from quant_assets.atomic_files import atomic_path, write_text_atomically
 from quant_assets.errors import ResourceError
 from quant_assets.host.own_files import open_own_file, own_folder, read_own_file
 from quant_assets.models.identity import sha256_of
-from quant_assets.quantize.output_record import differences
 
 _JOB = "job.json"
 _JOURNAL = "journal.jsonl"

@@ -18,11 +18,12 @@ import transformers
 from safetensors.torch import save_file
 
 from quant_assets.errors import EnvironmentNotReady, InputError
-from quant_assets.models.checkpoint_dtype import CheckpointDtype, checkpoint_dtype
+from quant_assets.formats.checkpoint_dtype import CheckpointDtype, checkpoint_dtype
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.models.linked_model import linked_model
-from quant_assets.quantize.groupwise import GroupwiseJob, GroupwiseResult, check_shape
+from quant_assets.processes.protocol import EventChannel, resident_memory
+from quant_assets.quantize.groupwise.job import GroupwiseJob, GroupwiseResult, check_shape
 from quant_assets.quantize.preflight import (
     available_memory,
     check_disk,
@@ -39,7 +40,6 @@ from quant_assets.workers.groupwise.assembly import (
 from quant_assets.workers.groupwise.calibration import calibration_windows
 from quant_assets.workers.groupwise.checkpoint import Checkpoints
 from quant_assets.workers.groupwise.streaming import LayerCall, StreamedModel
-from quant_assets.workers.protocol import EventChannel, resident_memory
 
 _FLOAT_BYTES = 4
 _SIDE_BYTES = 2  # scales, embeddings and norms are 16 bits

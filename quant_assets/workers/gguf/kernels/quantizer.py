@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from quant_assets.quantize.gguf import Kernel
+from quant_assets.quantize.gguf.job import Kernel
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.kernels.build import library_path
 

@@ -1,0 +1,142 @@
+"""Estimate the memory of a model that is on disk, or of one that is known by its size alone."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from quant_assets.capacity.memory import (
+    DEVICE_RESERVE_GB,
+    GpuFit,
+    MemoryEstimate,
+    Serving,
+    Weights,
+    estimate_memory,
+    fit,
+    weights_at_level,
+)
+from quant_assets.capacity.reference_models import nearest_reference, reference_models
+from quant_assets.errors import InputError
+from quant_assets.formats.gguf_levels import parse_level
+from quant_assets.formats.group_quantization import parse_group_quantization
+from quant_assets.gpus.registry import GpuRegistry
+from quant_assets.models.inspection import ModelShape, inspect_model
+from quant_assets.models.source import resolve_source
+from quant_assets.settings import Settings
+
+DEFAULT_LEVEL: Final = "Q4_K_M"
+
+_COUNT = re.compile(r"^(\d+(?:\.\d+)?(?:e\d{1,2})?)\s*([kmbt]?)$", re.IGNORECASE)
+_FACTORS: Final = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
+_PLAUSIBLE_PARAMETERS: Final = (1e4, 1e14)
+_FLOAT_TYPES: Final = {"F32", "F16", "BF16"}
+
+
+def parse_parameter_count(text: str) -> int:
+    """The number in `7B`, `135M`, `1.5b` or `7e9`; raises `InputError` for anything else."""
+    match = _COUNT.match(text.strip())
+    count = float(match[1]) * _FACTORS[match[2].lower()] if match else 0.0
+    low, high = _PLAUSIBLE_PARAMETERS
+    if not low <= count <= high:
+        raise InputError(
+            f"{text!r} is no number of parameters.",
+            f"It is a number between {low:g} and {high:g}, with K, M, B or T.",
+            "Write 7B, 135M or 1.5B.",
+        )
+    return round(count)
+
+
+def estimate_of_size(n_parameters: int, level: str | None, serving: Serving) -> MemoryEstimate:
+    """The estimate for a model of `n_parameters`, shaped like the published one nearest in size."""
+    reference = nearest_reference(n_parameters)
+    shape = reference.shape
+    scaled = shape.model_copy(
+        update={
+            "n_parameters": n_parameters,
+            "n_linear_parameters": round(
+                shape.n_linear_parameters * n_parameters / shape.n_parameters
+            ),
+        }
+    )
+    weights = weights_at_level(scaled, level or DEFAULT_LEVEL)
+    name = f"{n_parameters / 1e9:g} B parameters, layers and heads of {reference.name}"
+    return estimate_memory(name, scaled, weights, serving)
+
+
+def estimate_of_model(
+    model: str, level: str | None, serving: Serving, settings: Settings
+) -> MemoryEstimate:
+    """The estimate for `model`: a local folder or GGUF file, a file in a package, a published name.
+
+    Without a level the weights count as they are stored. A GGUF level of weights that are still
+    floats is planned exactly, tensor by tensor, by llama.cpp's own policy in a worker. Raises
+    `InputError` for a model that is not there or an unknown level.
+    """
+    published = {name.casefold(): reference for name, reference in reference_models().items()}
+    if (reference := published.get(model.strip().casefold())) is not None:
+        weights = weights_at_level(reference.shape, level or DEFAULT_LEVEL)
+        return estimate_memory(reference.name, reference.shape, weights, serving)
+    path = Path(model).expanduser()
+    if model.startswith("package:"):
+        path = resolve_source(model, settings).path
+    elif not path.exists():
+        raise InputError(
+            f"There is no model at {model!r}.",
+            "It is neither a path nor a published shape; a model on the hub is not downloaded for "
+            "an estimate.",
+            f"Use --params 7B, a local path, or one of {', '.join(reference_models())}.",
+        )
+    shape = inspect_model(path)
+    return estimate_memory(path.name, shape, _weights(path, shape, level, settings), serving)
+
+
+def _weights(path: Path, shape: ModelShape, level: str | None, settings: Settings) -> Weights:
+    assert shape.weights_bytes is not None
+    if level is None:
+        stored = max(shape.weight_types, key=lambda name: shape.weight_types[name])
+        return Weights(
+            level=f"as stored (mostly {stored})",
+            weights_bytes=shape.weights_bytes,
+            basis="the tensors of the files",
+        )
+    is_float = set(shape.weight_types) <= _FLOAT_TYPES
+    if parse_group_quantization(level) is not None or not is_float:
+        return weights_at_level(shape, level)
+    # Importing it at the top would make every user of this module import the supervisor.
+    from quant_assets.quantize.gguf.job import GgufPlanJob, plan_gguf
+
+    gguf_level = parse_level(level)
+    if gguf_level.needs_imatrix:
+        return weights_at_level(shape, level)
+    plan = plan_gguf(
+        GgufPlanJob(
+            source=path.resolve(),
+            source_kind="hf" if path.is_dir() else "gguf",
+            level=gguf_level.name,
+            output=settings.cache / "estimate.gguf",
+        )
+    )
+    return Weights(
+        level=gguf_level.name,
+        weights_bytes=sum(group.size_bytes for group in plan.groups),
+        basis=f"exact: every tensor as llama.cpp types it (a file of {plan.file_bytes:,} bytes)",
+    )
+
+
+def fits(
+    estimate: MemoryEstimate,
+    registry: GpuRegistry,
+    gpu_names: Sequence[str] = (),
+    reserve_gb: float = DEVICE_RESERVE_GB,
+) -> list[GpuFit]:
+    """How the named GPUs hold `estimate`; without names, every GPU that holds at least one copy.
+
+    A family's name means all its variants. The smallest memory comes first. Raises `InputError`
+    for a name that is unknown.
+    """
+    if gpu_names:
+        gpus = [gpu for name in gpu_names for gpu in registry.variants(name)]
+        return [fit(estimate, gpu, reserve_gb) for gpu in gpus]
+    every = [fit(estimate, gpu, reserve_gb) for gpu in registry.all]
+    holding = [candidate for candidate in every if candidate.copies]
+    return sorted(holding, key=lambda candidate: (candidate.vram_gb, candidate.gpu))

@@ -1,0 +1,276 @@
+"""What a served model takes: weights, KV cache, compute buffers; and which GPUs hold it.
+
+KV cache and compute buffers follow llama.cpp's own allocation. All sizes are bytes; GB are 10^9
+bytes. A GPU's "GB" are in truth 2^30 bytes, so a fit that is found here has a margin of 7%.
+"""
+
+from math import ceil
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field, computed_field
+
+from quant_assets.capacity.reference_models import mixture_bits, nearest_reference
+from quant_assets.errors import InputError
+from quant_assets.formats.ggml_types import GgmlType, ggml_type
+from quant_assets.formats.gguf_levels import parse_level
+from quant_assets.formats.group_quantization import UNQUANTIZED_BITS, parse_group_quantization
+from quant_assets.gpus.registry import Gpu
+from quant_assets.models.inspection import ModelShape
+
+KV_CACHE_TYPES: Final = (
+    "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL",
+)  # fmt: skip
+"""The cache types that llama.cpp's command line accepts (`kv_cache_types` in common/arg.cpp)."""
+
+MICRO_BATCH: Final = 512
+"""Tokens that llama.cpp computes at once (`n_ubatch`), its default."""
+
+MAX_CONTEXT: Final = 100_000_000
+MAX_BATCH: Final = 100_000
+"""Bounds against slips of the pen; no model comes near them."""
+
+DEVICE_RESERVE_GB: Final = 1.0
+"""Assumed for what this arithmetic does not see: driver context, kernels, allocator slack."""
+
+_CELL_MULTIPLE = 256  # llama.cpp rounds the context of a sequence up to it (llama-context.cpp)
+_F16_BYTES = 2
+_F32_BYTES = 4
+# macOS lets the GPU use about two thirds of a small unified memory and three quarters of a large
+# one (Metal's recommendedMaxWorkingSetSize).
+_SMALL_UNIFIED_MEMORY_GB = 32
+_SMALL_UNIFIED_SHARE = 2 / 3
+_UNIFIED_SHARE = 3 / 4
+
+
+class Serving(BaseModel):
+    """How a model is served: `batch` sequences at once, each of up to `context` tokens.
+
+    `kv_type_k` and `kv_type_v` are the types of the KV cache.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    context: int = Field(default=8192, ge=1, le=MAX_CONTEXT)
+    batch: int = Field(default=1, ge=1, le=MAX_BATCH)
+    kv_type_k: str = "F16"
+    kv_type_v: str = "F16"
+    flash_attention: bool = True
+    micro_batch: int = Field(default=MICRO_BATCH, ge=1)
+
+    @property
+    def cells(self) -> int:
+        """Cache cells of one sequence: the context, rounded up as llama.cpp does."""
+        return ceil(self.context / _CELL_MULTIPLE) * _CELL_MULTIPLE
+
+
+class Weights(BaseModel):
+    """Bytes of a model's weights at one level, and what the figure rests on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    level: str
+    weights_bytes: int
+    basis: str
+
+
+class MemoryEstimate(BaseModel):
+    """Everything one served copy of a model takes, in bytes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    level: str
+    basis: str
+    n_parameters: int
+    context: int
+    batch: int
+    kv_type_k: str
+    kv_type_v: str
+    weights_bytes: int
+    kv_cache_bytes: int
+    compute_bytes: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits of weight data for each parameter."""
+        return 8 * self.weights_bytes / self.n_parameters
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def total_bytes(self) -> int:
+        """Weights, KV cache and compute buffers."""
+        return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes
+
+
+class GpuFit(BaseModel):
+    """How one GPU holds an estimate.
+
+    `copies` independent copies run on one card; `cards_for_one_copy` is how many cards one copy is
+    split over, by memory alone (None for a card whose memory the reserve takes up).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    gpu: str
+    vram_gb: float
+    usable_gb: float
+    copies: int
+    cards_for_one_copy: int | None
+
+
+def weights_at_level(shape: ModelShape, level: str) -> Weights:
+    """Weights of `shape` at a GGUF level or a GPTQ or AWQ name, without its files.
+
+    A GGUF level takes the bits of the published shape nearest in size; GPTQ and AWQ quantize the
+    matrices inside the blocks and leave the rest at 16 bits. Raises `InputError` for an unknown
+    level.
+    """
+    group = parse_group_quantization(level)
+    if group is not None:
+        linear_bits = shape.n_linear_parameters * group.bits_per_weight(
+            shape.hidden_size, shape.hidden_size
+        )
+        other_bits = (shape.n_parameters - shape.n_linear_parameters) * UNQUANTIZED_BITS
+        return Weights(
+            level=group.name,
+            weights_bytes=round((linear_bits + other_bits) / 8),
+            basis="block layout; embeddings and norms at 16 bits",
+        )
+    name = parse_level(level).name
+    reference = nearest_reference(shape.n_parameters)
+    bits = mixture_bits(name, reference.name)
+    return Weights(
+        level=name,
+        weights_bytes=round(shape.n_parameters * bits / 8),
+        basis=f"{bits:.4f} bits per weight, as llama.cpp mixes on {reference.name}",
+    )
+
+
+def estimate_memory(
+    model: str, shape: ModelShape, weights: Weights, serving: Serving
+) -> MemoryEstimate:
+    """Add KV cache and compute buffers to `weights`; raises `InputError` for a wrong cache type."""
+    return MemoryEstimate(
+        model=model,
+        level=weights.level,
+        basis=weights.basis,
+        n_parameters=shape.n_parameters,
+        context=serving.context,
+        batch=serving.batch,
+        kv_type_k=_kv_type(serving.kv_type_k).name,
+        kv_type_v=_kv_type(serving.kv_type_v).name,
+        weights_bytes=weights.weights_bytes,
+        kv_cache_bytes=kv_cache_bytes(shape, serving),
+        compute_bytes=compute_buffer_bytes(shape, serving),
+    )
+
+
+def kv_cache_bytes(shape: ModelShape, serving: Serving) -> int:
+    """Bytes of the KV cache: for every layer, sequence and cell a row of K and a row of V.
+
+    A row holds all KV heads (grouped-query attention shares them among query heads). A layer with
+    a sliding window keeps the window and one micro-batch (`llama_kv_cache_iswa`).
+    """
+    if not serving.flash_attention and _kv_type(serving.kv_type_v).block_size > 1:
+        raise InputError(
+            f"A V cache of type {serving.kv_type_v} needs flash attention.",
+            "llama.cpp refuses a quantized V cache without it.",
+            "Turn flash attention on, or keep V in F16.",
+        )
+    sliding_cells = serving.cells
+    if shape.sliding_window is not None:
+        kept = shape.sliding_window + serving.micro_batch
+        sliding_cells = min(sliding_cells, ceil(kept / _CELL_MULTIPLE) * _CELL_MULTIPLE)
+    total = 0
+    for layer, kv_heads in enumerate(sorted(shape.kv_heads_by_layer, reverse=True)):
+        # Which ones slide does not matter: layers with attention have the same heads.
+        cells = sliding_cells if layer < shape.n_sliding_layers else serving.cells
+        total += cells * kv_row_bytes(shape, serving, kv_heads)
+    return total * serving.batch
+
+
+def kv_row_bytes(shape: ModelShape, serving: Serving, kv_heads: int) -> int:
+    """Bytes of one token's K and V in one layer with `kv_heads` key and value heads."""
+    return _row_bytes(serving.kv_type_k, kv_heads, shape.head_dim_k) + _row_bytes(
+        serving.kv_type_v, kv_heads, shape.head_dim_v
+    )
+
+
+def compute_buffer_bytes(shape: ModelShape, serving: Serving) -> int:
+    """Bytes of llama.cpp's compute buffer and of the logits that it keeps for each sequence.
+
+    The buffer is reserved for the worst micro-batch of T tokens and reused along the graph, so the
+    largest stage counts (F32 activations; measured on graphs that llama.cpp reserves for Llama
+    shapes):
+
+    - output: T x (vocabulary + 2 hidden)
+    - feed-forward: T x (4 hidden + 3 intermediate), and the F16 mask of T x cells
+    - attention without flash attention: T x (heads x cells + cells + 5 hidden + 2 KV rows)
+    """
+    tokens = min(serving.micro_batch, serving.cells)
+    hidden, cells = shape.hidden_size, serving.cells
+    output = _F32_BYTES * tokens * (shape.vocab_size + 2 * hidden)
+    inner = shape.intermediate_size * max(1, shape.n_experts_used)
+    feed_forward = _F32_BYTES * tokens * (4 * hidden + 3 * inner)
+    if serving.flash_attention:
+        attention = 0
+        feed_forward += _F16_BYTES * tokens * cells
+    else:
+        kv_row = shape.n_kv_heads * shape.head_dim_k
+        attention = _F32_BYTES * tokens * (shape.n_heads * cells + cells + 5 * hidden + 2 * kv_row)
+    logits_kept = _F32_BYTES * serving.batch * shape.vocab_size
+    return max(output, feed_forward, attention) + logits_kept
+
+
+def device_usable_gb(device_gb: float, *, unified: bool, reserve_gb: float) -> float:
+    """GB of one device that models can use, never below 0.
+
+    `unified` is memory that a CPU shares, of which the system keeps its part instead of a reserve.
+    """
+    if unified:
+        small = device_gb <= _SMALL_UNIFIED_MEMORY_GB
+        return device_gb * (_SMALL_UNIFIED_SHARE if small else _UNIFIED_SHARE)
+    return max(0.0, device_gb - reserve_gb)
+
+
+def copies_on_device(usable_gb: float, needed_gb: float) -> int:
+    """How many times `needed_gb` goes into one device."""
+    return int(usable_gb // needed_gb)
+
+
+def fit(estimate: MemoryEstimate, gpu: Gpu, reserve_gb: float = DEVICE_RESERVE_GB) -> GpuFit:
+    """How `gpu` holds `estimate`; `reserve_gb` is kept free on every device."""
+    usable_gb = device_usable_gb(
+        gpu.vram_gb / gpu.devices, unified=gpu.form_factor == "soc", reserve_gb=reserve_gb
+    )
+    needed_gb = estimate.total_bytes / 1e9
+    devices_needed = ceil(needed_gb / usable_gb) if usable_gb else None
+    return GpuFit(
+        gpu=gpu.canonical_name,
+        vram_gb=gpu.vram_gb,
+        usable_gb=usable_gb * gpu.devices,
+        copies=copies_on_device(usable_gb, needed_gb) * gpu.devices,
+        cards_for_one_copy=ceil(devices_needed / gpu.devices) if devices_needed else None,
+    )
+
+
+def _kv_type(name: str) -> GgmlType:
+    if name.strip().upper() not in KV_CACHE_TYPES:
+        raise InputError(
+            f"The KV cache cannot be of type {name!r}.",
+            "llama.cpp does not offer it.",
+            f"Use one of {', '.join(kind.lower() for kind in KV_CACHE_TYPES)}.",
+        )
+    return ggml_type(name)
+
+
+def _row_bytes(kv_type: str, kv_heads: int, head_dim: int) -> int:
+    block = _kv_type(kv_type)
+    if head_dim % block.block_size:
+        raise InputError(
+            f"The KV cache of this model cannot be of type {kv_type}.",
+            f"Its heads of {head_dim} numbers are no multiple of the type's {block.block_size}.",
+            "Use f16 for this model.",
+        )
+    return block.row_bytes(kv_heads * head_dim) if kv_heads and head_dim else 0

@@ -1,0 +1,67 @@
+"""`quantization_capacity`: how many copies of common model sizes fit, by simple arithmetic."""
+
+from collections.abc import Mapping
+from math import floor
+from typing import Annotated, ClassVar, Final
+
+from pydantic import Field
+
+from quant_assets.capacity.strategy import (
+    ColumnType,
+    GpuFacts,
+    HeuristicStrategy,
+    Value,
+    capacity_columns,
+    capacity_values,
+)
+
+BASE_BITS: Final = 4
+MODEL_SIZES_GB: Final[Mapping[str, float]] = {"7b": 3.5, "13b": 6.5, "70b": 35.0}
+"""Weights at 4 bits: one byte holds two of them."""
+
+_ROUNDING = 1e-9  # (4.6 - 1.1) / 3.5 is a hair under 1 in binary arithmetic
+
+
+class QuantizationCapacity(HeuristicStrategy):
+    """floor((VRAM - overhead) / model size) for each size and bit width, on each device.
+
+    `model_sizes_gb` are sizes at 4 bits; other widths scale them. Columns are suffixed by the bits
+    (`quantization_capacity.7b_8bit`) when several are asked for.
+    """
+
+    name: ClassVar[str] = "quantization_capacity"
+    inputs: ClassVar[tuple[str, ...]] = ("vram_gb", "devices")
+
+    bits: tuple[Annotated[int, Field(ge=1, le=32)], ...] = Field(default=(BASE_BITS,), min_length=1)
+    overhead_gb: float = Field(default=2.0, ge=1.0, le=2.0)
+    model_sizes_gb: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default=dict(MODEL_SIZES_GB), min_length=1
+    )
+
+    def columns(self) -> Mapping[str, ColumnType]:
+        """The JSON column and one column for each size and bit width."""
+        return capacity_columns(self.name, list(self._sizes()))
+
+    def evaluate(self, facts: GpuFacts) -> Mapping[str, Value]:
+        """Count the copies; null when the VRAM is unknown, 0 at or under the overhead."""
+        devices = facts.devices or 1
+        return capacity_values(
+            self.name,
+            {
+                key: None
+                if facts.vram_gb is None
+                else devices * self._copies(facts.vram_gb / devices, size_gb)
+                for key, size_gb in self._sizes().items()
+            },
+        )
+
+    def _copies(self, vram_gb: float, size_gb: float) -> int:
+        return max(0, floor((vram_gb - self.overhead_gb) / size_gb + _ROUNDING))
+
+    def _sizes(self) -> dict[str, float]:
+        """Model size in GB by column key."""
+        return {
+            key if len(self.bits) == 1 else f"{key}_{bits}bit": size_gb * bits / BASE_BITS
+            for bits in self.bits
+            for key, size_gb in self.model_sizes_gb.items()
+        }

@@ -1,1 +1,0 @@
-"""Heuristics: strategies that judge a GPU for quantized models, behind one interface."""

@@ -1,0 +1,102 @@
+"""A GGUF artifact in the store: found finished, or made, validated and committed."""
+
+import datetime
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from quant_assets.artifacts.job import JobSpec, library_versions
+from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
+from quant_assets.artifacts.store import ArtifactStore
+from quant_assets.models.source import SourceModel
+from quant_assets.processes.protocol import Event
+from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrix
+from quant_assets.quantize.gguf.job import QuantizeGgufJob, quantize_gguf
+
+
+class MadeArtifact(NamedTuple):
+    """An artifact's manifest, its folder, and whether it was there already."""
+
+    manifest: ArtifactManifest
+    folder: Path
+    reused: bool
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        return self.folder / self.manifest.files[0].name
+
+
+def gguf_job(
+    model_name: str, source: SourceModel, level: str, imatrix: ImportanceMatrix | None = None
+) -> JobSpec:
+    """The job that makes `source` into a GGUF file at `level`, weighted where a matrix is given."""
+    return JobSpec(
+        model_name=model_name,
+        source_identity=source.identity,
+        target_format="gguf",
+        level=level,
+        calibration_identity=imatrix.sha256 if imatrix else None,
+        library_versions=library_versions("gguf"),
+    )
+
+
+def make_gguf_artifact(
+    model_name: str,
+    source: SourceModel,
+    level: str,
+    store: ArtifactStore,
+    *,
+    imatrix: ImportanceMatrix | None = None,
+    threads: int | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> MadeArtifact:
+    """Return the artifact of a level, quantizing and validating it unless the store has it.
+
+    A job that a crash interrupted goes on in its staging folder. Raises what `quantize_gguf` does.
+    """
+    job = gguf_job(model_name, source, level, imatrix)
+    with store.staging(job.job_id) as staging:
+        # Looked up under the job's lock: another process may just have finished the same job.
+        if found := store.find(job.job_id):
+            staging.rmdir()
+            return MadeArtifact(found, store.folder(job.job_id), reused=True)
+        result = quantize_gguf(
+            QuantizeGgufJob(
+                source=source.path,
+                source_kind=source.kind,
+                source_identity=source.identity,
+                level=level,
+                output=staging / f"{model_name}-{level}.gguf",
+                imatrix=imatrix.path if imatrix else None,
+                threads=threads,
+                record=True,
+            ),
+            on_event=on_event,
+            extra_env=extra_env,
+        )
+        manifest = ArtifactManifest(
+            job=job,
+            job_id=job.job_id,
+            status="valid",
+            source_provenance=source.provenance,
+            files=[
+                ArtifactFile(name=result.output.name, size_bytes=result.bytes, sha256=result.sha256)
+            ],
+            n_parameters=result.n_parameters,
+            bits_per_weight=result.bits_per_weight,
+            tensor_types=result.tensor_types,
+            engine={
+                "pass": "one pass",
+                "intermediate": result.intermediate,
+                "type_policy": result.type_policy,
+                "kernels": ", ".join(f"{name}: {of}" for name, of in result.kernels.items()),
+                **result.library_versions,
+            },
+            validation={"loaded": result.validated, "generated_text": result.generated_text},
+            seconds=result.seconds,
+            peak_rss_bytes=result.peak_rss_bytes,
+            created_at=datetime.datetime.now(datetime.UTC),
+        )
+        return MadeArtifact(manifest, store.commit(staging, manifest), reused=False)

@@ -1,0 +1,105 @@
+"""A model's importance matrix: found, or measured once for its source and calibration text."""
+
+import datetime
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from quant_assets.artifacts.job import library_versions
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
+from quant_assets.models.identity import sha256_of
+from quant_assets.models.source import SourceModel
+from quant_assets.processes.protocol import Event
+from quant_assets.quantize.gguf.job import ImatrixJob, make_imatrix
+from quant_assets.texts.calibration import CalibrationText
+
+
+class ImportanceMatrix(BaseModel):
+    """An importance matrix in llama.cpp's GGUF form, and what it was measured on."""
+
+    model_name: str
+    path: Path
+    sha256: str
+    source_identity: str
+    calibration: str
+    calibration_sha256: str
+    warning: str | None
+    n_entries: int
+    n_chunks: int
+    n_tokens: int
+    seconds: float
+    peak_rss_bytes: int
+    created_at: datetime.datetime
+
+
+def model_importance_matrix(
+    model_name: str,
+    source: SourceModel,
+    calibration: CalibrationText,
+    folder: Path,
+    *,
+    threads: int | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> ImportanceMatrix:
+    """The importance matrix of a source over a text, from `folder`, measured there if need be.
+
+    Raises what `make_imatrix` does.
+    """
+    identity = "\n".join(
+        [
+            source.identity,
+            calibration.sha256,
+            *(f"{k}={v}" for k, v in library_versions("gguf").items()),
+        ]
+    )
+    stem = f"{model_name}--imatrix--{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    path, record = folder / f"{stem}.gguf", folder / f"{stem}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    purpose = f"the importance matrix of {model_name}"
+    with exclusive_lock(folder / f".{stem}.lock", purpose, wait_s=LONG_WAIT_S):
+        if known := _read(record, path):
+            return known
+        result = make_imatrix(
+            ImatrixJob(
+                source=source.path,
+                source_kind=source.kind,
+                source_identity=source.identity,
+                calibration=calibration.path,
+                calibration_name=calibration.name,
+                output=path,
+                threads=threads,
+            ),
+            on_event=on_event,
+            extra_env=extra_env,
+        )
+        made = ImportanceMatrix(
+            model_name=model_name,
+            path=path,
+            sha256=result.sha256,
+            source_identity=source.identity,
+            calibration=calibration.name,
+            calibration_sha256=calibration.sha256,
+            warning=calibration.warning,
+            n_entries=result.n_entries,
+            n_chunks=result.n_chunks,
+            n_tokens=result.n_tokens,
+            seconds=result.seconds,
+            peak_rss_bytes=result.peak_rss_bytes,
+            created_at=datetime.datetime.now(datetime.UTC),
+        )
+        write_text_atomically(record, made.model_dump_json(indent=2))
+    return made
+
+
+def _read(record: Path, path: Path) -> ImportanceMatrix | None:
+    """What is recorded of the matrix at `path`; None unless the file is the one recorded."""
+    try:
+        known = ImportanceMatrix.model_validate_json(record.read_bytes())
+        whole = sha256_of(path) == known.sha256
+    except (OSError, ValidationError):
+        return None
+    return known.model_copy(update={"path": path}) if whole else None

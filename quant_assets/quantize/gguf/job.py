@@ -1,0 +1,234 @@
+"""GGUF jobs: what goes to the worker `quant_assets.workers.gguf`, and what comes back.
+
+The functions start that worker in a child process; nothing here loads a model. The engine writes
+one output file and knows nothing of the artifact store.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, Field
+
+from quant_assets.processes.protocol import Event
+from quant_assets.processes.supervisor import run_worker
+
+SourceKind = Literal["hf", "gguf"]
+Kernel = Literal["own", "ggml"]
+TypePolicy = Literal["library", "dry_run"]
+EventHandler = Callable[[Event], None]
+
+MOST_THREADS: Final = 512
+"""What llama.cpp takes (GGML_MAX_N_THREADS)."""
+_WORKER = "gguf"
+
+
+class GgufPlanJob(BaseModel):
+    """Plan a quantization without writing anything.
+
+    `source` is a Hugging Face folder (`source_kind` hf) or an F16, BF16 or F32 GGUF file (gguf);
+    `level` a name that `quant_assets.formats.gguf_levels.parse_level` knows; `imatrix` a GGUF
+    importance matrix; `threads` the number of quantizing threads, all cores when None.
+    """
+
+    task: Literal["plan"] = "plan"
+    source: Path
+    source_kind: SourceKind
+    level: str
+    output: Path
+    imatrix: Path | None = None
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+
+
+class TensorGroup(BaseModel):
+    """All tensors of one role, such as `blk.*.attn_q.weight`, that get one type."""
+
+    role: str
+    tensor_type: str
+    count: int
+    n_parameters: int
+    size_bytes: int
+
+
+class GgufPlan(BaseModel):
+    """What a quantization will make.
+
+    `file_bytes` is the exact size of the output. `intermediate` is the float type that the weights
+    pass through, as in a two-step conversion. `type_policy` says how llama.cpp was asked for the
+    types. `estimated_seconds` is measured on samples of this machine, without reading and loading.
+    """
+
+    architecture: str
+    level: str
+    intermediate: str
+    type_policy: TypePolicy
+    n_parameters: int
+    n_layers: int
+    file_bytes: int
+    bits_per_weight: float
+    groups: list[TensorGroup]
+    estimated_seconds: float
+    estimated_peak_bytes: int
+
+
+class QuantizeGgufJob(BaseModel):
+    """Quantize `source` to the file `output`; see `GgufPlanJob` for the shared fields.
+
+    `source_identity` is a content hash of the source. With `resume` an interrupted run of the same
+    job goes on after its last whole layer; without it the job starts over. `validate_output` loads
+    the file and generates a token before it gets its name.
+
+    With `record`, a record beside the file says which job made it, and the same job does nothing
+    when it finds its file whole. `overwrite` lets it replace a file of another model, or one that
+    is not known.
+    """
+
+    task: Literal["quantize"] = "quantize"
+    source: Path
+    source_kind: SourceKind
+    source_identity: str
+    level: str
+    output: Path
+    imatrix: Path | None = None
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+    resume: bool = True
+    validate_output: bool = True
+    record: bool = False
+    overwrite: bool = True
+
+
+class QuantizeGgufResult(BaseModel):
+    """A finished GGUF file.
+
+    Sizes and memory are bytes. `bits_per_weight` counts all tensor data over all parameters;
+    `tensor_types` counts tensors by type; `kernels` says by quantized type whose code made it, in the
+    same bytes either way; `resumed_from_layer` is the index of the first layer that
+    this run made itself, null for a run from the beginning; `bytes_written` counts this run alone.
+    `peak_rss_bytes` is the quantizing process's own; the validation runs in another. `reused` says
+    that an earlier run made the file, and that the figures are that run's.
+    """
+
+    output: Path
+    bytes: int
+    sha256: str
+    architecture: str
+    level: str
+    intermediate: str
+    n_parameters: int
+    n_layers: int
+    bits_per_weight: float
+    tensor_types: dict[str, int]
+    type_policy: TypePolicy
+    kernels: dict[str, Kernel]
+    library_versions: dict[str, str]
+    seconds: float
+    cpu_seconds: float
+    resumed_from_layer: int | None
+    peak_rss_bytes: int
+    bytes_written: int
+    validated: bool
+    generated_text: str | None
+    reused: bool = False
+
+
+class ImatrixJob(BaseModel):
+    """Compute an importance matrix of `source` over the text in `calibration`.
+
+    `chunk_tokens` tokens a chunk, at most `max_chunks` chunks. `calibration_name` is stored in the
+    file as the data set's name. `record` and `overwrite` are those of `QuantizeGgufJob`.
+    """
+
+    task: Literal["imatrix"] = "imatrix"
+    source: Path
+    source_kind: SourceKind
+    source_identity: str
+    calibration: Path
+    calibration_name: str
+    output: Path
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+    chunk_tokens: int = Field(default=512, ge=1)
+    max_chunks: int = Field(default=100, ge=1)
+    record: bool = False
+    overwrite: bool = True
+
+
+class ImatrixResult(BaseModel):
+    """A finished importance matrix: `n_entries` matrices, measured over `n_chunks` chunks."""
+
+    output: Path
+    bytes: int
+    sha256: str
+    n_entries: int
+    n_chunks: int
+    n_tokens: int
+    partial_experts: int
+    seconds: float
+    peak_rss_bytes: int
+
+
+class ValidateGgufJob(BaseModel):
+    """Load a GGUF file and let it generate."""
+
+    task: Literal["validate"] = "validate"
+    path: Path
+    threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+    n_tokens: int = 1
+    prompt: str = "The"
+
+
+class ValidateGgufResult(BaseModel):
+    """What the loaded file said; `generated_text` is null for a model that generates no text."""
+
+    generated_text: str | None
+    n_parameters: int
+    seconds: float
+    peak_rss_bytes: int
+
+
+def quantize_gguf(
+    job: QuantizeGgufJob,
+    *,
+    on_event: EventHandler | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> QuantizeGgufResult:
+    """Quantize in one pass, bit-identical to converting and then `llama_model_quantize`.
+
+    The reference converts to the source's own float type (bf16 to BF16, f16 to F16, f32 to F32), so
+    nothing is lost before the quantization. Raises `InputError` for a damaged or unsupported
+    source, `ResourceError` for too little disk or memory, `CheckFailed` when the finished file does
+    not load and generate.
+    """
+    return run_worker(_WORKER, job, QuantizeGgufResult, on_event=on_event, extra_env=extra_env)
+
+
+def plan_gguf(
+    job: GgufPlanJob,
+    *,
+    on_event: EventHandler | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> GgufPlan:
+    """Plan a quantization; raises as `quantize_gguf` does before its work."""
+    return run_worker(_WORKER, job, GgufPlan, on_event=on_event, extra_env=extra_env)
+
+
+def make_imatrix(
+    job: ImatrixJob,
+    *,
+    on_event: EventHandler | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> ImatrixResult:
+    """Run the source over a calibration text and store what every matrix saw, in GGUF.
+
+    Raises `InputError` when the text is too short or the model gives no finite activations.
+    """
+    return run_worker(_WORKER, job, ImatrixResult, on_event=on_event, extra_env=extra_env)
+
+
+def validate_gguf(
+    job: ValidateGgufJob,
+    *,
+    on_event: EventHandler | None = None,
+    extra_env: Mapping[str, str] | None = None,
+) -> ValidateGgufResult:
+    """Load a GGUF file and generate; raises `CheckFailed` when it does not."""
+    return run_worker(_WORKER, job, ValidateGgufResult, on_event=on_event, extra_env=extra_env)

@@ -1,0 +1,162 @@
+"""The plots of the whole-project report, as HTML for its page."""
+
+from collections.abc import Callable, Sequence
+from html import escape
+
+from quant_assets.report.decision.content import CardOffer, Cell, DecisionReport, VariantFigures
+from quant_assets.report.page import figure_html, log_ticks
+
+_COLORS = ("#2f7fd1", "#d1602f", "#3a8f4d", "#8a6fc9", "#c2487f", "#8c8420", "#3f9c9c", "#7d7d7d")
+
+_LABEL_SIDES = ("top center", "bottom center", "middle right", "middle left")
+_LABEL_WIDTH, _LABEL_HEIGHT = 0.12, 0.08
+"""Room that a label takes, as a share of the plot."""
+
+
+def draw(report: DecisionReport) -> dict[str, str]:
+    """The plots that there is something to draw for, by name."""
+    complete = [row for row in report.variants if row.quality_loss is not None]
+    timed = [row for row in complete if row.decode_tokens_per_s is not None]
+    figures = {}
+    if complete:
+        figures["size"] = _quality(complete, lambda row: row.size_gb, "Size of the artifact (GB)")
+    if timed:
+        figures["speed"] = _quality(
+            timed, lambda row: row.decode_tokens_per_s or 0, "Decoding, batch 1 (tokens/s)"
+        )
+    for model in report.models:
+        cells = [cell for cell in report.cells if cell.model == model]
+        if cells:
+            figures[f"latency {model}"] = _latency(cells)
+    for kind in ("purchase", "hourly"):
+        offers = [
+            offer
+            for offer in report.card_offers
+            if offer.price_kind == kind and offer.capacity_7b > 0
+        ]
+        if offers:
+            figures[f"price {kind}"] = _price(offers, kind)
+    return figures
+
+
+def _quality(
+    rows: Sequence[VariantFigures], x: Callable[[VariantFigures], float], x_title: str
+) -> str:
+    import plotly.graph_objects as go
+
+    sides = _label_sides([(x(row), row.quality_loss or 0) for row in rows])
+    figure = go.Figure()
+    for flag, name, color in (
+        (True, "pareto", _COLORS[0]),
+        (False, "another is better in everything", _COLORS[7]),
+        (None, "not fully measured", _COLORS[5]),
+    ):
+        placed = [
+            (row, side) for row, side in zip(rows, sides, strict=True) if row.is_pareto is flag
+        ]
+        shown = [row for row, _ in placed]
+        if not shown:
+            continue
+        figure.add_scatter(
+            x=[x(row) for row in shown],
+            y=[100 * (row.quality_loss or 0) for row in shown],
+            mode="markers+text",
+            name=name,
+            marker={"size": 10, "color": color},
+            text=[escape(row.variant) for row in shown],
+            textposition=[side for _, side in placed],
+            textfont={"size": 11},
+            customdata=[escape(f"{row.model} {row.variant}") for row in shown],
+            hovertemplate="%{customdata}<br>%{x:,.3g}, %{y:+.2f}%<extra></extra>",
+        )
+    figure.update_xaxes(title=x_title, rangemode="tozero")
+    figure.update_yaxes(title="Loss of quality (% perplexity)")
+    return figure_html(figure, height=380)
+
+
+def _label_sides(points: Sequence[tuple[float, float]]) -> list[str]:
+    """Where the label of each point stands, so that those of close points do not meet."""
+    width, height = (max(axis) - min(axis) or 1.0 for axis in zip((0.0, 0.0), *points, strict=True))
+    sides: dict[int, str] = {}
+    # The highest first: its label is the one that goes on top.
+    for number in sorted(range(len(points)), key=lambda number: -points[number][1]):
+        x, y = points[number]
+        taken = {
+            side
+            for other, side in sides.items()
+            if abs(x - points[other][0]) < _LABEL_WIDTH * width
+            and abs(y - points[other][1]) < _LABEL_HEIGHT * height
+        }
+        sides[number] = next((side for side in _LABEL_SIDES if side not in taken), _LABEL_SIDES[0])
+    return [sides[number] for number in range(len(points))]
+
+
+def _latency(cells: Sequence[Cell]) -> str:
+    """Median time of a run by batch size, the newest record of each cell."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    names = sorted({cell.variant for cell in cells})
+    for position, name in enumerate(names):
+        newest = {
+            cell.batch_size: cell
+            for cell in sorted(cells, key=lambda cell: cell.measured_at)
+            if cell.variant == name
+        }
+        sizes = sorted(newest)
+        figure.add_scatter(
+            x=[str(size) for size in sizes],
+            y=[newest[size].p50_ms for size in sizes],
+            error_y={
+                "array": [newest[size].p95_ms - newest[size].p50_ms for size in sizes],
+                "arrayminus": [0] * len(sizes),
+                "thickness": 1,
+            },
+            mode="lines+markers",
+            name=escape(name),
+            line={"color": _COLORS[position % len(_COLORS)]},
+            hovertemplate="batch %{x}: %{y:,.0f} ms<extra>%{fullData.name}</extra>",
+        )
+    figure.update_xaxes(title="Batch size", type="category")
+    figure.update_yaxes(title="p50 of a run, up to p95 (ms)", rangemode="tozero")
+    return figure_html(figure, height=400)
+
+
+def _price(offers: Sequence[CardOffer], kind: str) -> str:
+    import plotly.graph_objects as go
+
+    capacities = [offer.capacity_7b for offer in offers]
+    prices = [offer.price_per_gpu_usd for offer in offers]
+    cheapest = [
+        not any(
+            other.capacity_7b >= offer.capacity_7b
+            and other.price_per_gpu_usd < offer.price_per_gpu_usd
+            for other in offers
+        )
+        for offer in offers
+    ]
+    figure = go.Figure(
+        go.Scatter(
+            x=capacities,
+            y=prices,
+            mode="markers+text",
+            marker={"size": 9, "color": [_COLORS[0] if best else _COLORS[7] for best in cheapest]},
+            text=[
+                escape(offer.gpu.removeprefix("GeForce ")) if best else ""
+                for offer, best in zip(offers, cheapest, strict=True)
+            ],
+            textposition=[
+                "bottom left" if capacity > max(capacities) / 3 else "bottom right"
+                for capacity in capacities
+            ],
+            textfont={"size": 11},
+            customdata=[escape(offer.gpu) for offer in offers],
+            hovertemplate="%{customdata}<br>%{x} models, $%{y:,.2f}<extra></extra>",
+        )
+    )
+    unit = "USD per hour and GPU" if kind == "hourly" else "USD per GPU"
+    figure.update_xaxes(
+        title="7B models at 4 bits that one GPU holds", type="log", **log_ticks(capacities)
+    )
+    figure.update_yaxes(title=unit, type="log", **log_ticks(prices))
+    return figure_html(figure, height=420)

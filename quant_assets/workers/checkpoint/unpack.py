@@ -1,0 +1,90 @@
+"""Worker: a GPTQ or AWQ folder to one with plain 16 bit weights, a tensor at a time."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.formats.checkpoint_dtype import checkpoint_dtype
+from quant_assets.formats.safetensors_header import tensors_of_folder
+from quant_assets.models.inspection import inspect_model
+from quant_assets.processes.protocol import EventChannel, serve
+from quant_assets.quantize.conversion.convert import UnpackJob, UnpackResult
+from quant_assets.quantize.groupwise.layout import check_layout, quantization_of
+from quant_assets.workers.groupwise.assembly import copy_companions, join_safetensors
+from quant_assets.workers.groupwise.packing import unpack_awq, unpack_columns, unpack_rows
+
+_PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
+    """Restore every matrix as readers of the checkpoint do, and copy all else."""
+    quantization = quantization_of(job.source)
+    check_layout(job.source)
+    dtype = checkpoint_dtype(inspect_model(job.source).architecture)
+    job.output.mkdir(parents=True)
+    work = job.output / "work"
+    work.mkdir()
+    names = {name: path for name, (path, _) in tensors_of_folder(job.source).items()}
+    matrices = {name.removesuffix(".qweight") for name in names if name.endswith(".qweight")}
+    plain = [name for name in names if _is_other(name)]
+    outputs = sorted([*plain, *(f"{name}.weight" for name in matrices)])
+    parts = []
+    for number, name in enumerate(outputs):
+        channel.progress("restore", number, len(outputs), "tensors")
+        base = name.removesuffix(".weight")
+        if base in matrices:
+            packed = {
+                part: _read(names, f"{base}.{part}") for part in _PARTS if f"{base}.{part}" in names
+            }
+            tensor = _restored(packed, quantization).to(getattr(torch, dtype))
+        else:
+            tensor = _read(names, name)
+        part_file = work / f"{number:06d}.safetensors"
+        save_file({name: tensor.contiguous()}, part_file)
+        parts.append(part_file)
+    join_safetensors(parts, job.output)
+    shutil.rmtree(work)
+    copy_companions(job.source, job.output, dtype, {})
+    _drop_quantization(job.output)
+    channel.progress("restore", len(outputs), len(outputs), "tensors")
+    return UnpackResult(bits=int(quantization["bits"]), n_matrices=len(matrices), dtype=dtype)
+
+
+def _is_other(name: str) -> bool:
+    """Whether a tensor is neither part of a packed matrix nor the scales of an activation, all ones."""
+    return name.rsplit(".", 1)[1] not in _PARTS
+
+
+def _read(names: dict[str, Path], name: str) -> torch.Tensor:
+    with safe_open(names[name], framework="pt") as reader:
+        tensor: torch.Tensor = reader.get_tensor(name)
+    return tensor
+
+
+def _restored(parts: dict[str, torch.Tensor], quantization: dict[str, Any]) -> torch.Tensor:
+    bits, scales = int(quantization["bits"]), parts["scales"].float()
+    if quantization["quant_method"] == "awq":
+        integers, zeros = unpack_awq(parts["qweight"]), unpack_awq(parts["qzeros"])
+        index = torch.arange(len(integers)) // int(quantization["group_size"])
+    else:
+        integers = unpack_rows(parts["qweight"], bits)
+        offset = 0 if quantization.get("checkpoint_format") == "gptq_v2" else 1
+        zeros = (unpack_columns(parts["qzeros"], bits) + offset) % 2**bits
+        index = parts["g_idx"].long()
+    return ((integers - zeros[index]) * scales[index]).t()
+
+
+def _drop_quantization(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del config["quantization_config"]
+    write_text_atomically(folder / "config.json", json.dumps(config, indent=2))
+
+
+if __name__ == "__main__":
+    serve(UnpackJob, unpack)

@@ -1,0 +1,19 @@
+"""`python -m quant_assets.workers.groupwise.gptq`: one GPTQ job."""
+
+from quant_assets.processes.protocol import EventChannel, serve
+from quant_assets.quantize.groupwise.job import GroupwiseJob, GroupwiseResult
+
+
+def handle(job: GroupwiseJob, channel: EventChannel) -> GroupwiseResult:
+    """Quantize with gptqmodel's solver."""
+    channel.progress("load gptqmodel", 0, 1, "libraries")
+    # gptqmodel prints while it is imported; only now does standard output carry no events.
+    from quant_assets.workers.groupwise.gptq.solver import GptqQuantizer
+    from quant_assets.workers.groupwise.loop import run
+
+    channel.progress("load gptqmodel", 1, 1, "libraries")
+    return run(job, channel, lambda model: GptqQuantizer(model, job.settings))
+
+
+if __name__ == "__main__":
+    serve(GroupwiseJob, handle)

@@ -1,0 +1,35 @@
+"""Worker: answers of a checkpoint to prompts on torch, greedily, through its chat template."""
+
+from quant_assets.bench.jobs import ChatJob, ChatReplies
+from quant_assets.processes.protocol import EventChannel, serve
+from quant_assets.workers.torch.models import (
+    load_model,
+    load_tokenizer,
+    prepare_torch,
+    resolve_device,
+)
+
+
+def answer(job: ChatJob, channel: EventChannel) -> ChatReplies:
+    """Load the model and answer every prompt on its own."""
+    prepare_torch(job.threads)
+    device = resolve_device(job.device)
+    model = load_model(job.model_path, job.format, device)
+    tokenizer = load_tokenizer(job.model_path)
+    replies = []
+    for number, prompt in enumerate(job.prompts):
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        ).to(device)
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=job.max_tokens)
+        new_tokens = output[0, inputs["input_ids"].shape[1] :]
+        replies.append(tokenizer.decode(new_tokens, skip_special_tokens=True))
+        channel.progress("obedience", number + 1, len(job.prompts), "prompts")
+    return ChatReplies(replies=replies)
+
+
+if __name__ == "__main__":
+    serve(ChatJob, answer)

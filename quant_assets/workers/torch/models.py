@@ -1,0 +1,123 @@
+"""Causal language models on torch: plain Hugging Face folders, GPTQ and AWQ checkpoints."""
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from quant_assets.errors import EnvironmentNotReady, InputError
+from quant_assets.formats.group_quantization import PER_CHANNEL
+from quant_assets.host.devices import Device
+from quant_assets.models.integrity import check_hf_folder
+from quant_assets.models.linked_model import linked_model
+from quant_assets.quantize.groupwise.layout import quantization_of
+
+_FUSED = "gate_up_proj"
+_LIBRARIES = ("torch", "transformers", "gptqmodel")
+
+
+def resolve_device(device: Device) -> str:
+    """`cpu` or `cuda` for `auto`; raise `EnvironmentNotReady` when there is no such GPU."""
+    available = torch.cuda.is_available()
+    if device == "cuda" and not available:
+        raise EnvironmentNotReady(
+            "torch cannot use a GPU here.",
+            "There is no CUDA device, or torch was installed without CUDA.",
+            "Use the device cpu, or install a CUDA build of torch.",
+        )
+    return "cuda" if available and device != "cpu" else "cpu"
+
+
+def load_model(folder: str, artifact_format: str, device: str) -> Any:
+    """The model of a checkpoint folder, ready for inference.
+
+    Raises `InputError` for a folder that is damaged. Code inside a checkpoint never runs, and the
+    loaders see the model's own files alone.
+    """
+    check_hf_folder(Path(folder))
+    if artifact_format == "gptq":
+        if holds_fused_matrices(Path(folder)):
+            raise InputError(
+                f"gptqmodel cannot load {folder}.",
+                f"It takes {_FUSED} apart; the folder holds it whole, as transformers and vLLM do.",
+                "Serve the folder with vLLM, or use `quant-assets convert` to make another format.",
+            )
+        # gptqmodel's loader demands at least two workers, also on a machine with one core.
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+        if device == "cpu":
+            # Compiling its kernels takes longer than a CPU ever gains by it.
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        from gptqmodel import BACKEND, GPTQModel
+
+        quantization = quantization_of(Path(folder))
+        # The fused CPU kernel that gptqmodel 7.6.0 would choose gets zero points of whole rows wrong.
+        fused_is_wrong = quantization["group_size"] == PER_CHANNEL and not quantization.get("sym")
+        backend = BACKEND.TORCH if device == "cpu" and fused_is_wrong else BACKEND.AUTO
+        with linked_model(Path(folder)) as links:
+            model = GPTQModel.load(
+                str(links), device=device, backend=backend, trust_remote_code=False
+            ).model
+        _load_renamed(model, folder)
+    else:
+        from transformers import AutoModelForCausalLM
+
+        with linked_model(Path(folder)) as links:
+            model = AutoModelForCausalLM.from_pretrained(
+                links,
+                dtype="auto",
+                device_map=device,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
+    if device == "cpu" and any(
+        type(module).__name__ == "TorchLinear" for module in model.modules()
+    ):
+        # This kernel multiplies in the model's own type, and half precision has no fast product on
+        # most CPUs: 78 s for 512 tokens of a 135M model, 1.4 s in single precision.
+        model = model.float()
+    return model.eval()
+
+
+def _load_renamed(model: Any, folder: str) -> None:
+    """Load what the files call otherwise than transformers does, which gptqmodel passes over."""
+    from quant_assets.workers.groupwise.streaming import TensorFiles, renamed
+
+    files = TensorFiles(Path(folder))
+    parameters = dict(model.named_parameters())
+    for name, stored in renamed(model, files.names).items():
+        if name in parameters:
+            parameters[name].data.copy_(files.read(stored))
+
+
+def holds_fused_matrices(folder: Path) -> bool:
+    """Whether a GPTQ folder has matrices in one that gptqmodel 7.6.0 loads as two (Phi 3, GLM 4)."""
+    from quant_assets.workers.groupwise.streaming import TensorFiles
+
+    return any(name.endswith(f"{_FUSED}.qweight") for name in TensorFiles(folder).names)
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer of a checkpoint folder."""
+    from transformers import AutoTokenizer
+
+    with linked_model(Path(folder)) as links:
+        return AutoTokenizer.from_pretrained(links, trust_remote_code=False)
+
+
+def prepare_torch(threads: int) -> None:
+    """Use this many threads, and make no gradients."""
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what runs the model, as far as it is installed."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
