@@ -1,13 +1,22 @@
 """How the suite is shared between two processes: tests that use one expensive set-up stay together."""
 
 import signal
-from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
+from quant_assets_tests.bench.made_records import new_record, q4_variant
+from quant_assets_tests.installation import full_run, installation
+from quant_assets_tests.marts_world import marts_home, marts_warehouse
+from quant_assets_tests.models.shipped_model import fixed_text, smollm2
 from quant_assets_tests.mutation import FUZZ_EXAMPLES
+
+# Fixtures that tests of several folders share; each is made once in a process.
+__all__ = [
+    "fixed_text", "full_run", "installation", "marts_home", "marts_warehouse", "new_record",
+    "q4_variant", "smollm2",
+]  # fmt: skip
 
 # The same examples in every run of the suite; `make fuzz` looks for others.
 settings.register_profile("suite", derandomize=not FUZZ_EXAMPLES, deadline=None)
@@ -17,24 +26,24 @@ settings.load_profile("suite")
 # them is left over for one process at the end.
 SHARED_SETUPS = {
     "every model at every level": (
-        "gguf/test_parity.py", "gguf/test_type_policy.py", "gguf/test_importance_matrix.py",
+        "workers/gguf/test_parity.py", "workers/gguf/test_type_policy.py", "workers/gguf/test_importance_matrix.py",
     ),
     "an installation after every job": (
-        "graph/test_automation.py", "graph/test_full_run.py", "graph/test_groupwise_assets.py",
-        "graph/test_webserver.py",
+        "automation/test_automation.py", "automation/test_full_run.py", "assets/test_groupwise_assets.py",
+        "webserver/test_webserver.py",
     ),
-    "a trained model": ("groupwise/test_bad_input.py", "groupwise/test_graph_artifacts.py",
-                        "groupwise/test_kernels.py", "groupwise/test_scaling.py",
-                        "groupwise/test_checkpoints.py"),
-    "marts": ("marts/test_marts.py", "marts/test_recommendation.py", "marts/test_decision_report.py",
-              "marts/test_speed_validation.py"),
+    "a trained model": ("workers/groupwise/test_bad_input.py", "workers/groupwise/test_graph_artifacts.py",
+                        "workers/groupwise/test_kernels.py", "workers/groupwise/test_scaling.py",
+                        "workers/groupwise/test_checkpoints.py"),
+    "marts": ("dbt_like_sql/test_marts.py", "warehouse/test_recommendation.py", "report/decision/test_decision_report.py",
+              "speed/test_validation.py"),
 }  # fmt: skip
 
 
 def group_of(node_id: str) -> str:
     """The set-up that a test shares, or else its file."""
     file = node_id.split("::")[0]
-    place = "/".join(PurePosixPath(file).parts[-2:])
+    place = file.removeprefix("quant_assets_tests/")
     shared = (name for name, files in SHARED_SETUPS.items() if place in files)
     return next(shared, file)
 

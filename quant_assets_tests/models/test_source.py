@@ -10,7 +10,7 @@ from quant_assets.models.config import load_models
 from quant_assets.models.source import resolve_configured_source, resolve_source
 from quant_assets.quantize.conversion.dequantize import is_quantized
 from quant_assets.settings import Settings
-from quant_assets_tests.gguf.tiny_models import make_model, tokenizer_model
+from quant_assets_tests.models.tiny_models import make_model, tokenizer_model
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,200 @@
+"""The marts, against arithmetic by hand."""
+
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+
+from quant_assets.warehouse.connection import Warehouse
+from quant_assets_tests.marts_world import CPU_EFFICIENCIES, dbt
+
+
+def rows(warehouse: Warehouse, query: str) -> list[tuple[Any, ...]]:
+    with warehouse.read() as connection:
+        return connection.execute(query).fetchall()
+
+
+def test_efficiency_comes_from_undisturbed_runs_alone(marts_warehouse: Warehouse):
+    points = rows(
+        marts_warehouse,
+        "select decode_efficiency from intermediate.int_speed_points "
+        "where processor_kind = 'cpu' order by 1",
+    )
+    assert [value for (value,) in points] == pytest.approx(sorted(CPU_EFFICIENCIES))
+
+
+def test_an_estimate_is_the_roofline_times_the_calibrated_efficiency(marts_warehouse: Warehouse):
+    # 10.25 GB at 1000 GB/s, and 32 layers of 10 microseconds.
+    roofline = 1 / (10.25 / 1000 + 32 * 10e-6)
+    ((ceiling, speed, low, high, basis, on, runs),) = rows(
+        marts_warehouse,
+        "select decode_roofline_tokens_per_s, decode_tokens_per_s, decode_tokens_per_s_low, "
+        "decode_tokens_per_s_high, speed_basis, calibrated_on, calibration_runs "
+        "from marts.expected_speed where gpu = 'A' and variant = 'f16' and batch_size = 1",
+    )
+    assert ceiling == pytest.approx(roofline)
+    assert speed == pytest.approx(roofline * statistics.median(CPU_EFFICIENCIES))
+    # The spread of another kind of processor is widened by the assumption.
+    assert (low, high) == pytest.approx((roofline * 0.35, roofline * 0.85))
+    assert (basis, runs) == ("estimated", len(CPU_EFFICIENCIES))
+    assert "CPU" in on
+
+
+def test_a_run_on_the_card_itself_replaces_the_estimate(marts_warehouse: Warehouse):
+    measured = rows(
+        marts_warehouse,
+        "select variant, batch_size, decode_tokens_per_s, decode_tokens_per_s_low, "
+        "decode_tokens_per_s_high from marts.expected_speed where speed_basis = 'measured'",
+    )
+    ((variant, batch, speed, low, high),) = measured
+    assert (variant, batch, speed, high) == ("q4", 1, 300.0, 300.0)
+    assert low == pytest.approx(300 * 3.2 / 4.0)
+
+
+def test_prefill_is_bound_by_throughput_and_unknown_without_it(marts_warehouse: Warehouse):
+    found = dict(
+        rows(
+            marts_warehouse,
+            "select gpu, prefill_tokens_per_s from marts.expected_speed "
+            "where variant = 'f16' and batch_size = 1",
+        )
+    )
+    # 10 GFLOP a token at 100 TFLOP/s, the launches, and the CPU's efficiency (128 tokens in 6.4 s
+    # at most, 10 tokens/s measured).
+    roofline = 4096 / (4096 * 1e10 / 1e14 + 32 * 10e-6)
+    assert found["A"] == pytest.approx(roofline * 10 / (128 / 6.4))
+    assert found["B"] is None
+    assert "C" not in found  # its bandwidth is not known
+
+
+def test_the_cost_of_a_token_bought_and_rented(marts_warehouse: Warehouse):
+    found = {
+        row[0]: row[1:]
+        for row in rows(
+            marts_warehouse,
+            "select row_id, hourly_cost_usd, usd_per_million_tokens, decode_tokens_per_s, copies "
+            "from marts.deployment_options where variant = 'f16' and batch_size = 1",
+        )
+    }
+    hourly, cost, speed, copies = found["buy-a"]
+    assert hourly == pytest.approx(2000 / (3 * 365.25 * 24 * 0.5) + 0.25 * 0.15)
+    assert cost == pytest.approx(hourly / (speed * 3600) * 1e6)
+    assert copies == 2  # floor((24 - 2) / (10 + 0.5 + 0.5))
+    # Four cards at 7 dollars an hour, one copy on each.
+    hourly, cost, speed, copies = found["rent-4b"]
+    assert (hourly, copies) == (7.0, 28)
+    assert cost == pytest.approx(7.0 / (4 * speed * 3600) * 1e6)
+    # No bandwidth, no speed; no price, no cost.
+    assert found["buy-c"][1:3] == (None, None)
+    assert found["no-price"][:2] == (None, None)
+
+
+def test_every_offer_meets_every_variant_at_every_point(marts_warehouse: Warehouse):
+    assert rows(marts_warehouse, "select count(*) from marts.deployment_options") == [(5 * 3 * 2,)]
+
+
+def test_quality_of_an_older_artifact_does_not_count(marts_warehouse: Warehouse):
+    found = rows(
+        marts_warehouse,
+        "select variant, quality_basis, quality_loss from marts.variant_quality order by 1",
+    )
+    assert found == [
+        ("f16", "baseline", 0.0),
+        ("q4", "unmeasured", None),
+        ("q8", "measured", pytest.approx(0.01)),
+    ]
+
+
+def test_recommendations_are_ranked_and_give_their_reason(marts_warehouse: Warehouse):
+    ranked = rows(
+        marts_warehouse,
+        "select place, variant, gpu_count, usd_per_million_tokens, quality_basis, reason "
+        "from marts.recommendations where batch_size = 1 and price_kind = 'hourly' order by place",
+    )
+    known = [row for row in ranked if row[4] != "unmeasured"]
+    assert ranked[: len(known)] == known
+    assert [row[3] for row in known] == sorted(row[3] for row in known)
+    assert ranked[0][1:3] == ("q8", 4)
+    # Two offers to rent x three variants, of which five are kept.
+    assert len(ranked) == 5 and "Number 1 of 6 suitable options" in ranked[0][5]
+    assert "+1.00% against F16" in ranked[0][5]
+    assert "measured)" in next(row[5] for row in ranked if row[1] == "q4")
+
+
+def test_pareto_says_who_is_better(marts_warehouse: Warehouse):
+    found = {
+        variant: (flag, better)
+        for variant, flag, better in rows(
+            marts_warehouse, "select variant, is_pareto, dominated_by from marts.pareto_variants"
+        )
+    }
+    # F16 decodes its newest run (0.7 of 1.95 tokens/s) faster than Q8_0's 0.9 and loses nothing.
+    assert found["f16"] == (True, None)
+    assert found["q8"] == (True, None)
+    assert found["q4"] == (None, None)
+
+
+def test_histories_compare_with_the_time_before(marts_warehouse: Warehouse):
+    prices = rows(
+        marts_warehouse,
+        "select offers, lowest_per_gpu_usd, median_per_gpu_usd, lowest_change, is_newest "
+        "from marts.price_history order by recorded_at",
+    )
+    assert prices == [
+        (2, 2000.0, 2200.0, None, False),
+        (1, 1800.0, 1800.0, pytest.approx(-0.1), True),
+    ]
+    runs = rows(
+        marts_warehouse,
+        "select run_number, p50_change from marts.run_history "
+        "where record_id = 'run-5' and variant = 'f16'",
+    )
+    assert runs == [(7, pytest.approx(105 / 104 - 1))]
+
+
+def test_a_fresh_installation_has_empty_marts(tmp_path: Path):
+    empty = Warehouse(tmp_path / "quant_assets.duckdb")
+    with empty.write():
+        pass
+    with empty.exclusive() as build_path:
+        done = dbt(build_path, tmp_path, "build")
+    assert done.returncode == 0, done.stdout
+    assert rows(empty, "select count(*) from marts.deployment_options") == [(0,)]
+
+
+def test_a_wrong_row_fails_the_build(marts_warehouse: Warehouse, tmp_path: Path):
+    copy = tmp_path / marts_warehouse.path.name
+    shutil.copyfile(marts_warehouse.path, copy)
+    with duckdb.connect(str(copy)) as connection:
+        connection.execute("update raw.benchmark_runs set p50_ms = -1 where record_id = 'run-92'")
+        connection.execute(
+            "update raw.enriched_listings set row_id = 'buy-a' where row_id = 'buy-c'"
+        )
+    done = dbt(copy, tmp_path, "test", "--select", "stg_benchmark_runs", "stg_listings")
+    assert done.returncode == 1
+    assert "FAIL 1 unique_stg_listings_row_id" in done.stdout
+    assert "FAIL 1 in_range_stg_benchmark_runs_p50_ms" in done.stdout
+
+
+def test_a_run_of_a_wrong_clock_is_not_the_newest(marts_warehouse: Warehouse, tmp_path: Path):
+    copy = tmp_path / marts_warehouse.path.name
+    shutil.copyfile(marts_warehouse.path, copy)
+    with duckdb.connect(str(copy)) as connection:
+        ((record_id, *cell),) = connection.execute(
+            "select record_id, model, variant, batch_size from staging.stg_benchmark_runs "
+            "where recency = 2 order by record_id limit 1"
+        ).fetchall()
+        connection.execute(
+            "update raw.benchmark_runs set timestamp = '2999-01-01' where record_id = ?",
+            [record_id],
+        ).fetchall()
+        newest_last = connection.execute(
+            "select record_id from staging.stg_benchmark_runs "
+            "where model = ? and variant = ? and batch_size = ? order by recency desc",
+            cell,
+        ).fetchall()
+    assert len(newest_last) > 1
+    assert newest_last[0] == (record_id,)

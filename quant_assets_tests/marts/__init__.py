@@ -1,1 +1,0 @@
-"""Tests of the dbt marts and what reads them."""

@@ -1,0 +1,151 @@
+"""A tiny model that has learnt something, so that rounding it badly shows in its perplexity."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from quant_assets.models.source import SourceModel, resolve_source
+from quant_assets.settings import PROJECT_ROOT, Settings, get_settings
+from quant_assets.texts.calibration import CalibrationText, default_calibration_text
+from quant_assets.texts.evaluation import EvaluationText, evaluation_text
+
+SAMPLES, SEQUENCE_LENGTH = 64, 64
+CALIBRATION = {"samples": SAMPLES, "sequence_length": SEQUENCE_LENGTH}
+
+TRAIN = """
+import sys
+from pathlib import Path
+
+import torch
+from quant_assets_tests.models.tiny_models import calibration_text, make_model, tokenizer_model
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+make_model(
+    folder, "llama", tokenizer_model(), dtype="float32", hidden_size=128, intermediate_size=256,
+    num_hidden_layers=3, head_dim=32, num_key_value_heads=4, rope_theta=500000.0,
+)
+import sentencepiece
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+tokens = torch.tensor(pieces.encode(calibration_text()[:200_000]))
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+generator = torch.Generator().manual_seed(1)
+for _ in range(120):
+    starts = torch.randint(len(tokens) - 64, (16,), generator=generator)
+    batch = torch.stack([tokens[start : start + 64] for start in starts])
+    loss = model(input_ids=batch, labels=batch).loss
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+# Some inputs of a matrix are large and their weights small, as in large models: rounding spoils
+# those weights, and whoever looks at the inputs saves them. The model computes the same as before.
+with torch.no_grad():
+    for layer in model.model.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        for norm, readers in (
+            (layer.input_layernorm, (attention.q_proj, attention.k_proj, attention.v_proj)),
+            (layer.post_attention_layernorm, (mlp.gate_proj, mlp.up_proj)),
+        ):
+            scales = torch.exp(torch.randn(128, generator=generator) * 1.0)
+            norm.weight *= scales
+            for reader in readers:
+                reader.weight /= scales
+model.to(torch.float16).save_pretrained(folder)
+"""
+
+
+MODELS = """
+models:
+  - {name: tiny, source: models/tiny, gguf_levels: [F16]}
+"""
+VARIANTS = """
+settings: {batch_sizes: [1], warmups: 0, runs: 2, prompt_tokens: 8, generated_tokens: 4}
+variants:
+  f16: {format: gguf, level: F16}
+  gptq-4bit-g32: {format: gptq, level: 4bit-g32}
+  awq-4bit-g32: {format: awq, level: 4bit-g32}
+"""
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("installation") / "home"
+
+
+@pytest.fixture(scope="session")
+def trained(home: Path) -> Path:
+    """A Llama of 3 layers, trained for some seconds in a process of its own."""
+    folder = home / "models" / "tiny"
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, folder], capture_output=True, text=True, cwd=PROJECT_ROOT
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(home: Path) -> Iterator[Settings]:
+    """An installation whose graph makes GPTQ and AWQ artifacts; there is no hub."""
+    (home.parent / "models.yaml").write_text(MODELS)
+    (home.parent / "variants.yaml").write_text(VARIANTS)
+    variables = {
+        "QUANT_ASSETS_HOME": str(home),
+        "QUANT_ASSETS_MODELS_FILE": str(home.parent / "models.yaml"),
+        "QUANT_ASSETS_VARIANTS_FILE": str(home.parent / "variants.yaml"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        get_settings.cache_clear()
+        yield get_settings()
+    get_settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def source(trained: Path, settings: Settings) -> SourceModel:
+    return resolve_source(str(trained), settings)
+
+
+@pytest.fixture(scope="session")
+def calibration(settings: Settings) -> CalibrationText:
+    """The second half of Python's reference; the model learnt from its first part."""
+    return default_calibration_text(settings.cache)
+
+
+@pytest.fixture(scope="session")
+def text(settings: Settings) -> EvaluationText:
+    return evaluation_text("python-reference", settings.cache)
+
+
+@pytest.fixture(scope="session")
+def installation(
+    trained: Path, settings: Settings
+) -> Iterator[tuple[dg.Definitions, dg.DagsterInstance]]:
+    """(definitions, instance) after the jobs that make all artifacts ran."""
+    from quant_assets.definitions import build_definitions
+    from quant_assets.resources.instance import dagster_instance
+
+    with dagster_instance(settings) as instance:
+        definitions = build_definitions(settings)
+        for job, key, config in (
+            ("tiny_artifacts", "F16", {}),
+            ("tiny_gptq", "gptq-4bit-g32", {"tiny__gptq_artifacts": CALIBRATION}),
+            ("tiny_awq", "awq-4bit-g32", {"tiny__awq_artifacts": CALIBRATION}),
+        ):
+            result = definitions.resolve_job_def(job).execute_in_process(
+                instance=instance,
+                partition_key=key,
+                run_config={"ops": {name: {"config": values} for name, values in config.items()}},
+                raise_on_error=False,
+            )
+            assert result.success, job
+        yield definitions, instance

@@ -1,0 +1,161 @@
+"""Interrupted runs: SIGKILL at any moment, then the same job ends in the same bytes."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from quant_assets.errors import ResourceError
+from quant_assets.models.identity import sha256_of
+from quant_assets.models.source import SourceModel
+from quant_assets.texts.calibration import CalibrationText
+from quant_assets.workers.groupwise.checkpoint import Checkpoints
+from quant_assets_tests.mutation import bounded, fuzz_settings, mutated
+from quant_assets_tests.workers.groupwise.groupwise_jobs import drive, job_of
+
+IDENTITY = {"bits": "4", "source": "abc"}
+
+
+@pytest.mark.quantizers
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_ten_kills(
+    method: str, source: SourceModel, calibration: CalibrationText, tmp_path: Path
+) -> None:
+    jobs = [job_of(source, calibration, tmp_path / str(number), method) for number in range(6)]
+    results = drive(jobs, kills=2, seed=7)
+    assert any(result.resumed_from_layer for result in results)
+    for job, result in zip(jobs, results, strict=True):
+        for name in result.files:
+            assert sha256_of(job.output / name) == sha256_of(jobs[0].output / name)
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """The work folder of a job that was interrupted after two layers."""
+    folder = tmp_path / "work"
+    checkpoints = Checkpoints(folder, IDENTITY, resume=True)
+    for layer in range(2):
+        checkpoints.save(
+            layer, {"weight": torch.full((4,), float(layer))}, torch.full((2, 3), layer + 1.0)
+        )
+    checkpoints.close()
+    return folder
+
+
+def test_work_goes_on_after_the_last_whole_layer(work: Path) -> None:
+    checkpoints = Checkpoints(work, IDENTITY, resume=True)
+    assert checkpoints.done == 2 and checkpoints.messages == []
+    assert torch.equal(checkpoints.states(), torch.full((2, 3), 2.0))
+    assert sorted(path.name for path in work.iterdir()) == [
+        "job.json", "journal.jsonl", "layer-00000.safetensors", "layer-00001.safetensors",
+        "states-00002.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_line_cut_short_is_no_layer(work: Path) -> None:
+    journal = work / "journal.jsonl"
+    first, second = journal.read_text().splitlines(keepends=True)
+    journal.write_text(first + second[:20])
+    # They are removed only once the line is whole.
+    save_file({"states": torch.full((2, 3), 1.0)}, work / "states-00001.safetensors")
+    checkpoints = Checkpoints(work, IDENTITY, resume=True)
+    assert checkpoints.done == 1 and checkpoints.messages == []
+    assert torch.equal(checkpoints.states(), torch.full((2, 3), 1.0))
+    assert journal.read_text() == first
+
+
+@pytest.mark.parametrize("name", ["layer-00001.safetensors", "states-00002.safetensors"])
+def test_damage_is_found(work: Path, name: str) -> None:
+    content = bytearray((work / name).read_bytes())
+    content[-1] ^= 1
+    (work / name).write_bytes(content)
+    checkpoints = Checkpoints(work, IDENTITY, resume=True)
+    assert checkpoints.done == 0
+    assert "damaged" in checkpoints.messages[0]
+
+
+def test_another_job_starts_over_and_says_why(work: Path) -> None:
+    checkpoints = Checkpoints(work, {**IDENTITY, "bits": "8"}, resume=True)
+    assert checkpoints.done == 0
+    assert checkpoints.messages == ["Starting over: bits was 4, is 8."]
+    assert json.loads((work / "job.json").read_text())["bits"] == "8"
+    assert not list(work.glob("*.safetensors"))
+
+
+def test_work_is_discarded_when_asked(work: Path) -> None:
+    checkpoints = Checkpoints(work, IDENTITY, resume=False)
+    assert checkpoints.done == 0 and "discarded" in checkpoints.messages[0]
+
+
+def test_two_runs_do_not_share_a_folder(work: Path) -> None:
+    first = Checkpoints(work, IDENTITY, resume=True)
+    with pytest.raises(ResourceError, match="Another run"):
+        Checkpoints(work, IDENTITY, resume=True)
+    first.close()
+    assert Checkpoints(work, IDENTITY, resume=True).done == 2
+
+
+@pytest.fixture
+def leftovers(work: Path) -> dict[str, bytes]:
+    """The files of the interrupted job."""
+    return {path.name: path.read_bytes() for path in work.iterdir()}
+
+
+def reopened(folder: Path, files: dict[str, bytes]) -> tuple[int, list[float]]:
+    """Layers that are taken as done, and the states that the next one would take."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    checkpoints = Checkpoints(folder, IDENTITY, resume=True)
+    checkpoints.close()
+    states = checkpoints.states().flatten().tolist() if checkpoints.done else []
+    return checkpoints.done, states
+
+
+@pytest.mark.fuzz
+@given(data=st.data())
+@fuzz_settings(500)
+def test_damaged_leftovers_are_whole_or_not_used(
+    tmp_path: Path, leftovers: dict[str, bytes], data: st.DataObject
+) -> None:
+    name = data.draw(st.sampled_from(sorted(leftovers)))
+    damaged = {**leftovers, name: data.draw(mutated([leftovers[name]]))}
+    with bounded():
+        done, states = reopened(tmp_path / "damaged", damaged)
+    # The inputs of earlier layers are gone: it is the last whole layer or the beginning.
+    assert (done, states) in ((2, [2.0] * 6), (0, []))
+
+
+@pytest.mark.parametrize("name", ["job.json", "journal.jsonl"])
+@pytest.mark.parametrize(
+    "content", [b"[]", b"null", b"[" * 100_000, b"\xff\xfe", b'{"bits": 4}', b"", b"9" * 5000]
+)
+def test_what_is_no_record_starts_over(
+    tmp_path: Path, leftovers: dict[str, bytes], name: str, content: bytes
+) -> None:
+    assert reopened(tmp_path / "damaged", {**leftovers, name: content})[0] == 0
+
+
+@pytest.mark.parametrize("name", ["work", "work/journal.jsonl", "work.lock"])
+def test_links_are_not_followed(tmp_path: Path, work: Path, name: str) -> None:
+    victim = tmp_path / "victim"
+    shutil.copytree(work, victim) if name == "work" else victim.write_text("somebody else's")
+    path = tmp_path / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(victim)
+    before = sorted(victim.iterdir()) if victim.is_dir() else victim.read_text()
+    try:
+        checkpoints = Checkpoints(work, IDENTITY, resume=True)
+        assert checkpoints.done == 0
+        checkpoints.save(0, {"weight": torch.ones(4)}, torch.ones(2, 3))
+        checkpoints.close()
+    except (ResourceError, OSError):
+        assert name != "work/journal.jsonl"
+    assert (sorted(victim.iterdir()) if victim.is_dir() else victim.read_text()) == before
