@@ -20,6 +20,7 @@ from quant_assets.formats.group_quantization import group_quantization
 from quant_assets.host.devices import available_physical_cores
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import resolve_source
+from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.groupwise.artifact import make_groupwise_artifact
 from quant_assets.quantize.groupwise.gate import Rounding, caution, judge
 from quant_assets.quantize.groupwise.job import (
@@ -110,7 +111,7 @@ def main() -> None:
         with WorkerProgress(Verbosity.NORMAL) as progress:
             manifest, folder, _ = make_groupwise_artifact(
                 source.name, source, chosen, calibration, store,
-                text=texts[0], cache=settings.cache, gate=False, on_event=progress.show,
+                text=texts[0], cache=settings.cache, gate=False, session=WorkerSession(progress.show),
             )  # fmt: skip
             for text in texts:
                 verdict = judge(
@@ -118,7 +119,7 @@ def main() -> None:
                     Rounding(bits=case.bits, group_size=group_size, sym=chosen.sym),
                     source, manifest.n_parameters, text, settings.cache,
                     threads=available_physical_cores(), windows=arguments.windows,
-                    context=arguments.context, on_event=progress.show,
+                    context=arguments.context, session=WorkerSession(progress.show),
                 )  # fmt: skip
                 table.add_row(
                     case.name, str(case.bits), str(group_size),

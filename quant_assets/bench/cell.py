@@ -1,6 +1,6 @@
 """Running one cell: lock the machine, start the worker, summarize what it measured."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +11,9 @@ from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
 from quant_assets.processes.environments import EnvironmentName
-from quant_assets.processes.protocol import Event
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.settings import get_settings
-
-OnEvent = Callable[[Event], None]
 
 
 class MeasuredCell(NamedTuple):
@@ -52,8 +50,7 @@ def run_cell(
     model_name: str,
     settings: BenchSettings,
     *,
-    on_event: OnEvent | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
     locks: Path | None = None,
 ) -> MeasuredCell:
     """Measure one cell in a worker process, alone among the benchmarks of this machine.
@@ -81,8 +78,7 @@ def run_cell(
             job,
             CellMeasurement,
             environment=environment,
-            on_event=on_event,
-            extra_env=extra_env,
+            session=session,
         )
     record = make_record(
         measurement,

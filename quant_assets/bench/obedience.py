@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,12 +17,13 @@ import yaml
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from quant_assets.bench.cell import OnEvent, machine_lock
+from quant_assets.bench.cell import machine_lock
 from quant_assets.bench.jobs import ChatJob, ChatReplies
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
 from quant_assets.processes.environments import EnvironmentName
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, read_record, write_record
 
@@ -340,8 +341,7 @@ def measure_obedience(
     results: Path,
     settings: BenchSettings,
     *,
-    on_event: OnEvent | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
     locks: Path | None = None,
 ) -> ObedienceResult:
     """Let a variant answer all prompts, or find the answers of an earlier run.
@@ -378,8 +378,7 @@ def measure_obedience(
             job,
             ChatReplies,
             environment=environment,
-            on_event=on_event,
-            extra_env=extra_env,
+            session=session,
         )
     result = judge_answers(
         prompts,

@@ -4,19 +4,19 @@ import datetime
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from pydantic import BaseModel, TypeAdapter
 
-from quant_assets.bench.cell import OnEvent, machine_lock
+from quant_assets.bench.cell import machine_lock
 from quant_assets.bench.divergence import DEFAULT_CONTEXT, Baseline
 from quant_assets.bench.jobs import QualityJob, QualityMeasurement
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
 from quant_assets.processes.environments import EnvironmentName
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, read_record, write_record
 from quant_assets.texts.evaluation import EvaluationText
@@ -122,8 +122,7 @@ def measure_quality(
     settings: BenchSettings,
     *,
     windows: int | None = DEFAULT_WINDOWS,
-    on_event: OnEvent | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
     locks: Path | None = None,
 ) -> QualityResult:
     """Measure a variant against the F16 baseline, or find the result of an earlier run.
@@ -156,8 +155,7 @@ def measure_quality(
                     device=settings.device,
                 ),
                 QualityMeasurement,
-                on_event=on_event,
-                extra_env=extra_env,
+                session=session,
             )
         worker, environment = quality_worker(variant.format)
         measurement = run_worker(
@@ -174,8 +172,7 @@ def measure_quality(
             ),
             QualityMeasurement,
             environment=environment,
-            on_event=on_event,
-            extra_env=extra_env,
+            session=session,
         )
     result = QualityResult(
         variant=variant.name,

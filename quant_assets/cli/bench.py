@@ -41,6 +41,7 @@ from quant_assets.errors import InputError
 from quant_assets.host.devices import Device
 from quant_assets.models.config import load_models
 from quant_assets.processes.protocol import ProgressEvent
+from quant_assets.processes.session import WorkerSession
 from quant_assets.settings import get_settings
 from quant_assets.texts.evaluation import TextChoice, evaluation_text
 
@@ -202,7 +203,7 @@ class _Assessor:
             artifact.artifact_id,
             self._model_name,
             self._settings,
-            on_event=self._progress.show,
+            session=WorkerSession(self._progress.show),
         )
         record = assessed(
             cell.record, self._quality_of(variant, artifact), self._obedience_of(variant, artifact)
@@ -224,7 +225,7 @@ class _Assessor:
             QualityStore(self._results.folder, cache),
             self._settings,
             windows=self._windows,
-            on_event=self._progress.show,
+            session=WorkerSession(self._progress.show),
         )
 
     def _obedience_of(self, variant: Variant, artifact: LocatedArtifact) -> ObedienceResult | None:
@@ -238,7 +239,7 @@ class _Assessor:
             load_prompts(get_settings().data / "obedience"),
             self._results.folder,
             self._settings,
-            on_event=self._progress.show,
+            session=WorkerSession(self._progress.show),
         )
 
 

@@ -17,6 +17,7 @@ from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.formats.group_quantization import group_quantization
 from quant_assets.host.devices import Device
 from quant_assets.models.source import SourceModel, resolve_source
+from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.conversion.convert import (
     ConversionLoss,
     ConversionTarget,
@@ -77,7 +78,7 @@ def convert(
             output / f"{source.name}-hf",
             settings,
             overwrite=overwrite,
-            on_event=progress.show,
+            session=WorkerSession(progress.show),
         )
     origin = lineage(source, detect_quantization(source.path), loss)
     if to == "hf":
@@ -138,7 +139,7 @@ def _to_gguf(
                 record=True,
                 overwrite=overwrite,
             ),
-            on_event=progress.show,
+            session=WorkerSession(progress.show),
         )
     write_text_atomically(file.with_suffix(".lineage.json"), json.dumps(origin, indent=2))
     return file

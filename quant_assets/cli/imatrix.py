@@ -9,6 +9,7 @@ from quant_assets.cli.output import print_path
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress, print_warning
 from quant_assets.errors import InputError
 from quant_assets.models.source import resolve_source
+from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.gguf.job import MOST_THREADS, ImatrixJob, make_imatrix
 from quant_assets.settings import get_settings
 from quant_assets.texts.calibration import default_calibration_text
@@ -65,6 +66,6 @@ def imatrix(
                 record=True,
                 overwrite=overwrite,
             ),
-            on_event=progress.show,
+            session=WorkerSession(progress.show),
         )
     print_path(result.output)

@@ -17,6 +17,7 @@ from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.host.devices import Device
 from quant_assets.models.source import resolve_source
+from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.gguf.job import (
     MOST_THREADS,
     GgufPlan,
@@ -167,7 +168,7 @@ def quantize(
                     imatrix=imatrix,
                     threads=threads,
                 ),
-                on_event=progress.show,
+                session=WorkerSession(progress.show),
             )
         else:
             answer = quantize_gguf(
@@ -183,7 +184,7 @@ def quantize(
                     record=True,
                     overwrite=overwrite,
                 ),
-                on_event=progress.show,
+                session=WorkerSession(progress.show),
             )
     console = output_console()
     if output_format is OutputFormat.JSON:

@@ -14,6 +14,7 @@ from quant_assets.formats.group_quantization import group_quantization
 from quant_assets.host.devices import Device
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
+from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.groupwise.artifact import JudgedArtifact, make_groupwise_artifact
 from quant_assets.quantize.groupwise.job import Engine, groupwise_settings
 from quant_assets.settings import get_settings
@@ -77,7 +78,7 @@ def make_checkpoint(
             resume=options.resume,
             gate=options.gate,
             lineage=lineage,
-            on_event=progress.show,
+            session=WorkerSession(progress.show),
         ).valid()
     print_warning(made.caution, verbosity)
     return made

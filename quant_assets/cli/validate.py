@@ -8,6 +8,7 @@ import typer
 from quant_assets.cli.output import print_line
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.host.devices import Device
+from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.validation import validate_artifact
 
 
@@ -26,6 +27,8 @@ def validate(
     Exit codes: 0 sound; 3 no artifact, or files missing or damaged; 7 it fails a check.
     """
     with WorkerProgress(verbosity) as progress:
-        report = validate_artifact(path, text=text, device=device, on_event=progress.show)
+        report = validate_artifact(
+            path, text=text, device=device, session=WorkerSession(progress.show)
+        )
     for check, answer in report.items():
         print_line(f"{check}: {answer}")

@@ -12,7 +12,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -31,6 +31,7 @@ from quant_assets.processes.protocol import (
     ResultEvent,
     redacted,
 )
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.redaction import redact
 
 ResultT = TypeVar("ResultT", bound=BaseModel)
@@ -53,18 +54,17 @@ def run_worker(
     result_type: type[ResultT],
     *,
     environment: EnvironmentName = "main",
-    on_event: Callable[[Event], None] | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
     stall_timeout_s: float = DEFAULT_STALL_TIMEOUT_S,
 ) -> ResultT:
     """Run `job` in the worker `quant_assets.workers.<worker>` and return its validated result.
 
-    `on_event` sees every event in order. A worker that sends nothing but memory events for
+    `session` follows every event in order. A worker that sends nothing but memory events for
     `stall_timeout_s` seconds is killed. Raises the worker's own error when it sent one, and
     `WorkerError` when it died, hung, or broke the protocol.
     """
     job_json = _as_json(job)
-    process = _start(worker, environment, extra_env or {})
+    process = _start(worker, environment, session.variables)
     stderr_tail: deque[str] = deque(maxlen=STDERR_LINES_KEPT)
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     stderr_reader = threading.Thread(
@@ -85,8 +85,8 @@ def run_worker(
                 last_memory = event
             elif isinstance(event, ResultEvent | ErrorEvent):
                 outcome = event
-            if on_event is not None:
-                on_event(event)
+            if session.on_event is not None:
+                session.on_event(event)
     finally:
         lingered = not _end(process)
         job_writer.join(timeout=KILL_LIMIT_S)
@@ -109,14 +109,14 @@ def run_worker(
 
 
 def _start(
-    worker: str, environment: EnvironmentName, extra_env: Mapping[str, str]
+    worker: str, environment: EnvironmentName, variables: Mapping[str, str]
 ) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         guarded([str(interpreter(environment)), "-m", f"quant_assets.workers.{worker}"]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**worker_variables(os.environ), **extra_env},
+        env={**worker_variables(os.environ), **variables},
         # A group of its own: Ctrl-C reaches the parent only, which then ends the whole group.
         start_new_session=True,
     )

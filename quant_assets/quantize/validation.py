@@ -1,6 +1,5 @@
 """Check an artifact on disk, whatever its format."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from quant_assets.artifacts.manifest import MANIFEST_NAME, ArtifactManifest, manifest_of
@@ -8,7 +7,7 @@ from quant_assets.errors import CheckFailed
 from quant_assets.host.devices import Device, available_physical_cores
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.integrity import check_gguf
-from quant_assets.processes.protocol import Event
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.quantize.gguf.job import ValidateGgufJob, validate_gguf
 from quant_assets.quantize.groupwise.gate import (
     DEFAULT_CONTEXT,
@@ -26,7 +25,7 @@ def validate_artifact(
     *,
     text: Path | None = None,
     device: Device = "auto",
-    on_event: Callable[[Event], None] | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> dict[str, str]:
     """What each check found, by its name; `text` is what perplexity is measured on.
 
@@ -44,7 +43,7 @@ def validate_artifact(
         report["files"] = f"not compared: {folder / MANIFEST_NAME} says nothing about {path.name}"
     if model.is_file():
         check_gguf(model)
-        seen = validate_gguf(ValidateGgufJob(path=model), on_event=on_event)
+        seen = validate_gguf(ValidateGgufJob(path=model), session=session)
         report["loads and generates"] = repr(seen.generated_text)
         return report
     method = quantization_of(model)["quant_method"]
@@ -57,7 +56,7 @@ def validate_artifact(
         device=device,
         windows=DEFAULT_WINDOWS,
         context=DEFAULT_CONTEXT,
-        on_event=on_event,
+        session=session,
     )
     report["loads and generates"] = repr(measured.generated_text)
     report["perplexity"] = f"{measured.perplexity:.3f} on {scored.name}"

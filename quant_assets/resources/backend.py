@@ -13,7 +13,7 @@ from quant_assets.bench.quality import Artifact, QualityResult, QualityStore, me
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.host.devices import Device
-from quant_assets.resources.worker_logs import worker_environment
+from quant_assets.resources.worker_logs import worker_session
 from quant_assets.texts.evaluation import EvaluationText
 
 DEVICE_POOL = "device"
@@ -42,7 +42,7 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
         settings: BenchSettings,
     ) -> MeasuredCell:
         """One benchmark cell, alone among the benchmarks of this machine."""
-        with worker_environment(context) as extra_env:
+        with worker_session(context) as session:
             return run_cell(
                 variant,
                 batch_size,
@@ -50,7 +50,7 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
                 artifact.artifact_id,
                 model_name,
                 self._settings(settings),
-                extra_env=extra_env,
+                session=session,
             )
 
     def quality(
@@ -66,7 +66,7 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
         windows: int,
     ) -> QualityResult:
         """Perplexity and divergence from the baseline, measured unless the store has them."""
-        with worker_environment(context) as extra_env:
+        with worker_session(context) as session:
             return measure_quality(
                 variant,
                 Artifact(artifact.path, artifact.artifact_id),
@@ -76,7 +76,7 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
                 store,
                 self._settings(settings),
                 windows=windows,
-                extra_env=extra_env,
+                session=session,
             )
 
     def obedience(
@@ -90,7 +90,7 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
         settings: BenchSettings,
     ) -> ObedienceResult:
         """The answers to all instructions, judged; measured unless `results` has them."""
-        with worker_environment(context) as extra_env:
+        with worker_session(context) as session:
             return measure_obedience(
                 variant,
                 artifact.path,
@@ -99,7 +99,7 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
                 prompts,
                 results,
                 self._settings(settings),
-                extra_env=extra_env,
+                session=session,
             )
 
     def _settings(self, settings: BenchSettings) -> BenchSettings:

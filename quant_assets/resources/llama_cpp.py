@@ -10,7 +10,7 @@ from quant_assets.models.source import SourceModel
 from quant_assets.quantize.gguf.artifact import MadeArtifact, make_gguf_artifact
 from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrix, model_importance_matrix
 from quant_assets.resources.backend import ModelBackend
-from quant_assets.resources.worker_logs import worker_environment
+from quant_assets.resources.worker_logs import worker_session
 from quant_assets.texts.calibration import CalibrationText
 
 
@@ -31,7 +31,7 @@ class LlamaCpp(ModelBackend["LlamaCpp"]):
         imatrix: ImportanceMatrix | None,
     ) -> MadeArtifact:
         """The artifact of a level, made unless the store has it."""
-        with worker_environment(context) as extra_env:
+        with worker_session(context) as session:
             return make_gguf_artifact(
                 model_name,
                 source,
@@ -39,7 +39,7 @@ class LlamaCpp(ModelBackend["LlamaCpp"]):
                 store,
                 imatrix=imatrix,
                 threads=self.threads,
-                extra_env=extra_env,
+                session=session,
             )
 
     def importance_matrix(
@@ -51,12 +51,12 @@ class LlamaCpp(ModelBackend["LlamaCpp"]):
         calibration: CalibrationText,
     ) -> ImportanceMatrix:
         """The importance matrix of a source, measured unless `folder` has it."""
-        with worker_environment(context) as extra_env:
+        with worker_session(context) as session:
             return model_importance_matrix(
                 model_name,
                 source,
                 calibration,
                 folder,
                 threads=self.threads,
-                extra_env=extra_env,
+                session=session,
             )

@@ -9,7 +9,7 @@ from quant_assets.bench.results import ResultStore
 from quant_assets.models.config import ModelConfig
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.conversion.dequantize import float_source
-from quant_assets.resources.worker_logs import worker_environment
+from quant_assets.resources.worker_logs import worker_session
 from quant_assets.settings import Settings
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.rebuild import warehouse_of
@@ -43,9 +43,5 @@ class DataRoot(dg.ConfigurableResource[Settings]):
 
     def source(self, context: dg.AssetExecutionContext, model: ModelConfig) -> SourceModel:
         """The model's floating-point source, fetched or dequantized once."""
-        return float_source(
-            model.source,
-            model.name,
-            self.settings,
-            session=lambda: worker_environment(context),
-        )
+        with worker_session(context) as session:
+            return float_source(model.source, model.name, self.settings, session=session)

@@ -10,7 +10,7 @@ from quant_assets.quantize.groupwise.artifact import JudgedArtifact, make_groupw
 from quant_assets.quantize.groupwise.job import GroupwiseSettings
 from quant_assets.resources.backend import ModelBackend
 from quant_assets.resources.llama_cpp import LlamaCpp
-from quant_assets.resources.worker_logs import worker_environment
+from quant_assets.resources.worker_logs import worker_session
 from quant_assets.settings import Settings
 from quant_assets.texts.calibration import CalibrationText
 from quant_assets.texts.evaluation import evaluation_text
@@ -34,7 +34,7 @@ class Torch(ModelBackend["Torch"]):
         settings: Settings,
     ) -> JudgedArtifact:
         """The artifact of a quantization, made and judged unless the store has it."""
-        with worker_environment(context) as extra_env:
+        with worker_session(context) as session:
             return make_groupwise_artifact(
                 model_name,
                 source,
@@ -45,7 +45,7 @@ class Torch(ModelBackend["Torch"]):
                 cache=settings.cache,
                 threads=self.threads,
                 device=self.device,
-                extra_env=extra_env,
+                session=session,
             )
 
 

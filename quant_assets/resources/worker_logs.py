@@ -7,12 +7,14 @@ from typing import Any, cast
 
 import dagster as dg
 
+from quant_assets.processes.session import WorkerSession
+
 
 @contextmanager
-def worker_environment(context: dg.AssetExecutionContext) -> Iterator[Mapping[str, str]]:
-    """Yield the environment variables by which a worker reports to this step's log.
+def worker_session(context: dg.AssetExecutionContext) -> Iterator[WorkerSession]:
+    """Yield a session whose workers report to this step's log.
 
-    The session is opened when they are first read: a step that finds all its results made already
+    The Pipes session is opened when its variables are first read: a step that finds all its results made already
     starts no worker, and Dagster would warn that none was heard of.
     """
     with ExitStack() as stack:
@@ -27,11 +29,11 @@ def worker_environment(context: dg.AssetExecutionContext) -> Iterator[Mapping[st
             )
             return session.get_bootstrap_env_vars()
 
-        yield _Variables(open_session)
+        yield WorkerSession(variables=_Variables(open_session))
 
 
 class _Variables(Mapping[str, str]):
-    """Variables that are asked for when they are first read."""
+    """Variables that are asked for when its variables are first read."""
 
     def __init__(self, ask: Callable[[], Mapping[str, str]]) -> None:
         self._ask = ask

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
 
-from quant_assets.bench.cell import OnEvent, machine_lock
+from quant_assets.bench.cell import machine_lock
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import Count, UtcTime, read_record, recency, write_record
 
@@ -53,7 +54,7 @@ def measure_host_peaks(
     threads: int,
     *,
     job: HostPeaksJob | None = None,
-    on_event: OnEvent | None = None,
+    session: WorkerSession = UNATTENDED,
     locks: Path | None = None,
 ) -> RecordedPeaks:
     """Measure this machine's peaks alone among its benchmarks, and keep them under `results`.
@@ -62,7 +63,7 @@ def measure_host_peaks(
     """
     with machine_lock(locks):
         peaks = run_worker(
-            "host_peaks", job or HostPeaksJob(threads=threads), HostPeaks, on_event=on_event
+            "torch.host_peaks", job or HostPeaksJob(threads=threads), HostPeaks, session=session
         )
     recorded = RecordedPeaks(**peaks.model_dump(), measured_at=datetime.datetime.now(datetime.UTC))
     name = re.sub(r"[^a-z0-9]+", "-", (recorded.cpu_name or "cpu").casefold()).strip("-")

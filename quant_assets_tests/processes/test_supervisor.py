@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from quant_assets.errors import InputError, QuantAssetsError, ResourceError, WorkerError
 from quant_assets.processes import guarded, supervisor
 from quant_assets.processes.protocol import Event, ProgressEvent, resident_memory
+from quant_assets.processes.session import WorkerSession
 from quant_assets.processes.supervisor import run_worker
 
 
@@ -70,7 +71,7 @@ def test_answer_and_events_arrive_in_order(worker):
         channel.progress("count", 2, 2, "steps")
         return Answer(number=job.number + 1)
         """,
-        on_event=events.append,
+        session=WorkerSession(events.append),
     )
     assert answer.number == 21
     kinds = [event.event for event in events if event.event != "memory"]
@@ -126,7 +127,7 @@ def test_a_hanging_worker_is_killed(worker):
             channel.progress("pid", os.getpid(), 1, "")
             time.sleep(600)
             """,
-            on_event=note,
+            session=WorkerSession(note),
             stall_timeout_s=2,
         )
     assert len(pids) == 1
@@ -165,8 +166,9 @@ def test_the_token_is_never_shown(worker, monkeypatch: pytest.MonkeyPatch):
             print("token", os.environ["HF_TOKEN"], file=sys.stderr, flush=True)
             os.abort()
             """,
-            on_event=lambda event: lines.append(event.model_dump_json()),
-            extra_env={"HF_TOKEN": "hf_very_secret"},
+            session=WorkerSession(
+                lambda event: lines.append(event.model_dump_json()), {"HF_TOKEN": "hf_very_secret"}
+            ),
         )
     assert "hf_very_secret" not in str(raised.value) + "".join(lines)
     assert "<HF_TOKEN>" in raised.value.why
@@ -214,7 +216,7 @@ def test_a_secret_that_looks_like_a_number_breaks_nothing(worker, monkeypatch: p
             channel.progress("progress", 1, 20, "steps")
             return Answer(number=job.number + 1, token="true")
             """,
-            extra_env={"HF_TOKEN": secret},
+            session=WorkerSession(variables={"HF_TOKEN": secret}),
         )
         assert answer.number == 21
 
@@ -240,7 +242,7 @@ def test_a_worker_is_given_what_it_needs_and_no_secret(worker, monkeypatch: pyte
         import json
         return Answer(number=1, token=json.dumps(dict(os.environ)))
         """,
-        extra_env={"DAGSTER_PIPES_CONTEXT_OF_A_TEST": "x"},
+        session=WorkerSession(variables={"DAGSTER_PIPES_CONTEXT_OF_A_TEST": "x"}),
     )
     given = json.loads(answer.token)
     assert passed.items() <= given.items()
@@ -302,11 +304,14 @@ def test_a_grandchild_that_holds_the_pipes_ends_with_the_worker(worker, apart: b
         if isinstance(event, ProgressEvent):
             pids.append(int(event.done))
 
-    answer = worker(GRANDCHILD.format(apart=apart) + "return Answer(number=1)", on_event=note)
+    answer = worker(
+        GRANDCHILD.format(apart=apart) + "return Answer(number=1)", session=WorkerSession(note)
+    )
     assert answer.number == 1
     with pytest.raises(WorkerError, match="SIGKILL"):
         worker(
-            GRANDCHILD.format(apart=apart) + "os.kill(os.getpid(), signal.SIGKILL)", on_event=note
+            GRANDCHILD.format(apart=apart) + "os.kill(os.getpid(), signal.SIGKILL)",
+            session=WorkerSession(note),
         )
     assert len(pids) == 2
     assert not [pid for pid in pids if psutil.pid_exists(pid)]
@@ -324,7 +329,7 @@ def test_the_death_of_the_guard_is_survived(worker):
         worker(
             GRANDCHILD.format(apart=False) + "os.kill(os.getppid(), signal.SIGKILL)\n"
             "time.sleep(600)",
-            on_event=note,
+            session=WorkerSession(note),
         )
     assert ended_in_time(pids)
 

@@ -7,7 +7,6 @@ again (double quantization), or when the target has fewer than `FEWEST_BITS` bit
 
 import datetime
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -20,7 +19,7 @@ from quant_assets.models.identity import SOURCE_MANIFEST
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.models.source import SourceModel, resolve_source
-from quant_assets.processes.protocol import Event
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.quantize.conversion.dequantize import (
     DequantizeJob,
@@ -33,7 +32,6 @@ from quant_assets.serving.intent import StoredQuantization, detect_quantization
 from quant_assets.settings import Settings
 
 ConversionTarget = Literal["gguf", "awq", "gptq", "hf"]
-EventHandler = Callable[[Event], None]
 
 FEWEST_BITS: Final = 4.0
 _FLOAT_BITS: Final = 16.0
@@ -105,7 +103,7 @@ def plain_folder(
     settings: Settings,
     *,
     overwrite: bool = False,
-    on_event: EventHandler | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> SourceModel:
     """The model as a Hugging Face folder of plain weights, made at `output` unless it is one.
 
@@ -132,7 +130,7 @@ def plain_folder(
         staging = output.with_name(f".{output.name}.part")
         own_folder(staging)
         shutil.rmtree(staging)
-        weights = _restore(source, stored, staging, on_event)
+        weights = _restore(source, stored, staging, session)
         if output.is_symlink():
             output.unlink()
         elif output.exists():
@@ -172,7 +170,7 @@ def _remove_folder(folder: Path) -> None:
 
 
 def _restore(
-    source: SourceModel, stored: StoredQuantization, staging: Path, on_event: EventHandler | None
+    source: SourceModel, stored: StoredQuantization, staging: Path, session: WorkerSession
 ) -> str:
     """Make the plain folder `staging`; returns the type that the weights had."""
     if source.kind == "gguf":
@@ -180,7 +178,7 @@ def _restore(
             "checkpoint.dequantize",
             DequantizeJob(source=source.path, output=staging),
             DequantizeResult,
-            on_event=on_event,
+            session=session,
         )
         weights, dtype = made.weights_file_type, made.dtype
         libraries = made.library_versions
@@ -189,7 +187,7 @@ def _restore(
             "checkpoint.unpack",
             UnpackJob(source=source.path, output=staging),
             UnpackResult,
-            on_event=on_event,
+            session=session,
         )
         weights, dtype = f"{stored.format.upper()}-{restored.bits}", restored.dtype
         libraries = {}

@@ -6,8 +6,6 @@ quantized GGUF is dequantized first. Its loss is then part of the source, and it
 
 import datetime
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter
@@ -17,12 +15,11 @@ from quant_assets.formats.gguf_header import read_gguf_header
 from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
 from quant_assets.models.identity import SOURCE_MANIFEST
 from quant_assets.models.source import SourceModel, resolve_configured_source, resolve_source
-from quant_assets.processes.protocol import Event
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, read_record
 from quant_assets.settings import Settings
 
-WorkerSession = Callable[[], AbstractContextManager[Mapping[str, str] | None]]
 """Opens what a worker reports to, where one has to be started; yields its variables."""
 FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 
@@ -82,13 +79,12 @@ def float_source(
     name: str,
     settings: Settings,
     *,
-    on_event: Callable[[Event], None] | None = None,
-    session: WorkerSession = nullcontext,
+    session: WorkerSession = UNATTENDED,
 ) -> SourceModel:
     """The source that the configuration calls `text`, dequantized once if it has to be."""
     source = resolve_configured_source(text, settings)
     if is_quantized(source):
-        return dequantized_folder(source, name, settings, on_event=on_event, session=session)
+        return dequantized_folder(source, name, settings, session=session)
     return source
 
 
@@ -97,8 +93,7 @@ def dequantized_folder(
     name: str,
     settings: Settings,
     *,
-    on_event: Callable[[Event], None] | None = None,
-    session: WorkerSession = nullcontext,
+    session: WorkerSession = UNATTENDED,
 ) -> SourceModel:
     """Return the Hugging Face folder made of the quantized GGUF `source`, making it if need be.
 
@@ -110,8 +105,7 @@ def dequantized_folder(
     with exclusive_lock(lock, f"the source model {name}", wait_s=LONG_WAIT_S):
         manifest = source_manifest(folder)
         if manifest is None or manifest.origin_identity != source.identity:
-            with session() as extra_env:
-                _make(source, name, folder, on_event=on_event, extra_env=extra_env)
+            _make(source, name, folder, session=session)
             manifest = source_manifest(folder)
     assert manifest is not None
     made = resolve_source(str(folder), settings)
@@ -123,8 +117,7 @@ def _make(
     name: str,
     folder: Path,
     *,
-    on_event: Callable[[Event], None] | None,
-    extra_env: Mapping[str, str] | None,
+    session: WorkerSession,
 ) -> None:
     staging = folder.with_name(f".{name}.staging")
     shutil.rmtree(staging, ignore_errors=True)
@@ -132,8 +125,7 @@ def _make(
         "checkpoint.dequantize",
         DequantizeJob(source=source.path, output=staging),
         DequantizeResult,
-        on_event=on_event,
-        extra_env=extra_env,
+        session=session,
     )
     manifest = SourceManifest(
         name=name,

@@ -1,7 +1,6 @@
 """A GGUF artifact in the store: found finished, or made, validated and committed."""
 
 import datetime
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ from quant_assets.artifacts.job import JobSpec, library_versions
 from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.models.source import SourceModel
-from quant_assets.processes.protocol import Event
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrix
 from quant_assets.quantize.gguf.job import QuantizeGgufJob, quantize_gguf
 
@@ -49,8 +48,7 @@ def make_gguf_artifact(
     *,
     imatrix: ImportanceMatrix | None = None,
     threads: int | None = None,
-    on_event: Callable[[Event], None] | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> MadeArtifact:
     """Return the artifact of a level, quantizing and validating it unless the store has it.
 
@@ -73,8 +71,7 @@ def make_gguf_artifact(
                 threads=threads,
                 record=True,
             ),
-            on_event=on_event,
-            extra_env=extra_env,
+            session=session,
         )
         manifest = ArtifactManifest(
             job=job,

@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -12,7 +11,7 @@ from quant_assets.atomic_files import write_text_atomically
 from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.source import SourceModel
-from quant_assets.processes.protocol import Event
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.quantize.gguf.job import ImatrixJob, make_imatrix
 from quant_assets.texts.calibration import CalibrationText
 
@@ -42,8 +41,7 @@ def model_importance_matrix(
     folder: Path,
     *,
     threads: int | None = None,
-    on_event: Callable[[Event], None] | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> ImportanceMatrix:
     """The importance matrix of a source over a text, from `folder`, measured there if need be.
 
@@ -73,8 +71,7 @@ def model_importance_matrix(
                 output=path,
                 threads=threads,
             ),
-            on_event=on_event,
-            extra_env=extra_env,
+            session=session,
         )
         made = ImportanceMatrix(
             model_name=model_name,

@@ -4,19 +4,17 @@ The functions start that worker in a child process; nothing here loads a model. 
 one output file and knows nothing of the artifact store.
 """
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
 from pydantic import BaseModel, Field
 
-from quant_assets.processes.protocol import Event
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 
 SourceKind = Literal["hf", "gguf"]
 Kernel = Literal["own", "ggml"]
 TypePolicy = Literal["library", "dry_run"]
-EventHandler = Callable[[Event], None]
 
 MOST_THREADS: Final = 512
 """What llama.cpp takes (GGML_MAX_N_THREADS)."""
@@ -188,8 +186,7 @@ class ValidateGgufResult(BaseModel):
 def quantize_gguf(
     job: QuantizeGgufJob,
     *,
-    on_event: EventHandler | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> QuantizeGgufResult:
     """Quantize in one pass, bit-identical to converting and then `llama_model_quantize`.
 
@@ -198,37 +195,34 @@ def quantize_gguf(
     source, `ResourceError` for too little disk or memory, `CheckFailed` when the finished file does
     not load and generate.
     """
-    return run_worker(_WORKER, job, QuantizeGgufResult, on_event=on_event, extra_env=extra_env)
+    return run_worker(_WORKER, job, QuantizeGgufResult, session=session)
 
 
 def plan_gguf(
     job: GgufPlanJob,
     *,
-    on_event: EventHandler | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> GgufPlan:
     """Plan a quantization; raises as `quantize_gguf` does before its work."""
-    return run_worker(_WORKER, job, GgufPlan, on_event=on_event, extra_env=extra_env)
+    return run_worker(_WORKER, job, GgufPlan, session=session)
 
 
 def make_imatrix(
     job: ImatrixJob,
     *,
-    on_event: EventHandler | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> ImatrixResult:
     """Run the source over a calibration text and store what every matrix saw, in GGUF.
 
     Raises `InputError` when the text is too short or the model gives no finite activations.
     """
-    return run_worker(_WORKER, job, ImatrixResult, on_event=on_event, extra_env=extra_env)
+    return run_worker(_WORKER, job, ImatrixResult, session=session)
 
 
 def validate_gguf(
     job: ValidateGgufJob,
     *,
-    on_event: EventHandler | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> ValidateGgufResult:
     """Load a GGUF file and generate; raises `CheckFailed` when it does not."""
-    return run_worker(_WORKER, job, ValidateGgufResult, on_event=on_event, extra_env=extra_env)
+    return run_worker(_WORKER, job, ValidateGgufResult, session=session)

@@ -14,10 +14,10 @@ from quant_assets.models.identity import sha256_of
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.models.source import SourceModel
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.quantize.groupwise.gate import Rounding, Verdict, caution, judge
 from quant_assets.quantize.groupwise.job import (
     ENVIRONMENT,
-    EventHandler,
     GroupwiseJob,
     GroupwiseResult,
     GroupwiseSettings,
@@ -104,8 +104,7 @@ def make_groupwise_artifact(
     resume: bool = True,
     gate: bool = True,
     lineage: Mapping[str, str] | None = None,
-    on_event: EventHandler | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> JudgedArtifact:
     """Return the artifact of a job, quantizing and judging it unless the store has it.
 
@@ -127,8 +126,7 @@ def make_groupwise_artifact(
             cache,
             threads=threads or available_physical_cores(),
             device=device,
-            on_event=on_event,
-            extra_env=extra_env,
+            session=session,
         )
 
     with store.staging(job.job_id) as staging:
@@ -152,8 +150,7 @@ def make_groupwise_artifact(
                 device=device,
                 resume=resume,
             ),
-            on_event=on_event,
-            extra_env=extra_env,
+            session=session,
         )
         rejected = _wrong_files(staging, result)
         judged = verdict_of(staging, result.n_parameters) if gate and rejected is None else None

@@ -6,7 +6,6 @@ of the source rounded to nearest at the same bits and group size. The last two a
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -16,11 +15,9 @@ from quant_assets.formats.artifact_formats import RunnableFormat
 from quant_assets.host.caches import remember
 from quant_assets.host.devices import Device
 from quant_assets.models.source import SourceModel
-from quant_assets.processes.protocol import Event
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.texts.evaluation import EvaluationText
-
-EventHandler = Callable[[Event], None]
 
 GATED_PARAMETERS: Final = 1_000_000_000
 GATE_RATIO: Final = 1.05
@@ -146,8 +143,7 @@ def measure_checkpoints(
     device: Device,
     windows: int,
     context: int,
-    on_event: EventHandler | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> list[CheckpointQuality]:
     """Load each checkpoint in a worker, let it generate, and measure its perplexity.
 
@@ -161,8 +157,7 @@ def measure_checkpoints(
         ),
         CheckpointQualities,
         environment="gptq",
-        on_event=on_event,
-        extra_env={**_WORKER_ENV, **(extra_env or {})},
+        session=session.with_defaults(_WORKER_ENV),
     ).measured  # fmt: skip
 
 
@@ -179,8 +174,7 @@ def judge(
     device: Device = "auto",
     windows: int = DEFAULT_WINDOWS,
     context: int = DEFAULT_CONTEXT,
-    on_event: EventHandler | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> Verdict:
     """Measure an artifact, its source and its rounded source, and judge.
 
@@ -208,8 +202,7 @@ def judge(
         device=device,
         windows=windows,
         context=context,
-        on_event=on_event,
-        extra_env=extra_env,
+        session=session,
     )
     for number, measured in zip(missing, fresh, strict=True):
         remember(kept[number], measured.model_dump_json(indent=2))

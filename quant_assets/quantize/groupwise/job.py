@@ -4,7 +4,6 @@ A job turns a Hugging Face folder into another one whose linear layers are packe
 names no artifact store; `groupwise_artifact` puts the folder there.
 """
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, Literal
 
@@ -16,11 +15,10 @@ from quant_assets.formats.group_quantization import PER_CHANNEL, GroupQuantizati
 from quant_assets.host.devices import Device
 from quant_assets.models.inspection import ModelShape
 from quant_assets.processes.environments import EnvironmentName
-from quant_assets.processes.protocol import Event
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 
 Engine = Literal["gptqmodel", "autoawq"]
-EventHandler = Callable[[Event], None]
 
 DEFAULT_ENGINE: Final[dict[GroupwiseFormat, Engine]] = {"gptq": "gptqmodel", "awq": "autoawq"}
 AUTOAWQ_ARCHITECTURES: Final = frozenset({
@@ -200,8 +198,7 @@ def check_shape(shape: ModelShape, settings: GroupwiseSettings) -> None:
 def quantize_groupwise(
     job: GroupwiseJob,
     *,
-    on_event: EventHandler | None = None,
-    extra_env: Mapping[str, str] | None = None,
+    session: WorkerSession = UNATTENDED,
 ) -> GroupwiseResult:
     """Quantize layer by layer, resumable after each; nothing is validated here.
 
@@ -215,6 +212,5 @@ def quantize_groupwise(
         job,
         GroupwiseResult,
         environment=ENVIRONMENT[job.settings.engine],
-        on_event=on_event,
-        extra_env={**_WORKER_ENV, **hidden_gpu, **(extra_env or {})},
+        session=session.with_defaults({**_WORKER_ENV, **hidden_gpu}),
     )

@@ -13,6 +13,7 @@ import pytest
 from quant_assets.errors import InputError, QuantAssetsError, ResourceError
 from quant_assets.models.source import resolve_source
 from quant_assets.processes.protocol import Event, EventChannel, ProgressEvent
+from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.gguf.job import QuantizeGgufJob, quantize_gguf
 from quant_assets.settings import Settings
 from quant_assets.workers.gguf.engine import quantize
@@ -260,7 +261,7 @@ def test_disk_that_fills_up_in_the_middle(larger_bf16: Path, small_disk: Path) -
             filler.write_bytes(bytes(max(0, free - 8_000_000)))
 
     with pytest.raises(ResourceError, match="disk filled up"):
-        quantize_gguf(job, on_event=fill)
+        quantize_gguf(job, session=WorkerSession(fill))
     assert not job.output.exists()
     filler.unlink()
     assert quantize_gguf(job).resumed_from_layer is not None

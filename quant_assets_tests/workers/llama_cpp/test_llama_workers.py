@@ -15,6 +15,7 @@ from quant_assets.bench.variants import CacheType, Variant
 from quant_assets.errors import InputError
 from quant_assets.models.identity import sha256_of
 from quant_assets.processes.protocol import Event, ProgressEvent
+from quant_assets.processes.session import WorkerSession
 from quant_assets.settings import PROJECT_ROOT
 from quant_assets.texts.evaluation import EvaluationText
 
@@ -101,7 +102,7 @@ def test_quality_agrees_with_its_definition_on_the_same_processor(
     events: list[Event] = []
     result = measure_quality(
         variant, artifact, artifact, "smollm2", text, store, SETTINGS,
-        windows=None, on_event=events.append, locks=tmp_path,
+        windows=None, session=WorkerSession(events.append), locks=tmp_path,
     )  # fmt: skip
     measured = result.measurement
     assert measured.windows == 2 and measured.scored_tokens == 2 * 255
@@ -115,7 +116,7 @@ def test_quality_agrees_with_its_definition_on_the_same_processor(
     seen = len(events)
     again = measure_quality(
         variant, artifact, artifact, "smollm2", text, store, SETTINGS,
-        windows=None, on_event=events.append, locks=tmp_path,
+        windows=None, session=WorkerSession(events.append), locks=tmp_path,
     )  # fmt: skip
     assert again == result and len(events) == seen
 
