@@ -8,7 +8,6 @@ import pytest
 
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore
-from quant_assets.definitions import build_definitions
 from quant_assets.resources.instance import dagster_instance
 from quant_assets.settings import Settings
 from quant_assets.warehouse.connection import Warehouse
@@ -91,6 +90,9 @@ def cell(variant: str, batch_size: int) -> dg.MultiPartitionKey:
 
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    # Not above: every run of pytest reads this file, also of tests that need no Dagster.
+    from quant_assets.definitions import build_definitions
+
     root = tmp_path_factory.mktemp("installation")
     home, drop = root / "home", root / "drop"
     drop.mkdir()
