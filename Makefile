@@ -25,11 +25,12 @@ fuzz:  ## 20,000 mutated files of every kind, with fresh seeds
 	@$(BOOTSTRAP) main --with demo --with test --with live
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-20000} $(BIN)/python -m pytest -m fuzz --timeout 7200 $(PYTEST_ARGS)
 
-check:  ## set up and run the linter, the formatter's check and the type checker
+check:  ## set up and run the linter, the formatter's check, the type checker and the import contracts
 	@$(BOOTSTRAP) main --with demo --with test --with live
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 ui:  ## set up and open the Dagster UI on localhost
 	@$(BOOTSTRAP) main --with demo

@@ -16,6 +16,7 @@ from quant_assets.assets.quality import build_variant_quality
 from quant_assets.assets.report import build_report
 from quant_assets.assets.tables import build_host_peaks, build_tables
 from quant_assets.automation.checks import build_checks
+from quant_assets.automation.full_run import build_full_rebuild
 from quant_assets.automation.jobs import build_jobs
 from quant_assets.automation.schedules import build_schedules
 from quant_assets.automation.sensors import build_sensors
@@ -36,7 +37,11 @@ def build_definitions(settings: Settings) -> dg.Definitions:
     bench_settings = load_settings(settings.variants_yaml)
     dbt = dbt_project(settings)
     jobs = build_jobs(models, variants)
-    return dg.Definitions(
+
+    def job_of(name: str) -> dg.JobDefinition:
+        return definitions.resolve_job_def(name)
+
+    definitions = dg.Definitions(
         assets=[
             *build_listings(),
             *(build_source_model(model) for model in models),
@@ -58,7 +63,9 @@ def build_definitions(settings: Settings) -> dg.Definitions:
         jobs=jobs,
         # Also for what is materialized in the UI without a job.
         executor=patient_in_process_executor,
-        schedules=build_schedules(jobs, models, variants, bench_settings),
+        schedules=build_schedules(
+            jobs, models, variants, bench_settings, build_full_rebuild(job_of)
+        ),
         sensors=build_sensors(jobs, models),
         resources={
             "data_root": fixed(DataRoot(home=str(settings.home), data=str(settings.data))),
@@ -69,6 +76,7 @@ def build_definitions(settings: Settings) -> dg.Definitions:
             "io_manager": dg.IOManagerDefinition(dg.mem_io_manager.resource_fn, config_schema={}),
         },
     )
+    return definitions
 
 
 defs: dg.Definitions = build_definitions(get_settings())

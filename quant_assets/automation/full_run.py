@@ -9,6 +9,7 @@ from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.assets.benchmarks import BATCH_SIZE, VARIANT, benchmark_results_key
 from quant_assets.assets.quality import variant_quality_key
 from quant_assets.automation.jobs import (
+    FULL_REBUILD,
     MEASURE_HOST,
     REFRESH_LISTINGS,
     REFRESH_MARTS,
@@ -23,16 +24,19 @@ from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant, load_settings, load_variants
-from quant_assets.definitions import defs
 from quant_assets.errors import QuantAssetsError
 from quant_assets.models.config import ModelConfig, load_models
-from quant_assets.resources.executor import execute_here
+from quant_assets.resources.executor import execute_here, patient_in_process_executor
+from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.instance import dagster_instance
 from quant_assets.resources.run_processes import end_dead_runs
+from quant_assets.resources.stores import DataRoot
 from quant_assets.settings import Settings
 from quant_assets.speed.host_peaks import recorded_peaks
 
-Say = Callable[[str], None]
+ReportLine = Callable[[str], None]
+JobOf = Callable[[str], dg.JobDefinition]
+"""The job of a name, among the definitions that are served."""
 
 _QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -52,10 +56,17 @@ USUAL_S = {
 class FullRun:
     """Runs the jobs of one installation one after the other."""
 
-    def __init__(self, settings: Settings, instance: dg.DagsterInstance, say: Say) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        instance: dg.DagsterInstance,
+        job_of: JobOf,
+        report_line: ReportLine,
+    ) -> None:
         self._settings = settings
         self._instance = instance
-        self._say = say
+        self._job_of = job_of
+        self._report_line = report_line
         self._results = ResultStore(settings.results)
         self._stages = 0
         self._remaining: list[float] = []
@@ -115,11 +126,11 @@ class FullRun:
             if self._remaining
             else "the last one"
         )
-        self._say(f"{self._place()} {title} (usually {_duration(usual_s)}; {after})")
+        self._report_line(f"{self._place()} {title} (usually {_duration(usual_s)}; {after})")
 
     def _skip(self, title: str) -> None:
         self._remaining.pop(0)
-        self._say(f"{self._place()} skipped: {title}")
+        self._report_line(f"{self._place()} skipped: {title}")
 
     def _place(self) -> str:
         return f"[{self._stages - len(self._remaining)} of {self._stages}]"
@@ -137,7 +148,7 @@ class FullRun:
         for name, variant in variants.items():
             artifact = find_artifact(variant)
             if artifact is None:
-                self._say(
+                self._report_line(
                     f"  {name}: skipped, there is no {variant.format} {variant.level} artifact"
                 )
                 continue
@@ -146,9 +157,9 @@ class FullRun:
                 size for size in bench_settings.batch_sizes if measure_again or size not in known
             ]
             if not missing:
-                self._say(f"  {name}: measured already")
+                self._report_line(f"  {name}: measured already")
             else:
-                self._say(f"  {name}: measuring at batch {_listed(missing)}")
+                self._report_line(f"  {name}: measuring at batch {_listed(missing)}")
                 self._run(
                     benchmarks_job_name(model),
                     keys=[
@@ -159,7 +170,7 @@ class FullRun:
                 )
                 known = self._records(model, name, artifact.artifact_id, bench_settings)
             for size, record in sorted(known.items()):
-                self._say(
+                self._report_line(
                     f"  {name} x {size}: p50 {record.p50_ms:.0f} ms, p95 {record.p95_ms:.0f} ms, "
                     f"decode {record.decode_tokens_per_s or 0:.0f} tokens/s, "
                     f"peak {(record.peak_rss_bytes or 0) / 1e6:.0f} MB"
@@ -190,7 +201,7 @@ class FullRun:
         Raises `KeyboardInterrupt` when the process was told to end meanwhile.
         """
         result = execute_here(
-            defs.resolve_job_def(job_name),
+            self._job_of(job_name),
             self._instance,
             run_config={**_QUIET, **(run_config or {})},
             tags=range_tags(list(keys)),
@@ -199,20 +210,49 @@ class FullRun:
             raise _failure(job_name, result)
 
 
+def build_full_rebuild(job_of: JobOf) -> dg.JobDefinition:
+    """The job that runs all the others in their order and measures every cell anew.
+
+    A Dagster job holds one grid of partitions, so this one starts the others, each a run of its
+    own that waits for its pool.
+    """
+
+    @dg.op(description="Runs listings, sources, artifacts, benchmarks and marts, in this order.")
+    def rebuild_everything(context: dg.OpExecutionContext, data_root: DataRoot) -> None:
+        with clear_failures():
+            run = FullRun(data_root.settings, context.instance, job_of, context.log.info)
+            run.run_all({}, measure_again=True)
+
+    @dg.job(
+        name=FULL_REBUILD,
+        executor_def=patient_in_process_executor,
+        description="Everything, with all benchmarks measured anew.",
+    )
+    def full_rebuild() -> None:
+        rebuild_everything()
+
+    return full_rebuild
+
+
 def run_everything(
-    settings: Settings, *, overrides: Mapping[str, int], quality: Mapping[str, Any], say: Say
+    settings: Settings,
+    job_of: JobOf,
+    *,
+    overrides: Mapping[str, int],
+    quality: Mapping[str, Any],
+    report_line: ReportLine,
 ) -> None:
-    """Run the whole graph once, see `FullRun.run_all`; `say` gets a line a stage.
+    """Run the whole graph once, see `FullRun.run_all`; `report_line` gets one line per stage.
 
     Runs that an earlier process left unfinished when it was killed are ended first.
     """
     with dagster_instance(settings) as instance:
-        say(
+        report_line(
             "times are those of a model of 135M parameters on two idle cores; what is there is reused"
         )
         for run in end_dead_runs(instance):
-            say(f"ended run {run.run_id} of {run.job_name}: its process was killed")
-        FullRun(settings, instance, say).run_all(overrides, quality=quality)
+            report_line(f"ended run {run.run_id} of {run.job_name}: its process was killed")
+        FullRun(settings, instance, job_of, report_line).run_all(overrides, quality=quality)
 
 
 def _op_config(key: dg.AssetKey, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,6 @@ from quant_assets.bench.variants import Variant
 from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.models.config import ModelConfig
 from quant_assets.resources.executor import patient_in_process_executor
-from quant_assets.resources.failures import clear_failures
-from quant_assets.resources.stores import DataRoot
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import (
@@ -116,31 +114,3 @@ def _job(name: str, selection: dg.AssetSelection, description: str) -> AssetJob:
     return dg.define_asset_job(
         name, selection=selection, description=description, executor_def=patient_in_process_executor
     )
-
-
-def build_full_rebuild() -> dg.JobDefinition:
-    """The job that runs all the others in their order and measures every cell anew.
-
-    A Dagster job holds one grid of partitions, so this one starts the others, each a run of its
-    own that waits for its pool.
-    """
-
-    @dg.op(description="Runs listings, sources, artifacts, benchmarks and marts, in this order.")
-    def rebuild_everything(context: dg.OpExecutionContext, data_root: DataRoot) -> None:
-        # It needs the definitions that this job is part of.
-        from quant_assets.automation.full_run import FullRun
-
-        with clear_failures():
-            FullRun(data_root.settings, context.instance, context.log.info).run_all(
-                {}, measure_again=True
-            )
-
-    @dg.job(
-        name=FULL_REBUILD,
-        executor_def=patient_in_process_executor,
-        description="Everything, with all benchmarks measured anew.",
-    )
-    def full_rebuild() -> None:
-        rebuild_everything()
-
-    return full_rebuild

@@ -9,7 +9,6 @@ from quant_assets.automation.jobs import (
     REFRESH_LISTINGS,
     AssetJob,
     benchmarks_job_name,
-    build_full_rebuild,
 )
 from quant_assets.automation.partition_ranges import range_tags
 from quant_assets.bench.settings import BenchSettings
@@ -22,6 +21,7 @@ def build_schedules(
     models: Iterable[ModelConfig],
     variants: Mapping[str, Variant],
     settings: BenchSettings,
+    full_rebuild: dg.JobDefinition,
 ) -> list[dg.ScheduleDefinition]:
     """Listings every day, benchmarks every week, everything every month; times are UTC."""
     by_name = {job.name: job for job in jobs}
@@ -56,7 +56,7 @@ def build_schedules(
     )
     monthly_rebuild = dg.ScheduleDefinition(
         name="monthly_rebuild",
-        job=build_full_rebuild(),
+        job=full_rebuild,
         cron_schedule="0 1 1 * *",
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.STOPPED,

@@ -47,16 +47,18 @@ def demo(
     with standard_output_unseen(), warnings.catch_warnings():
         _ignore_notes_to_developers()
         from quant_assets.automation.full_run import run_everything
+        from quant_assets.definitions import defs
 
         run_everything(
             settings,
+            defs.resolve_job_def,
             overrides={
                 "generated_tokens": generated_tokens,
                 "prompt_tokens": prompt_tokens,
                 "warmups": warmups,
             },
             quality={"windows": quality_windows, "obedience": obedience},
-            say=progress.print,
+            report_line=progress.print,
         )
     with Warehouse(settings.warehouse).read() as connection:
         options = cheapest_deployment_options(connection, TOP_ROWS)
