@@ -17,7 +17,7 @@ from quant_assets.cli.listing_options import (
 )
 from quant_assets.cli.output import print_line
 from quant_assets.listings.pipeline import run_pipeline
-from quant_assets.report.listings.page import build_report, write_report
+from quant_assets.report.listings.page import build_listing_report, write_listing_report
 from quant_assets.settings import get_settings
 
 
@@ -42,5 +42,7 @@ def pipeline(
     result = run_pipeline(inputs, output, options, snapshots=snapshots)
     print_result(result)
     if report is not None:
-        for path in write_report(build_report(result, overhead_gb=overhead_gb), report):
+        for path in write_listing_report(
+            build_listing_report(result, overhead_gb=overhead_gb), report
+        ):
             print_line(f"report: {path}", err=True)

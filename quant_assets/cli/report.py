@@ -14,7 +14,7 @@ from quant_assets.cli.listing_options import (
 )
 from quant_assets.cli.output import print_line
 from quant_assets.listings.pipeline import run_pipeline
-from quant_assets.report.listings.page import build_report, write_report
+from quant_assets.report.listings.page import build_listing_report, write_listing_report
 from quant_assets.settings import get_settings
 
 
@@ -41,5 +41,5 @@ def report(
     )
     print_result(result)
     target = output or settings.home / "reports" / "listings.html"
-    for path in write_report(build_report(result, overhead_gb=overhead_gb), target):
+    for path in write_listing_report(build_listing_report(result, overhead_gb=overhead_gb), target):
         print_line(f"report: {path}", err=True)

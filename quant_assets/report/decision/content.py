@@ -82,7 +82,7 @@ class RecommendedOption(BaseModel):
     reason: str
 
 
-class QuarantineReason(BaseModel):
+class QuarantinedCount(BaseModel):
     """How many rows one reason set aside, with some of their titles."""
 
     reason: str
@@ -102,7 +102,7 @@ class DecisionReport(BaseModel):
     cells: list[Cell]
     card_offers: list[CardOffer]
     recommendations: list[RecommendedOption]
-    quarantine: list[QuarantineReason]
+    quarantine: list[QuarantinedCount]
     stale: list[str]
 
 
@@ -168,7 +168,7 @@ def gather(
         recommendations=recommendations,
         quarantine=_rows(
             connection,
-            QuarantineReason,
+            QuarantinedCount,
             f"""
             select reason, count(*) as rows,
                 coalesce(list(distinct title order by title)[1:{_EXAMPLES}], []) as examples

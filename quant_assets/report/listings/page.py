@@ -73,7 +73,7 @@ class Section(BaseModel):
     offers: list[Offer]
 
 
-class Report(BaseModel):
+class ListingReport(BaseModel):
     """Everything the report says."""
 
     written_at: datetime
@@ -97,9 +97,9 @@ class _SlotColumn:
     label: str
 
 
-def build_report(
+def build_listing_report(
     result: PipelineResult, *, overhead_gb: float = 2.0, rates: ExchangeRates | None = None
-) -> Report:
+) -> ListingReport:
     """Gather the report's content from one run; slots appear where the run has capacity columns."""
     rates = rates or load_exchange_rates()
     workspace, rows = result.enriched.workspace, result.enriched.rows
@@ -111,7 +111,7 @@ def build_report(
         f"SELECT DISTINCT source_file FROM {rows} UNION "  # noqa: S608, own names
         f"SELECT DISTINCT source_file FROM {result.normalized.quarantined} ORDER BY 1"
     )
-    return Report(
+    return ListingReport(
         written_at=datetime.now(UTC),
         sources=[name for (name,) in sources],
         counts=result.counts,
@@ -134,7 +134,7 @@ def build_report(
     )
 
 
-def write_report(report: Report, path: Path) -> tuple[Path, Path]:
+def write_listing_report(report: ListingReport, path: Path) -> tuple[Path, Path]:
     """Write the report beside each other as `path` with `.html` and `.md`; return both paths."""
     html, markdown = path.with_suffix(".html"), path.with_suffix(".md")
     write_text_atomically(html, render_html(report))
@@ -142,12 +142,12 @@ def write_report(report: Report, path: Path) -> tuple[Path, Path]:
     return html, markdown
 
 
-def render_markdown(report: Report) -> str:
+def render_markdown(report: ListingReport) -> str:
     """The report as Markdown; sellers' texts are escaped."""
     return render_markdown_page(_TEMPLATES, "report.md.jinja", report=report)
 
 
-def render_html(report: Report) -> str:
+def render_html(report: ListingReport) -> str:
     """The report as one HTML page with its scripts and styles inside."""
     figures = {section.kind: _figures(report, section) for section in report.sections}
     return render_html_page(_TEMPLATES, "report.html.jinja", report=report, figures=figures)
@@ -208,7 +208,7 @@ def _quarantine_lines(result: PipelineResult) -> list[QuarantineLine]:
     ]
 
 
-def _figures(report: Report, section: Section) -> list[tuple[str, str]]:
+def _figures(report: ListingReport, section: Section) -> list[tuple[str, str]]:
     """Heading and HTML of the plots of one section."""
     offers = [offer for offer in section.offers if not report.slot_label or offer.slots_7b]
     if not offers:

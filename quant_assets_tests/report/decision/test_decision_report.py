@@ -20,7 +20,7 @@ from quant_assets.report.decision.build import (
     render_markdown,
     write_decision_report,
 )
-from quant_assets.report.decision.content import DecisionReport, QuarantineReason
+from quant_assets.report.decision.content import DecisionReport, QuarantinedCount
 from quant_assets.report.decision.figures import draw
 from quant_assets.settings import Settings
 from quant_assets.warehouse.connection import Warehouse
@@ -122,7 +122,7 @@ def test_no_text_of_the_marts_becomes_markup(report: DecisionReport):
         | {
             "models": [HOSTILE],
             "stale": [HOSTILE],
-            "quarantine": [QuarantineReason(reason=HOSTILE, rows=1, examples=[HOSTILE])],
+            "quarantine": [QuarantinedCount(reason=HOSTILE, rows=1, examples=[HOSTILE])],
         }
     )
     elements = Elements()

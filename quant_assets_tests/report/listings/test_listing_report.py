@@ -7,10 +7,10 @@ import pytest
 
 from quant_assets.listings.pipeline import PipelineOptions, PipelineResult, run_pipeline
 from quant_assets.report.listings.page import (
-    build_report,
+    build_listing_report,
     render_html,
     render_markdown,
-    write_report,
+    write_listing_report,
 )
 
 ROWS = """title,seller,price,url
@@ -57,7 +57,7 @@ def result(tmp_path: Path) -> PipelineResult:
 
 
 def test_best_offer_of_each_card_by_price_per_slot(result: PipelineResult) -> None:
-    report = build_report(result)
+    report = build_listing_report(result)
     buy, rent = report.sections
     assert [offer.canonical_name for offer in buy.offers] == ["L4", "L40S", "T400 2GB"]
     best = buy.offers[0]
@@ -76,21 +76,21 @@ def test_best_offer_of_each_card_by_price_per_slot(result: PipelineResult) -> No
 
 def test_slots_are_left_out_without_the_metric(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text(ROWS)
-    report = build_report(run_pipeline([tmp_path / "in.csv"]))
+    report = build_listing_report(run_pipeline([tmp_path / "in.csv"]))
     assert report.slot_label is None
     assert "slot" not in render_markdown(report)
     assert "per slot" not in Page(render_html(report)).text
 
 
 def test_markdown_escapes_what_sellers_write(result: PipelineResult) -> None:
-    markdown = render_markdown(build_report(result))
+    markdown = render_markdown(build_listing_report(result))
     assert "| T400 2GB | 2 | 0 | – | 45.00 | 90.00 | 90.00 | 1 | tiny\\|shop |" in markdown
     assert "<script>" not in markdown
     assert "[here](" not in markdown
 
 
 def test_html_needs_nothing_but_itself_and_runs_no_sellers_script(result: PipelineResult) -> None:
-    html = render_html(build_report(result))
+    html = render_html(build_listing_report(result))
     page = Page(html)
     assert page.sources == []
     assert page.links == ["https://shop.example/l4", "https://shop.example/l40s"]
@@ -101,7 +101,9 @@ def test_html_needs_nothing_but_itself_and_runs_no_sellers_script(result: Pipeli
 
 
 def test_both_forms_are_written_beside_each_other(result: PipelineResult, tmp_path: Path) -> None:
-    html, markdown = write_report(build_report(result), tmp_path / "made" / "r.html")
+    html, markdown = write_listing_report(
+        build_listing_report(result), tmp_path / "made" / "r.html"
+    )
     assert (html.name, markdown.name) == ("r.html", "r.md")
     assert html.read_text().startswith("<!DOCTYPE html>")
     assert markdown.read_text().startswith("# GPU offers")
@@ -109,6 +111,6 @@ def test_both_forms_are_written_beside_each_other(result: PipelineResult, tmp_pa
 
 def test_a_report_without_any_priced_offer(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("title\nL4\n")
-    report = build_report(run_pipeline([tmp_path / "in.csv"]))
+    report = build_listing_report(run_pipeline([tmp_path / "in.csv"]))
     assert report.sections == []
     assert "No row is in quarantine." in Page(render_html(report)).text
