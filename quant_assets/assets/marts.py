@@ -14,7 +14,7 @@ from quant_assets.assets.artifacts import OWNERS
 from quant_assets.assets.tables import FOLLOWS_ITS_INPUTS, WAREHOUSE_POOL
 from quant_assets.atomic_files import atomic_path, write_text_atomically
 from quant_assets.host.locks import exclusive_lock
-from quant_assets.processes import guarded_script
+from quant_assets.processes.guarded import guarded_script
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.settings import PROJECT_ROOT, Settings

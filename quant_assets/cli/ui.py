@@ -9,7 +9,7 @@ import typer
 
 from quant_assets.cli.output import print_line
 from quant_assets.errors import ResourceError
-from quant_assets.processes import become_guarded
+from quant_assets.processes.guarded import become_guarded
 from quant_assets.settings import get_settings
 
 SHUTDOWN_S = 3.0

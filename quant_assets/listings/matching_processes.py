@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.gpus.registry import GpuRegistry
 from quant_assets.listings.matching import TitleMatch, TitleMatcher
-from quant_assets.processes import guarded
+from quant_assets.processes.guarded import guarded
 
 WORTH_A_PROCESS = 8_000
 """Titles that are matched in the time it takes to start a process and to index the names."""

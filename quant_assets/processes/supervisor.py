@@ -20,8 +20,8 @@ from pydantic_core import PydanticSerializationError
 
 from quant_assets import errors
 from quant_assets.errors import InputError, QuantAssetsError, WorkerError
-from quant_assets.processes import guarded
 from quant_assets.processes.environments import EnvironmentName, interpreter, worker_variables
+from quant_assets.processes.guarded import guarded
 from quant_assets.processes.protocol import (
     EVENT_ADAPTER,
     ErrorEvent,

@@ -15,7 +15,8 @@ import pytest
 from pydantic import BaseModel
 
 from quant_assets.errors import InputError, QuantAssetsError, ResourceError, WorkerError
-from quant_assets.processes import guarded, supervisor
+from quant_assets.processes import supervisor
+from quant_assets.processes.guarded import guarded
 from quant_assets.processes.protocol import Event, ProgressEvent, resident_memory
 from quant_assets.processes.session import WorkerSession
 from quant_assets.processes.supervisor import run_worker
@@ -354,7 +355,7 @@ def alive(pid: int) -> bool:
 
 PARENT = """
 import sys, threading
-from quant_assets.processes import guarded
+from quant_assets.processes.guarded import guarded
 import subprocess
 command = [sys.executable, "-S", "-c", '''
 import os, signal, subprocess, sys, time

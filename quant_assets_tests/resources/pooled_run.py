@@ -11,7 +11,7 @@ import time
 
 import dagster as dg
 
-from quant_assets.processes import guarded
+from quant_assets.processes.guarded import guarded
 from quant_assets.processes.interruption import prompt_end, received_signal
 from quant_assets.resources.executor import execute_here
 from quant_assets.resources.instance import dagster_instance

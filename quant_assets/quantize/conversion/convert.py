@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from quant_assets.atomic_files import replace_durably, write_text_atomically
 from quant_assets.errors import InputError
 from quant_assets.host.own_files import locked_file, own_folder
+from quant_assets.host.resources import check_output_folder
 from quant_assets.models.identity import SOURCE_MANIFEST
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.integrity import check_hf_folder
@@ -27,7 +28,6 @@ from quant_assets.quantize.conversion.dequantize import (
     SourceManifest,
     source_manifest,
 )
-from quant_assets.quantize.preflight import check_output_folder
 from quant_assets.serving.intent import StoredQuantization, detect_quantization
 from quant_assets.settings import Settings
 

@@ -25,6 +25,11 @@ from quant_assets.atomic_files import replace_durably
 from quant_assets.errors import InputError, ResourceError
 from quant_assets.formats.gguf_levels import GgufLevel, parse_level
 from quant_assets.host.own_files import is_named, locked_file
+from quant_assets.host.resources import (
+    check_disk,
+    check_memory,
+    check_output_folder,
+)
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.processes.protocol import EventChannel, resident_memory
@@ -36,11 +41,6 @@ from quant_assets.quantize.gguf.job import (
     ValidateGgufJob,
     ValidateGgufResult,
     validate_gguf,
-)
-from quant_assets.quantize.preflight import (
-    check_disk,
-    check_memory,
-    check_output_folder,
 )
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.imatrix_file import ImportanceMatrix, read_imatrix

@@ -20,11 +20,11 @@ from quant_assets.artifacts.output_record import OutputRecord, finished_output, 
 from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import InputError
 from quant_assets.host.own_files import locked_file
+from quant_assets.host.resources import check_output_folder
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.integrity import check_gguf
 from quant_assets.processes.protocol import EventChannel, resident_memory
 from quant_assets.quantize.gguf.job import ImatrixJob, ImatrixResult, QuantizeGgufJob
-from quant_assets.quantize.preflight import check_output_folder
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.imatrix_file import MatrixInputs, write_imatrix

@@ -19,17 +19,17 @@ from safetensors.torch import save_file
 
 from quant_assets.errors import EnvironmentNotReady, InputError
 from quant_assets.formats.checkpoint_dtype import CheckpointDtype, checkpoint_dtype
-from quant_assets.models.inspection import ModelShape, inspect_model
-from quant_assets.models.integrity import check_hf_folder
-from quant_assets.models.linked_model import linked_model
-from quant_assets.processes.protocol import EventChannel, resident_memory
-from quant_assets.quantize.groupwise.job import GroupwiseJob, GroupwiseResult, check_shape
-from quant_assets.quantize.preflight import (
+from quant_assets.host.resources import (
     available_memory,
     check_disk,
     check_memory,
     check_output_folder,
 )
+from quant_assets.models.inspection import ModelShape, inspect_model
+from quant_assets.models.integrity import check_hf_folder
+from quant_assets.models.linked_model import linked_model
+from quant_assets.processes.protocol import EventChannel, resident_memory
+from quant_assets.quantize.groupwise.job import GroupwiseJob, GroupwiseResult, check_shape
 from quant_assets.workers.groupwise.assembly import (
     copy_companions,
     join_safetensors,

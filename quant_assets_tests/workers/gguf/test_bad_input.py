@@ -283,6 +283,6 @@ def test_output_folder_that_is_a_file(larger_bf16: Path, tmp_path: Path) -> None
 def test_too_little_memory(
     larger_bf16: Path, output: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quant_assets.quantize.preflight.available_memory", lambda: -(10**9))
+    monkeypatch.setattr("quant_assets.host.resources.available_memory", lambda: -(10**9))
     with pytest.raises(ResourceError, match="too little memory"):
         quantize(job_of(larger_bf16, output), EventChannel(io.StringIO()))

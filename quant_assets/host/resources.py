@@ -1,4 +1,4 @@
-"""Checks before any work: do disk and memory suffice, and can the output be written?"""
+"""Resources of this host: disk space, memory, and folders that can be written."""
 
 import shutil
 import tempfile
