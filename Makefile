@@ -30,7 +30,7 @@ check:  ## set up and run the linter, the formatter's check, the type checker an
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports
+	@$(BIN)/lint-imports --no-logo
 
 ui:  ## set up and open the Dagster UI on localhost
 	@$(BOOTSTRAP) main --with demo
