@@ -30,7 +30,7 @@ from quant_assets.models.identity import sha256_of
 from quant_assets.quantize.gguf.job import QuantizeGgufJob
 from quant_assets.settings import PROJECT_ROOT, get_settings
 
-REFERENCE = PROJECT_ROOT / "quant_assets_tests" / "gguf" / "two_step.py"
+REFERENCE = PROJECT_ROOT / "quant_assets_tests" / "workers" / "gguf" / "two_step.py"
 SAMPLE_INTERVAL_S = 0.02
 RUSAGE_BLOCK_BYTES = 512
 SHARD_BYTES = 1_000_000_000
