@@ -11,7 +11,7 @@ from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.models.config import ModelConfig
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.conversion.dequantize import source_manifest
+from quant_assets.quantize.conversion.plain_weights import source_manifest
 from quant_assets.quantize.gguf.artifact import MadeArtifact
 from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrix
 from quant_assets.resources.backend import DEVICE_POOL

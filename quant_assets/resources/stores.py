@@ -8,7 +8,7 @@ from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.results import ResultStore
 from quant_assets.models.config import ModelConfig
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.conversion.dequantize import float_source
+from quant_assets.quantize.conversion.float_source import float_source
 from quant_assets.resources.worker_logs import worker_session
 from quant_assets.settings import Settings
 from quant_assets.warehouse.connection import Warehouse

@@ -8,7 +8,7 @@ import pytest
 from quant_assets.errors import EnvironmentNotReady, InputError
 from quant_assets.models.config import load_models
 from quant_assets.models.source import resolve_configured_source, resolve_source
-from quant_assets.quantize.conversion.dequantize import is_quantized
+from quant_assets.quantize.conversion.float_source import is_quantized
 from quant_assets.settings import Settings
 from quant_assets_tests.models.tiny_models import make_model, tokenizer_model
 

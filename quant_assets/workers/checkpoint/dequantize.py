@@ -11,7 +11,7 @@ from quant_assets.formats.checkpoint_dtype import checkpoint_dtype
 from quant_assets.models.integrity import check_gguf
 from quant_assets.models.linked_model import linked_model
 from quant_assets.processes.protocol import EventChannel, serve
-from quant_assets.quantize.conversion.dequantize import DequantizeJob, DequantizeResult
+from quant_assets.quantize.conversion.plain_weights import DequantizeJob, DequantizeResult
 
 # The tokenizer saved from a GGUF claims a class from which the converter would derive a wrong
 # vocabulary; the GGUF itself says which kind it is.

@@ -13,7 +13,7 @@ import torch
 
 from quant_assets.bench.jobs import QualityJob
 from quant_assets.processes.protocol import EventChannel, serve
-from quant_assets.quantize.conversion.convert import UnpackJob
+from quant_assets.quantize.conversion.plain_weights import UnpackJob
 from quant_assets.quantize.groupwise.gate import (
     Checkpoint,
     CheckpointQualities,

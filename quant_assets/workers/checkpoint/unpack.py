@@ -14,7 +14,7 @@ from quant_assets.formats.checkpoint_dtype import checkpoint_dtype
 from quant_assets.formats.safetensors_header import tensors_of_folder
 from quant_assets.models.inspection import inspect_model
 from quant_assets.processes.protocol import EventChannel, serve
-from quant_assets.quantize.conversion.convert import UnpackJob, UnpackResult
+from quant_assets.quantize.conversion.plain_weights import UnpackJob, UnpackResult
 from quant_assets.quantize.groupwise.layout import check_layout, quantization_of
 from quant_assets.workers.groupwise.assembly import copy_companions, join_safetensors
 from quant_assets.workers.groupwise.packing import unpack_awq, unpack_columns, unpack_rows

@@ -1,4 +1,4 @@
-"""Back to plain weights, on to GGUF, and who has to agree."""
+"""Restoring plain weights, converting to GGUF, and the user's agreement to losses."""
 
 import io
 import json
@@ -12,8 +12,8 @@ from quant_assets.cli.app import app
 from quant_assets.errors import ConfirmationRequired, InputError, ResourceError
 from quant_assets.models.source import resolve_source
 from quant_assets.processes.protocol import EventChannel
-from quant_assets.quantize.conversion.convert import UnpackJob, conversion_loss, plain_folder
-from quant_assets.quantize.conversion.dequantize import source_manifest
+from quant_assets.quantize.conversion.convert import conversion_loss, plain_folder
+from quant_assets.quantize.conversion.plain_weights import UnpackJob, source_manifest
 from quant_assets.settings import Settings
 from quant_assets_tests.models.tiny_models import make_model, tokenizer_model
 
@@ -82,7 +82,7 @@ def test_plain_weights_need_no_folder(plain: Path, settings: Settings, tmp_path:
 
 
 @pytest.mark.parametrize("packed", ["gptq-3"], indirect=True)
-def test_what_counts_as_significant(plain: Path, packed: tuple[Path, dict[str, Any]]) -> None:
+def test_significant_losses(plain: Path, packed: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = packed
     assert conversion_loss(folder, "gguf", 4.8).double_quantization
     assert not conversion_loss(folder, "hf", 16.0).significant
@@ -91,7 +91,7 @@ def test_what_counts_as_significant(plain: Path, packed: tuple[Path, dict[str, A
 
 
 @pytest.mark.parametrize("packed", ["awq-4"], indirect=True)
-def test_without_agreement_nothing_is_written(
+def test_nothing_is_written_without_agreement(
     packed: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     run = CliRunner().invoke(

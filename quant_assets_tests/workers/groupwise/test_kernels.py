@@ -8,7 +8,7 @@ import pytest
 
 from quant_assets.models.source import SourceModel
 from quant_assets.processes.protocol import EventChannel
-from quant_assets.quantize.conversion.convert import UnpackJob
+from quant_assets.quantize.conversion.plain_weights import UnpackJob
 from quant_assets.quantize.groupwise.gate import Checkpoint, Rounding, measure_checkpoints
 from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.texts.calibration import CalibrationText

@@ -18,7 +18,7 @@ from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.source import resolve_source
 from quant_assets.processes.environments import interpreter
 from quant_assets.processes.protocol import EventChannel
-from quant_assets.quantize.conversion.convert import UnpackJob
+from quant_assets.quantize.conversion.plain_weights import UnpackJob
 from quant_assets.quantize.groupwise.gate import Checkpoint, measure_checkpoints
 from quant_assets.quantize.groupwise.job import (
     AUTOAWQ_ARCHITECTURES,
