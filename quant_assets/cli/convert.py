@@ -17,6 +17,7 @@ from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.formats.group_quantization import group_quantization
 from quant_assets.host.devices import Device
 from quant_assets.models.source import SourceModel, resolve_source
+from quant_assets.models.stored_quantization import detect_quantization
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.conversion.convert import (
     ConversionLoss,
@@ -27,7 +28,6 @@ from quant_assets.quantize.conversion.convert import (
 )
 from quant_assets.quantize.gguf.job import MOST_THREADS, QuantizeGgufJob, quantize_gguf
 from quant_assets.quantize.groupwise.job import DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH, Engine
-from quant_assets.serving.intent import detect_quantization
 from quant_assets.settings import get_settings
 
 

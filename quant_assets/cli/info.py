@@ -10,7 +10,7 @@ from rich.table import Table
 from quant_assets.artifacts.manifest import manifest_of
 from quant_assets.cli.output import output_console, print_json
 from quant_assets.models.inspection import inspect_model
-from quant_assets.serving.intent import detect_quantization
+from quant_assets.models.stored_quantization import detect_quantization
 
 
 def info(

@@ -207,6 +207,12 @@ def require_single_file(header: GgufHeader, path: Path) -> None:
         )
 
 
+def require_tensors(header: GgufHeader, path: Path) -> None:
+    """Raise `InputError` where the file holds a vocabulary alone."""
+    if not header.tensors:
+        raise InputError(f"{path} holds no tensors.", "It is a vocabulary.", "Give a model.")
+
+
 def _read(cursor: _Cursor) -> GgufHeader:
     cursor.skip(8)  # magic and version, which `require_gguf` has read
     n_tensors = cursor.integer("<Q")

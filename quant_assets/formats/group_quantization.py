@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from quant_assets.errors import InputError
 from quant_assets.formats.artifact_formats import GroupwiseFormat
 
+PACKED_PARTS: Final = ("qweight", "qzeros", "scales", "g_idx")
+"""Suffixes of the tensors that stand for one matrix."""
+
 PER_CHANNEL: Final = -1
 """The group size that means: one group for a whole row."""
 

@@ -85,6 +85,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a multimodal model's config; empty where there is none."""
+    text = config.get("text_config")
+    return text if isinstance(text, dict) else {}
+
+
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The config and the configs inside it: those of the parts of a multimodal model."""
     waiting = [config]

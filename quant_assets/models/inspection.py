@@ -14,6 +14,7 @@ from quant_assets.formats.gguf_header import (
     read_gguf_header,
     require_single_file,
 )
+from quant_assets.formats.group_quantization import PACKED_PARTS
 from quant_assets.formats.safetensors_header import StoredTensor, tensors_of_folder
 from quant_assets.models.hf_config import (
     CONFIG_NAME,
@@ -27,9 +28,12 @@ from quant_assets.models.hf_config import (
     check_limit,
     count,
     read_config,
+    text_config,
 )
+from quant_assets.models.stored_quantization import quantization_config
 
-_QUANTIZATION_SIDE_TENSORS: Final = (".qzeros", ".scales", ".g_idx")
+_PACKED_WEIGHT: Final = f".{PACKED_PARTS[0]}"
+_PACKED_SIDE_TENSORS: Final = tuple(f".{part}" for part in PACKED_PARTS[1:])
 _ATTENTION_LAYERS: Final = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 
 
@@ -182,9 +186,7 @@ def _gguf_sliding(header: GgufHeader, architecture: str, n_layers: int) -> tuple
 def _inspect_folder(folder: Path) -> ModelShape:
     config_path = folder / CONFIG_NAME
     config = read_config(folder)
-    # Models that also see or hear keep the language model's part in `text_config`.
-    text = config.get("text_config")
-    fields = {**config, **text} if isinstance(text, dict) else config
+    fields = {**config, **text_config(config)}
 
     def number(*keys: str, default: int | None = None) -> int:
         for key in keys:
@@ -215,8 +217,7 @@ def _inspect_folder(folder: Path) -> ModelShape:
         sliding_window = None  # some models say so with -1
     if fields.get("use_sliding_window") is False:
         sliding_window = None
-    quantization = fields.get("quantization_config")
-    bits = quantization.get("bits") if isinstance(quantization, dict) else None
+    quantization = quantization_config(config)
     return ModelShape(
         architecture=str(fields.get("model_type", "unknown")),
         n_layers=n_layers,
@@ -235,7 +236,7 @@ def _inspect_folder(folder: Path) -> ModelShape:
         n_experts=number("num_local_experts", "num_experts", "n_routed_experts", default=0),
         n_experts_used=number("num_experts_per_tok", default=0),
         **_totals(
-            _safetensors_tensor(tensor, bits if type(bits) is int and bits > 0 else None)
+            _safetensors_tensor(tensor, quantization.bits if quantization else None)
             for _, tensor in tensors_of_folder(folder).values()
         ),
     )
@@ -243,9 +244,9 @@ def _inspect_folder(folder: Path) -> ModelShape:
 
 def _safetensors_tensor(tensor: StoredTensor, packed_bits: int | None) -> _Tensor:
     n_elements = tensor.n_elements
-    if tensor.name.endswith(_QUANTIZATION_SIDE_TENSORS):
+    if tensor.name.endswith(_PACKED_SIDE_TENSORS):
         n_elements = 0
-    elif tensor.name.endswith(".qweight") and packed_bits:
+    elif tensor.name.endswith(_PACKED_WEIGHT) and packed_bits:
         n_elements = n_elements * 32 // packed_bits  # packed into 32-bit integers
     inside_block = any(part in tensor.name for part in (".layers.", ".h.", ".blocks."))
     return _Tensor(

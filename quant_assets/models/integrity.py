@@ -3,7 +3,12 @@
 from pathlib import Path
 
 from quant_assets.errors import InputError
-from quant_assets.formats.gguf_header import GgufHeader, read_gguf_header, require_single_file
+from quant_assets.formats.gguf_header import (
+    GgufHeader,
+    read_gguf_header,
+    require_single_file,
+    require_tensors,
+)
 from quant_assets.formats.json_files import read_json
 from quant_assets.formats.safetensors_header import (
     is_plain_name,
@@ -23,8 +28,7 @@ def check_gguf(path: Path) -> GgufHeader:
     """
     header = read_gguf_header(path)
     require_single_file(header, path)
-    if not header.tensors:
-        raise InputError(f"{path} holds no tensors.", "It is a vocabulary.", "Give a model.")
+    require_tensors(header, path)
     for name, value in header.values.items():
         limit = LIMITS.get(name.partition(".")[2])
         if limit is not None:

@@ -7,6 +7,7 @@ from quant_assets.errors import CheckFailed
 from quant_assets.host.devices import Device, available_physical_cores
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.integrity import check_gguf
+from quant_assets.models.stored_quantization import groupwise_config
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.quantize.gguf.job import ValidateGgufJob, validate_gguf
 from quant_assets.quantize.groupwise.gate import (
@@ -15,7 +16,7 @@ from quant_assets.quantize.groupwise.gate import (
     Checkpoint,
     measure_checkpoints,
 )
-from quant_assets.quantize.groupwise.layout import check_layout, quantization_of
+from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.settings import get_settings
 from quant_assets.texts.evaluation import evaluation_text
 
@@ -46,7 +47,7 @@ def validate_artifact(
         seen = validate_gguf(ValidateGgufJob(path=model), session=session)
         report["loads and generates"] = repr(seen.generated_text)
         return report
-    method = quantization_of(model)["quant_method"]
+    method = groupwise_config(model).method
     report["layout"] = f"{check_layout(model)} packed matrices are as config.json says"
     scored = evaluation_text(text or "auto", get_settings().cache)
     (measured,) = measure_checkpoints(

@@ -7,7 +7,6 @@ the documentation of bitsandbytes.
 """
 
 import shlex
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
@@ -16,14 +15,12 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from quant_assets.errors import InputError
 from quant_assets.formats.checkpoint_dtype import checkpoint_dtype
-from quant_assets.formats.ggml_types import GGML_TYPES
-from quant_assets.formats.gguf_header import read_gguf_header
 from quant_assets.gpus.registry import Gpu
-from quant_assets.models.hf_config import CONFIG_NAME, read_config, short
+from quant_assets.models.hf_config import CONFIG_NAME, read_config
+from quant_assets.models.stored_quantization import FLOAT, StoredQuantization, detect_quantization
 
 Method = Literal["none", "int8", "int4", "fp8", "auto"]
 Backend = Literal["pytorch", "vllm", "tensorrt", "llamacpp"]
-StoredFormat = Literal["float", "gguf", "gptq", "awq", "fp8", "bitsandbytes"]
 ParamValue = str | int | bool
 
 VOLTA: Final = (7, 0)
@@ -46,16 +43,6 @@ _METHOD_OF: Final[dict[str, tuple[Method, ...]]] = {
     "w4a8_awq": ("int4",), "Q8_0": ("int8",), "Q6_K": ("int8",), "Q5_K_M": ("int4",),
     "Q4_K_M": ("int4",), "Q4_0": ("int4",),
 }  # fmt: skip
-
-
-class StoredQuantization(BaseModel):
-    """How a model on disk is quantized: its format, the intent that this is, and its bits."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format: StoredFormat
-    method: Method
-    bits: int
 
 
 class BackendParams(BaseModel):
@@ -127,7 +114,7 @@ class UnifiedQuantizationConfig(BaseModel):
         name = str(model) if model else "MODEL"
         _require_known_gpu(backend, gpu)
         if self.method == "auto":
-            stored = detect_quantization(model) if model else _FLOAT
+            stored = detect_quantization(model) if model else FLOAT
             if stored.format != "float":
                 return _STORED[backend](stored, gpu, name)
             return self.model_copy(update={"method": "none"})._translated(backend, gpu, model)
@@ -138,49 +125,6 @@ class UnifiedQuantizationConfig(BaseModel):
                 f"leave backend_method out for {backend}",
             )
         return _TRANSLATIONS[backend](self, gpu, name)
-
-
-_FLOAT: Final = StoredQuantization(format="float", method="none", bits=16)
-
-
-def detect_quantization(model: Path) -> StoredQuantization:
-    """How the Hugging Face folder or GGUF file `model` is quantized, from its headers alone.
-
-    A GGUF counts as int4 below 6 bits and as int8 below 10 bits of the type most of its weights
-    have. Raises `InputError` when the files cannot be read.
-    """
-    if model.is_file():
-        return _detect_gguf(model)
-    quantization = read_config(model).get("quantization_config")
-    if not isinstance(quantization, dict):
-        return _FLOAT
-    kind = str(quantization.get("quant_method", "")).lower()
-    if kind == "fp8":
-        return StoredQuantization(format="fp8", method="fp8", bits=8)
-    if kind == "bitsandbytes":
-        bits = 4 if quantization.get("load_in_4bit") else 8
-    else:
-        found = quantization.get("bits") or quantization.get("w_bit")
-        bits = found if type(found) is int and 0 < found <= _BITS["none"] else 0
-    if kind not in ("gptq", "awq", "bitsandbytes") or not bits:
-        raise InputError(
-            f"The model {model} is quantized in a way that is not known here.",
-            f"Its config.json says quant_method {short(kind)}.",
-            "Name the method instead of auto.",
-        )
-    stored: StoredFormat = "gptq" if kind == "gptq" else "awq" if kind == "awq" else "bitsandbytes"
-    return StoredQuantization(format=stored, method="int8" if bits == 8 else "int4", bits=bits)
-
-
-def _detect_gguf(file: Path) -> StoredQuantization:
-    numbers: Counter[str] = Counter()
-    for tensor in read_gguf_header(file).tensors:
-        numbers[tensor.type_name] += tensor.n_elements
-    if not numbers:
-        raise InputError(f"{file} holds no tensors.", "It is a vocabulary.", "Give a model.")
-    bits = GGML_TYPES[numbers.most_common(1)[0][0]].bits_per_weight
-    method: Method = "int4" if bits < 6 else "int8" if bits < 10 else "none"
-    return StoredQuantization(format="gguf", method=method, bits=round(bits))
 
 
 def _impossible(what: str, why: str, nearest: str) -> InputError:

@@ -29,7 +29,7 @@ from quant_assets.models.inspection import inspect_model
 from quant_assets.models.integrity import check_gguf, check_hf_folder
 from quant_assets.models.linked_model import linked_model
 from quant_assets.models.source import resolve_source
-from quant_assets.serving.intent import detect_quantization
+from quant_assets.models.stored_quantization import detect_quantization
 from quant_assets.settings import Settings, get_settings
 from quant_assets_tests.models.small_files import CONFIG, hf_tensors, write_gguf, write_hf
 from quant_assets_tests.mutation import bounded

@@ -14,7 +14,7 @@ from quant_assets.formats.gguf_header import read_gguf_header
 from quant_assets.formats.safetensors_header import read_safetensors_header, weight_files
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.models.integrity import check_gguf, check_hf_folder
-from quant_assets.serving.intent import detect_quantization
+from quant_assets.models.stored_quantization import detect_quantization
 from quant_assets.workers.gguf.imatrix_file import MatrixInputs, read_imatrix, write_imatrix
 from quant_assets_tests.models.small_files import CONFIG, hf_tensors, write_gguf, write_hf
 from quant_assets_tests.mutation import bounded, fuzz_settings, mutated

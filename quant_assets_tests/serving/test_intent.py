@@ -9,11 +9,11 @@ from typer.testing import CliRunner
 from quant_assets.cli.app import app
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import Gpu, load_registry
+from quant_assets.models.stored_quantization import detect_quantization
 from quant_assets.serving.intent import (
     Backend,
     Method,
     UnifiedQuantizationConfig,
-    detect_quantization,
 )
 
 

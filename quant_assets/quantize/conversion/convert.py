@@ -18,6 +18,7 @@ from quant_assets.host.resources import check_output_folder
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.models.source import SourceModel, resolve_source
+from quant_assets.models.stored_quantization import StoredQuantization, detect_quantization
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.quantize.conversion.plain_weights import (
     SourceManifest,
@@ -25,7 +26,6 @@ from quant_assets.quantize.conversion.plain_weights import (
     restored_provenance,
     source_manifest,
 )
-from quant_assets.serving.intent import StoredQuantization, detect_quantization
 from quant_assets.settings import Settings
 
 ConversionTarget = Literal["gguf", "awq", "gptq", "hf"]

@@ -14,6 +14,7 @@ from quant_assets.models.identity import sha256_of
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.models.source import SourceModel
+from quant_assets.models.stored_quantization import detect_quantization
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.quantize.groupwise.gate import Rounding, Verdict, caution, judge
 from quant_assets.quantize.groupwise.job import (
@@ -25,7 +26,6 @@ from quant_assets.quantize.groupwise.job import (
     quantize_groupwise,
 )
 from quant_assets.quantize.groupwise.layout import check_layout
-from quant_assets.serving.intent import detect_quantization
 from quant_assets.texts.calibration import CalibrationText
 from quant_assets.texts.evaluation import EvaluationText
 

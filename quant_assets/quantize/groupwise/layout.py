@@ -6,42 +6,15 @@ outputs / 8), `qzeros` (groups x outputs / 8) and `scales`.
 """
 
 from pathlib import Path
-from typing import Any
 
-from quant_assets.errors import CheckFailed, InputError
-from quant_assets.formats.group_quantization import PER_CHANNEL
+from quant_assets.errors import CheckFailed
+from quant_assets.formats.group_quantization import PACKED_PARTS, PER_CHANNEL
 from quant_assets.formats.safetensors_header import tensors_of_folder
-from quant_assets.models.hf_config import read_config, short
 from quant_assets.models.integrity import check_hf_folder
+from quant_assets.models.stored_quantization import groupwise_config
 
 _WORD = 32
-_PACKED_BITS = (2, 3, 4, 8)
 _FLOATS = ("F16", "BF16")
-
-
-def quantization_of(folder: Path) -> dict[str, Any]:
-    """`quantization_config` of a folder; raises `InputError` when it has none of GPTQ or AWQ."""
-    found = read_config(folder).get("quantization_config")
-    if not isinstance(found, dict) or found.get("quant_method") not in ("gptq", "awq"):
-        raise InputError(
-            f"{folder} is no GPTQ or AWQ folder.",
-            "Its config.json has no quantization_config of either.",
-            "Give the folder of a GPTQ or AWQ artifact.",
-        )
-    bits, group_size = found.get("bits"), found.get("group_size")
-    if type(bits) is not int or bits not in _PACKED_BITS or type(group_size) is not int:
-        raise InputError(
-            f"The quantization_config of {folder} is not one of {found['quant_method'].upper()}.",
-            f"Its bits are {short(bits)} and its group_size is {short(group_size)}.",
-            "Give the folder of a GPTQ or AWQ artifact, unchanged.",
-        )
-    if group_size != PER_CHANNEL and group_size <= 0:
-        raise InputError(
-            f"The quantization_config of {folder} names an impossible group_size.",
-            f"It is {short(group_size)}; a group has at least one row, -1 stands for all.",
-            "Give the folder of a GPTQ or AWQ artifact, unchanged.",
-        )
-    return found
 
 
 def check_layout(folder: Path) -> int:
@@ -50,18 +23,18 @@ def check_layout(folder: Path) -> int:
     Raises `CheckFailed` for the first tensor that is not as the configuration says, and
     `InputError` for files that are missing or damaged.
     """
-    quantization = quantization_of(folder)
+    quantization = groupwise_config(folder)
     check_hf_folder(folder)
     tensors = {name: tensor for name, (_, tensor) in tensors_of_folder(folder).items()}
-    bits, group_size = int(quantization["bits"]), int(quantization["group_size"])
-    gptq = quantization["quant_method"] == "gptq"
+    bits, group_size = quantization.bits, quantization.group_size
+    gptq = quantization.method == "gptq"
     names = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
     if not names:
         raise _failed(folder, "It holds no packed tensor.")
     for name in names:
         parts = {
             part: tensors.get(f"{name}.{part}")
-            for part in ("qweight", "qzeros", "scales", *(("g_idx",) if gptq else ()))
+            for part in (PACKED_PARTS if gptq else PACKED_PARTS[:-1])
         }
         for part, tensor in parts.items():
             if tensor is None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -11,20 +10,25 @@ from safetensors.torch import save_file
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.formats.checkpoint_dtype import checkpoint_dtype
+from quant_assets.formats.group_quantization import PACKED_PARTS
 from quant_assets.formats.safetensors_header import tensors_of_folder
+from quant_assets.models.hf_config import CONFIG_NAME, read_config
 from quant_assets.models.inspection import inspect_model
+from quant_assets.models.stored_quantization import (
+    GroupwiseConfig,
+    groupwise_config,
+    without_quantization,
+)
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.quantize.conversion.plain_weights import UnpackJob, UnpackResult
-from quant_assets.quantize.groupwise.layout import check_layout, quantization_of
+from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.workers.groupwise.assembly import copy_companions, join_safetensors
 from quant_assets.workers.groupwise.packing import unpack_awq, unpack_columns, unpack_rows
-
-_PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
     """Restore every matrix as readers of the checkpoint do, and copy all else."""
-    quantization = quantization_of(job.source)
+    quantization = groupwise_config(job.source)
     check_layout(job.source)
     dtype = checkpoint_dtype(inspect_model(job.source).architecture)
     job.output.mkdir(parents=True)
@@ -40,7 +44,9 @@ def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
         base = name.removesuffix(".weight")
         if base in matrices:
             packed = {
-                part: _read(names, f"{base}.{part}") for part in _PARTS if f"{base}.{part}" in names
+                part: _read(names, f"{base}.{part}")
+                for part in PACKED_PARTS
+                if f"{base}.{part}" in names
             }
             tensor = _restored(packed, quantization).to(getattr(torch, dtype))
         else:
@@ -53,12 +59,12 @@ def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
     copy_companions(job.source, job.output, dtype, {})
     _drop_quantization(job.output)
     channel.progress("restore", len(outputs), len(outputs), "tensors")
-    return UnpackResult(bits=int(quantization["bits"]), n_matrices=len(matrices), dtype=dtype)
+    return UnpackResult(bits=quantization.bits, n_matrices=len(matrices), dtype=dtype)
 
 
 def _is_other(name: str) -> bool:
     """Whether a tensor is neither part of a packed matrix nor the scales of an activation, all ones."""
-    return name.rsplit(".", 1)[1] not in _PARTS
+    return name.rsplit(".", 1)[1] not in PACKED_PARTS
 
 
 def _read(names: dict[str, Path], name: str) -> torch.Tensor:
@@ -67,23 +73,21 @@ def _read(names: dict[str, Path], name: str) -> torch.Tensor:
     return tensor
 
 
-def _restored(parts: dict[str, torch.Tensor], quantization: dict[str, Any]) -> torch.Tensor:
-    bits, scales = int(quantization["bits"]), parts["scales"].float()
-    if quantization["quant_method"] == "awq":
+def _restored(parts: dict[str, torch.Tensor], quantization: GroupwiseConfig) -> torch.Tensor:
+    bits, scales = quantization.bits, parts["scales"].float()
+    if quantization.method == "awq":
         integers, zeros = unpack_awq(parts["qweight"]), unpack_awq(parts["qzeros"])
-        index = torch.arange(len(integers)) // int(quantization["group_size"])
+        index = torch.arange(len(integers)) // quantization.group_size
     else:
         integers = unpack_rows(parts["qweight"], bits)
-        offset = 0 if quantization.get("checkpoint_format") == "gptq_v2" else 1
-        zeros = (unpack_columns(parts["qzeros"], bits) + offset) % 2**bits
+        zeros = (unpack_columns(parts["qzeros"], bits) + quantization.zero_points_offset) % 2**bits
         index = parts["g_idx"].long()
     return ((integers - zeros[index]) * scales[index]).t()
 
 
 def _drop_quantization(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    del config["quantization_config"]
-    write_text_atomically(folder / "config.json", json.dumps(config, indent=2))
+    config = without_quantization(read_config(folder))
+    write_text_atomically(folder / CONFIG_NAME, json.dumps(config, indent=2))
 
 
 if __name__ == "__main__":

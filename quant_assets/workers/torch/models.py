@@ -12,7 +12,7 @@ from quant_assets.formats.group_quantization import PER_CHANNEL
 from quant_assets.host.devices import Device
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.models.linked_model import linked_model
-from quant_assets.quantize.groupwise.layout import quantization_of
+from quant_assets.models.stored_quantization import groupwise_config
 
 _FUSED = "gate_up_proj"
 _LIBRARIES = ("torch", "transformers", "gptqmodel")
@@ -51,9 +51,9 @@ def load_model(folder: str, artifact_format: str, device: str) -> Any:
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         from gptqmodel import BACKEND, GPTQModel
 
-        quantization = quantization_of(Path(folder))
+        quantization = groupwise_config(Path(folder))
         # The fused CPU kernel that gptqmodel 7.6.0 would choose gets zero points of whole rows wrong.
-        fused_is_wrong = quantization["group_size"] == PER_CHANNEL and not quantization.get("sym")
+        fused_is_wrong = quantization.group_size == PER_CHANNEL and not quantization.symmetric
         backend = BACKEND.TORCH if device == "cpu" and fused_is_wrong else BACKEND.AUTO
         with linked_model(Path(folder)) as links:
             model = GPTQModel.load(
