@@ -14,10 +14,10 @@ from quant_assets.atomic_files import write_text_atomically
 from quant_assets.models.identity import SOURCE_MANIFEST
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
+from quant_assets.models.stored_quantization import detect_quantization
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, read_record
-from quant_assets.serving.intent import detect_quantization
 
 
 class DequantizeJob(BaseModel):
