@@ -1,35 +1,27 @@
-"""`quant-assets enrich`: listings with the figures of their GPUs."""
-
-from pathlib import Path
-from typing import Annotated
-
-import typer
+"""`quant-assets enrich`: add GPU specifications to listings."""
 
 from quant_assets.cli.listing_options import (
-    Bits,
-    Force,
-    Heuristics,
+    ColumnOptions,
     Inputs,
-    OverheadGb,
+    Output,
     QuantizeMetric,
-    make_options,
     print_result,
 )
+from quant_assets.cli.options import takes_models
 from quant_assets.listings.pipeline import run_pipeline
 
 
+@takes_models
 def enrich(
     inputs: Inputs,
-    output: Annotated[Path, typer.Option(help="CSV, JSON or Parquet file for the enriched rows.")],
+    output: Output,
+    *,
     quantize_metric: QuantizeMetric = False,
-    bits: Bits = "4",
-    overhead_gb: OverheadGb = 2.0,
-    heuristics: Heuristics = [],  # noqa: B006, typer reads the default only
-    force: Force = False,
+    columns: ColumnOptions,
 ) -> None:
-    """Recognize the GPU of each listing and add its figures; set the rest aside with reasons.
+    """Recognize the GPU in each listing and add its specifications; quarantine the rest.
 
-    Rows set aside go to OUTPUT with ".quarantine" before the extension.
+    Quarantined rows go to OUTPUT with ".quarantine" before the extension, with their reasons.
     """
-    options = make_options(quantize_metric, bits, overhead_gb, heuristics, force)
+    options = columns.pipeline_options(quantize_metric=quantize_metric)
     print_result(run_pipeline(inputs, output, options))

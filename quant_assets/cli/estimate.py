@@ -1,7 +1,7 @@
-"""`quant-assets estimate`: what serving a model takes, and which GPUs hold it."""
+"""`quant-assets estimate`: memory needed to serve a model, and the GPUs that hold it."""
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -20,15 +20,41 @@ from quant_assets.capacity.memory import (
     MemoryEstimate,
     Serving,
 )
+from quant_assets.cli.options import CommandOptions, OutputFormat, takes_models
 from quant_assets.cli.output import output_console, print_json
 from quant_assets.gpus.registry import load_registry
 from quant_assets.settings import get_settings
 
 
+class ServingOptions(CommandOptions):
+    """How the model is served."""
+
+    context: Annotated[int, typer.Option(help="Tokens per sequence.", min=1, max=MAX_CONTEXT)] = (
+        8192
+    )
+    batch: Annotated[int, typer.Option(help="Concurrent sequences.", min=1, max=MAX_BATCH)] = 1
+    kv_type: Annotated[str, typer.Option(help="Type of the KV cache.")] = "f16"
+    kv_type_v: Annotated[
+        str | None, typer.Option(help="Type of the V cache, if it differs from K's.")
+    ] = None
+    flash_attention: Annotated[bool, typer.Option(help="Use flash attention.")] = True
+
+    def serving(self) -> Serving:
+        """The same as the estimate takes it."""
+        return Serving(
+            context=self.context,
+            batch=self.batch,
+            kv_type_k=self.kv_type,
+            kv_type_v=self.kv_type_v or self.kv_type,
+            flash_attention=self.flash_attention,
+        )
+
+
+@takes_models
 def estimate(
     model: Annotated[
         str | None,
-        typer.Argument(help="A folder, a GGUF file, or a published shape such as 'Llama 3 8B'."),
+        typer.Argument(help="Folder, GGUF file, or a published shape such as 'Llama 3 8B'."),
     ] = None,
     params: Annotated[
         str | None, typer.Option(help="Number of parameters instead of a model, such as 7B.")
@@ -36,39 +62,24 @@ def estimate(
     level: Annotated[
         str | None,
         typer.Option(
-            help="A GGUF level, or such as gptq-4bit-g128 (default: as stored, or Q4_K_M)."
+            help="GGUF level, or a name such as gptq-4bit-g128 (default: as stored, or Q4_K_M)."
         ),
     ] = None,
-    context: Annotated[
-        int, typer.Option(help="Tokens of one sequence.", min=1, max=MAX_CONTEXT)
-    ] = 8192,
-    batch: Annotated[int, typer.Option(help="Sequences at once.", min=1, max=MAX_BATCH)] = 1,
-    kv_type: Annotated[str, typer.Option(help="Type of the KV cache.")] = "f16",
-    kv_type_v: Annotated[
-        str | None, typer.Option(help="Type of V, where it differs from K's.")
-    ] = None,
-    flash_attention: Annotated[bool, typer.Option(help="Compute with flash attention.")] = True,
+    *,
+    options: ServingOptions,
     gpu: Annotated[
         list[str] | None,
-        typer.Option(help="A GPU or family; repeatable (default: all that hold it)."),
+        typer.Option(help="GPU or family; repeatable (default: every GPU that holds the model)."),
     ] = None,
     reserve_gb: Annotated[
-        float, typer.Option(help="GB kept free on every device for driver and context.", min=0)
+        float, typer.Option(help="GB kept free per device for driver and context.", min=0)
     ] = DEVICE_RESERVE_GB,
-    output_format: Annotated[
-        Literal["human", "json"], typer.Option("--format", help="How to print.")
-    ] = "human",
+    output_format: OutputFormat = "human",
 ) -> None:
-    """What serving MODEL takes (weights, KV cache, compute buffers), and which GPUs hold it."""
+    """Estimate the memory to serve MODEL (weights, KV cache, buffers) and the GPUs that hold it."""
     if (model is None) == (params is None):
         raise typer.BadParameter("Give either MODEL or --params.")
-    serving = Serving(
-        context=context,
-        batch=batch,
-        kv_type_k=kv_type,
-        kv_type_v=kv_type_v or kv_type,
-        flash_attention=flash_attention,
-    )
+    serving = options.serving()
     if params is not None:
         result = estimate_of_size(parse_parameter_count(params), level, serving)
     else:
@@ -76,24 +87,24 @@ def estimate(
         result = estimate_of_model(model, level, serving, get_settings())
     found = fits(result, load_registry(), gpu or (), reserve_gb)
     if output_format == "json":
-        report = {
+        document = {
             **result.model_dump(mode="json"),
             "gpus": [entry.model_dump(mode="json") for entry in found],
         }
-        print_json(json.dumps(report, indent=2))
+        print_json(json.dumps(document, indent=2))
         return
     console = output_console()
     console.print(_memory_table(result))
     console.print(f"Weights: {result.basis}.", soft_wrap=True)
     console.print(
-        "Compute: the largest of llama.cpp's stages for one micro-batch of "
+        "Compute buffers: the largest of llama.cpp's stages for one micro-batch of "
         f"{serving.micro_batch} tokens (logits, feed-forward, attention), "
-        "and the logits of each sequence.",
+        "plus the logits of each sequence.",
         soft_wrap=True,
     )
     console.print(_fit_table(found, reserve_gb))
     console.print(
-        "GB are 10^9 bytes. Cards for one copy: by memory alone, weights and cache split evenly.",
+        "1 GB is 10^9 bytes. Cards per copy: by memory alone, with weights and cache split evenly.",
         soft_wrap=True,
     )
 
@@ -106,7 +117,7 @@ def _memory_table(result: MemoryEstimate) -> Table:
     if result.kv_type_v != cache_type:
         cache_type += f" and {result.kv_type_v}"
     rows = {
-        f"weights ({result.bits_per_weight:.3f} bits each)": result.weights_bytes,
+        f"weights ({result.bits_per_weight:.3f} bits per weight)": result.weights_bytes,
         f"KV cache ({cache_type}, {result.batch} x {result.context} tokens)": result.kv_cache_bytes,
         "compute buffers": result.compute_bytes,
     }
@@ -119,11 +130,11 @@ def _memory_table(result: MemoryEstimate) -> Table:
 
 def _fit_table(found: list[GpuFit], reserve_gb: float) -> Table:
     table = Table(
-        title=f"GPUs, {reserve_gb:g} GB kept free on each device" if found else "No GPU holds it",
+        title=f"GPUs, {reserve_gb:g} GB kept free per device" if found else "No GPU holds it",
         title_justify="left",
     )
     table.add_column("GPU")
-    for column in ("VRAM GB", "usable GB", "fits", "copies", "cards for one copy"):
+    for column in ("VRAM GB", "usable GB", "fits", "copies", "cards per copy"):
         table.add_column(column, justify="right")
     for entry in found:
         cards = entry.cards_for_one_copy

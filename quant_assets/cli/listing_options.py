@@ -1,55 +1,69 @@
-"""Options that the commands on listings share, and how they report a run."""
+"""Options shared by the commands on listings, and the summary of a run."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import Field
 from rich.table import Table
 
+from quant_assets.cli.options import CommandOptions
 from quant_assets.cli.output import message_console
 from quant_assets.listings.pipeline import PipelineOptions, PipelineResult
 from quant_assets.listings.quarantine import QuarantineReason
 
 Inputs = Annotated[
     list[Path],
-    typer.Option("--input", help="A file or folder of listings (CSV, JSON, Parquet); repeatable."),
+    typer.Option("--input", help="File or folder of listings (CSV, JSON, Parquet); repeatable."),
 ]
+Output = Annotated[Path, typer.Option(help="CSV, JSON or Parquet file for the enriched rows.")]
 QuantizeMetric = Annotated[
     bool, typer.Option("--quantize-metric", help="Add the quantization capacity columns.")
 ]
-Bits = Annotated[str, typer.Option(help="Bit widths of the capacity columns, separated by commas.")]
-OverheadGb = Annotated[
-    float, typer.Option(help="GB of each GPU that models do not get (1 to 2).", min=0)
-]
-Heuristics = Annotated[
-    list[str], typer.Option("--heuristic", help="Add the columns of this strategy; repeatable.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace columns that the input has already.")]
 
 
-def parse_bits(text: str) -> tuple[int, ...]:
-    """The bit widths in `text`, each once; raises `typer.BadParameter` for anything else."""
-    try:
-        return tuple(dict.fromkeys(int(part) for part in text.split(",")))
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a list such as 4,8.") from error
+class CapacityOptions(CommandOptions):
+    """What the capacity columns are computed for."""
+
+    bits: Annotated[
+        str, typer.Option(help="Bit widths of the capacity columns, separated by commas.")
+    ] = "4"
+    overhead_gb: Annotated[
+        float, typer.Option(help="GB per GPU not available to models (usually 1 to 2).", min=0)
+    ] = 2.0
+
+    def bit_widths(self) -> tuple[int, ...]:
+        """The bit widths, each once; raises `typer.BadParameter` for anything else."""
+        try:
+            return tuple(dict.fromkeys(int(part) for part in self.bits.split(",")))
+        except ValueError as error:
+            raise typer.BadParameter(f"{self.bits!r} is not a list such as 4,8.") from error
 
 
-def make_options(
-    quantize_metric: bool, bits: str, overhead_gb: float, heuristics: list[str], force: bool
-) -> PipelineOptions:
-    """The options of one run as the domain code takes them."""
-    return PipelineOptions(
-        quantize_metric=quantize_metric,
-        bits=parse_bits(bits),
-        overhead_gb=overhead_gb,
-        heuristics=tuple(heuristics),
-        force=force,
-    )
+class ColumnOptions(CapacityOptions):
+    """Which columns are added."""
+
+    heuristics: Annotated[
+        list[str],
+        typer.Option("--heuristic", help="Add the columns of this strategy; repeatable."),
+    ] = Field(default_factory=list)
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace columns that the input already has.")
+    ] = False
+
+    def pipeline_options(self, *, quantize_metric: bool) -> PipelineOptions:
+        """The options of one run of the pipeline."""
+        return PipelineOptions(
+            quantize_metric=quantize_metric,
+            bits=self.bit_widths(),
+            overhead_gb=self.overhead_gb,
+            heuristics=tuple(self.heuristics),
+            force=self.force,
+        )
 
 
 def print_result(result: PipelineResult) -> None:
-    """Say on stderr what became of the rows and where they are."""
+    """Summarize on standard error how many rows went where, and the files written."""
     console = message_console()
     counts, rate = result.counts, result.normalized.match_rate
     shown_rate = "" if rate is None else f", match rate {rate:.1%}"

@@ -1,14 +1,14 @@
-"""`quant-assets recommend`: which variant on which offer, with the reasons."""
+"""`quant-assets recommend`: which variant to run on which offer, and why."""
 
 import json
 import re
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 
+from quant_assets.cli.options import CommandOptions, OutputFormat, takes_models
 from quant_assets.cli.output import output_console, print_json
 from quant_assets.errors import InputError
 from quant_assets.settings import get_settings
@@ -22,61 +22,61 @@ _AMOUNT = re.compile(
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*")
 
 
-class OutputFormat(StrEnum):
-    """How the answer is printed."""
+class QuestionOptions(CommandOptions):
+    """What is to be served, and at what price and quality."""
 
-    human = "human"
-    json = "json"
-
-
-def recommend(
-    model: Annotated[str, typer.Option(help="Name of the model, as in the model list.")],
+    model: Annotated[str, typer.Option(help="Name of the model in the model list.")]
     context: Annotated[
-        int, typer.Option(help="Tokens of prompt and answer for every sequence.", min=1)
-    ] = 8192,
-    batch: Annotated[int, typer.Option(help="Sequences served at once.", min=1)] = 1,
+        int, typer.Option(help="Tokens of prompt and answer per sequence.", min=1)
+    ] = 8192
+    batch: Annotated[int, typer.Option(help="Concurrent sequences.", min=1)] = 1
     max_price: Annotated[
-        str | None, typer.Option(help="Rent at most this, such as 2.0/h (USD).")
-    ] = None,
-    budget: Annotated[float | None, typer.Option(help="Buy for at most this (USD).", min=0)] = None,
+        str | None, typer.Option(help="Rent for at most this price, such as 2.0/h (USD).")
+    ] = None
+    budget: Annotated[float | None, typer.Option(help="Buy for at most this (USD).", min=0)] = None
     min_tokens_per_second: Annotated[
-        float | None, typer.Option(help="Decoding speed of each sequence at least.", min=0)
-    ] = None,
+        float | None, typer.Option(help="Minimum decoding speed per sequence.", min=0)
+    ] = None
     max_quality_loss: Annotated[
         str | None,
-        typer.Option(help="Perplexity above that of F16 at most, such as 3% or 0.03."),
-    ] = None,
-    limit: Annotated[int, typer.Option(help="Options to show.", min=1, max=1000)] = 10,
-    output_format: Annotated[
-        OutputFormat, typer.Option("--format", help="A table, or JSON.")
-    ] = OutputFormat.human,
-) -> None:
-    """Rank what can be rented or bought for a model by the price of a token, with the reasons."""
-    question = Question(
-        model=model,
-        context=context,
-        batch=batch,
-        max_hourly_usd=None if max_price is None else parse_hourly_price(max_price),
-        budget_usd=budget or None,
-        min_tokens_per_s=min_tokens_per_second or None,
-        max_quality_loss=None if max_quality_loss is None else parse_share(max_quality_loss),
-        limit=limit,
-    )
+        typer.Option(help="Maximum increase in perplexity over F16, such as 3% or 0.03."),
+    ] = None
+    limit: Annotated[int, typer.Option(help="Number of options to show.", min=1, max=1000)] = 10
+
+    def question(self) -> Question:
+        """The same as the warehouse takes it; raises `InputError` for an unreadable amount."""
+        loss = self.max_quality_loss
+        return Question(
+            model=self.model,
+            context=self.context,
+            batch=self.batch,
+            max_hourly_usd=None if self.max_price is None else parse_hourly_price(self.max_price),
+            budget_usd=self.budget or None,
+            min_tokens_per_s=self.min_tokens_per_second or None,
+            max_quality_loss=None if loss is None else parse_share(loss),
+            limit=self.limit,
+        )
+
+
+@takes_models
+def recommend(options: QuestionOptions, output_format: OutputFormat = "human") -> None:
+    """Rank what can be rented or bought to serve a model by cost per token, with the reasons."""
+    question = options.question()
     with Warehouse(get_settings().warehouse).read() as connection:
         answer = answer_question(connection, question)
-    if output_format is OutputFormat.json:
+    if output_format == "json":
         print_json(json.dumps(answer.model_dump(mode="json"), indent=2))
     else:
         _print(answer)
 
 
 def parse_hourly_price(text: str) -> float:
-    """Dollars an hour from `2`, `2.0/h` or `$2/hour`; raise `InputError` for anything else."""
+    """Dollars per hour from `2`, `2.0/h` or `$2/hour`; raise `InputError` for anything else."""
     found = _AMOUNT.fullmatch(text)
     if found is None or float(found[1]) <= 0:
         raise InputError(
             f"The price {text!r} cannot be read.",
-            "It is no positive amount of dollars an hour.",
+            "It is not a positive amount of dollars per hour.",
             "Write it as in `--max-price 2.0/h`.",
         )
     return float(found[1])
@@ -85,7 +85,7 @@ def parse_hourly_price(text: str) -> float:
 def parse_share(text: str) -> float:
     """A share from `3%` or `0.03`; raise `InputError` for anything else.
 
-    A bare number above 1 is refused: it was hardly meant as hundreds of percent.
+    A bare number above 1 is refused: it is almost certainly a percentage without its sign.
     """
     found = _SHARE.fullmatch(text)
     if found is None or (not found[2] and float(found[1]) > 1):
@@ -102,7 +102,7 @@ def _print(answer: Answer) -> None:
     question = answer.question
     table = Table(
         title=f"{question.model}, context {answer.context}, batch {answer.batch}",
-        caption="tokens/s of one copy, all sequences, with the interval; ~ is an estimate",
+        caption="tokens/s per copy over all sequences, with its interval; ~ marks an estimate",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
@@ -127,14 +127,14 @@ def _print(answer: Answer) -> None:
     if answer.recommendations:
         console.print(table)
     else:
-        console.print("Nothing suits the question.")
+        console.print("No offer meets the requirements.")
     for option in answer.recommendations[:3]:
         console.print(f"{option.variant} on {option.gpu}. {option.reason}", soft_wrap=True)
     if (question.context, question.batch) != (answer.context, answer.batch):
         console.print(
-            f"Asked for context {question.context}, batch {question.batch}; the marts answer for "
-            f"the next larger point.",
+            f"You asked for context {question.context}, batch {question.batch}; the answer is for the "
+            "next larger point of the marts' grid.",
             soft_wrap=True,
         )
     for reason, number in answer.left_out.items():
-        console.print(f"left out: {number} {reason}", soft_wrap=True)
+        console.print(f"excluded: {number} {reason}", soft_wrap=True)
