@@ -27,11 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 from quant_assets.artifacts.store import ArtifactStore
+from quant_assets.bench.artifact_finder import LocatedArtifact, artifact_finder
 from quant_assets.bench.cell import run_cell
 from quant_assets.bench.jobs import QualityJob, QualityMeasurement
-from quant_assets.bench.matrix import artifact_finder
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.statistics import Ratio, bootstrap_median_ratio
+from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import load_models
 from quant_assets.processes.supervisor import run_worker
@@ -152,7 +153,8 @@ def _json_after(text: str, start: str) -> list[dict[str, list[float]]]:
 def our_speed(model: Path, batch_size: int, settings: BenchSettings) -> Speed:
     """The project's own benchmark cell."""
     variant = Variant(name="peer", format="gguf", level="any")
-    cell = run_cell(variant, batch_size, model, "peer", "peer", settings)
+    artifact = LocatedArtifact(model, "peer", model.stat().st_size)
+    cell = run_cell(Subject("peer", variant, artifact, settings), batch_size)
     return Speed(
         [
             1000 * batch_size * settings.prompt_tokens / sample.time_to_first_token_ms

@@ -27,7 +27,7 @@ from quant_assets.bench.divergence import Baseline, baseline_writer
 from quant_assets.bench.jobs import CellMeasurement, QualityMeasurement, RunSample
 from quant_assets.bench.obedience import ObedienceResult, Transcript, obedience_results
 from quant_assets.bench.quality import QualityResult, QualityStore
-from quant_assets.bench.record import BenchmarkRecord, make_record
+from quant_assets.bench.record import BenchmarkRecord, RecordOrigin, make_record
 from quant_assets.bench.results import ResultStore, read_records
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
@@ -57,10 +57,11 @@ def record(timestamp: datetime.datetime = PAST, record_id: str = "r") -> Benchma
         load_time_ms=1, samples=SAMPLES, peak_rss_bytes=10, conditions=None, library_versions={},
         build_flags="", cpu_name="c", gpu_name=None, device="cpu",
     )  # fmt: skip
-    made = make_record(
-        measured, BenchSettings(), variant_name="q8", variant=VARIANT, backend="llamacpp",
-        batch_size=1, model_name="m", artifact_id="a", threads=2,
+    origin = RecordOrigin(
+        model_name="m", variant_name="q8", variant=VARIANT, artifact_id="a", backend="llamacpp",
+        threads=2,
     )  # fmt: skip
+    made = make_record(measured, origin, BenchSettings(), batch_size=1)
     metadata = made.metadata.model_copy(update={"timestamp": timestamp})
     return made.model_copy(update={"record_id": record_id, "metadata": metadata})
 

@@ -10,12 +10,13 @@ from quant_assets.assets.quality import (
     variant_partitions,
     variant_quality_key,
 )
+from quant_assets.bench.artifact_finder import artifact_finder
 from quant_assets.bench.assessment import assessed
-from quant_assets.bench.matrix import artifact_finder
 from quant_assets.bench.obedience import ObedienceResult, obedience_results
 from quant_assets.bench.quality import QualityResult, QualityStore
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import ModelConfig
 from quant_assets.record_files import recency
@@ -124,14 +125,9 @@ def build_benchmark_results(
                 if type(backend) not in probed:
                     context.log.info(backend.probe().text)
                     probed.add(type(backend))
-                cell = backend.measure(
-                    context,
-                    variant,
-                    int(key.keys_by_dimension[BATCH_SIZE]),
-                    artifact,
-                    model.name,
-                    settings,
-                )
+                subject = Subject(model.name, variant, artifact, settings)
+                batch_size = int(key.keys_by_dimension[BATCH_SIZE])
+                cell = backend.measure(context, subject, batch_size)
                 quality, obeyed = known_quality(
                     data_root.settings, variant.name, artifact.artifact_id
                 )

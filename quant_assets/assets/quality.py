@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 import dagster as dg
 
 from quant_assets.assets.artifacts import OWNERS, artifact_keys
-from quant_assets.bench.matrix import artifact_finder
+from quant_assets.bench.artifact_finder import artifact_finder
 from quant_assets.bench.obedience import ObedienceResult, load_prompts
 from quant_assets.bench.quality import DEFAULT_WINDOWS, QualityResult, QualityStore
 from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant
 from quant_assets.models.config import ModelConfig
 from quant_assets.resources.backend import DEVICE_POOL
@@ -82,18 +83,13 @@ def build_variant_quality(
                     context.log.warning(f"skipped {name}: {skipped[name]}")
                     continue
                 backend = backend_of(variants[name], llama_cpp, torch)
-                quality = backend.quality(
-                    context, variants[name], artifact, baseline, model.name, text, store, settings,
-                    config.windows,
-                )  # fmt: skip
+                subject = Subject(model.name, variants[name], artifact, settings)
+                quality = backend.quality(context, subject, baseline, text, store, config.windows)
                 obeyed = (
-                    backend.obedience(
-                        context, variants[name], artifact, model.name, prompts, root.results,
-                        settings,
-                    )
+                    backend.obedience(context, subject, prompts, root.results)
                     if config.obedience
                     else None
-                )  # fmt: skip
+                )
                 measured[name] = _quality_metadata(quality, obeyed)
         for name, reason in skipped.items():
             context.log_event(

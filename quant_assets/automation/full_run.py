@@ -19,7 +19,7 @@ from quant_assets.automation.jobs import (
     source_job_name,
 )
 from quant_assets.automation.partition_ranges import range_tags
-from quant_assets.bench.matrix import artifact_finder
+from quant_assets.bench.artifact_finder import artifact_finder
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings

@@ -1,19 +1,13 @@
-"""Running one cell: lock the machine, start the worker, summarize what it measured."""
+"""Runs one cell: starts its worker alone on the machine and summarizes the measurements."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from quant_assets.bench.jobs import CellJob, CellMeasurement, RunSample
-from quant_assets.bench.record import BenchmarkRecord, make_record
-from quant_assets.bench.settings import BenchSettings
-from quant_assets.bench.variants import Variant
-from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
-from quant_assets.processes.environments import EnvironmentName
+from quant_assets.bench.record import BenchmarkRecord, RecordOrigin, make_record
+from quant_assets.bench.subject import Subject, machine_lock
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
-from quant_assets.settings import get_settings
 
 
 class MeasuredCell(NamedTuple):
@@ -23,32 +17,9 @@ class MeasuredCell(NamedTuple):
     samples: list[RunSample]
 
 
-@contextmanager
-def machine_lock(locks: Path | None = None) -> Iterator[None]:
-    """Hold the machine for one benchmark: whoever comes next waits, in any process.
-
-    Raises `ResourceError` when it was not free within `LONG_WAIT_S` seconds.
-    """
-    folder = locks or get_settings().locks
-    purpose = "the benchmarks of this machine, which run one at a time"
-    with exclusive_lock(folder / "benchmark.lock", purpose, wait_s=LONG_WAIT_S):
-        yield
-
-
-def worker_of(variant: Variant) -> tuple[str, EnvironmentName]:
-    """(benchmark worker, its environment) of a variant."""
-    if variant.format == "gguf":
-        return "llama_cpp.bench", "main"
-    return "torch.bench", "gptq"
-
-
 def run_cell(
-    variant: Variant,
+    subject: Subject,
     batch_size: int,
-    artifact_path: Path,
-    artifact_id: str,
-    model_name: str,
-    settings: BenchSettings,
     *,
     session: WorkerSession = UNATTENDED,
     locks: Path | None = None,
@@ -58,9 +29,10 @@ def run_cell(
     Raises `WorkerError` when the worker dies, and the worker's own error when the artifact cannot
     be run.
     """
-    worker, environment = worker_of(variant)
+    variant, settings = subject.variant, subject.settings
+    worker, environment = subject.worker("bench")
     job = CellJob(
-        model_path=str(artifact_path),
+        model_path=str(subject.artifact.path),
         format=variant.format,
         batch_size=batch_size,
         prompt_tokens=settings.prompt_tokens,
@@ -80,15 +52,13 @@ def run_cell(
             environment=environment,
             session=session,
         )
-    record = make_record(
-        measurement,
-        settings,
+    origin = RecordOrigin(
+        model_name=subject.model_name,
         variant_name=variant.name,
         variant=variant,
+        artifact_id=subject.artifact.artifact_id,
         backend=variant.backend,
-        batch_size=batch_size,
-        model_name=model_name,
-        artifact_id=artifact_id,
         threads=job.threads,
     )
+    record = make_record(measurement, origin, settings, batch_size)
     return MeasuredCell(record, measurement.samples)

@@ -28,10 +28,11 @@ import urllib3
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from requests.auth import HTTPBasicAuth
 
-from quant_assets.bench.cell import MeasuredCell, machine_lock
+from quant_assets.bench.cell import MeasuredCell
 from quant_assets.bench.jobs import CellMeasurement, RunSample
-from quant_assets.bench.record import make_record
+from quant_assets.bench.record import RecordOrigin, make_record
 from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.subject import machine_lock
 from quant_assets.errors import InputError, ResourceError
 from quant_assets.record_files import TokenCount
 
@@ -394,15 +395,14 @@ def run_endpoint_cell(
         gpu_name=None,
         device="remote",
     )
-    record = make_record(
-        measurement,
-        settings.model_copy(update={"prompt_tokens": prompt_tokens}),
+    origin = RecordOrigin(
+        model_name=endpoint.model,
         variant_name=name,
         variant=None,
-        backend="endpoint",
-        batch_size=batch_size,
-        model_name=endpoint.model,
         artifact_id=endpoint.base_url,
+        backend="endpoint",
         threads=None,
     )
+    counted_settings = settings.model_copy(update={"prompt_tokens": prompt_tokens})
+    record = make_record(measurement, origin, counted_settings, batch_size)
     return MeasuredCell(record, samples)

@@ -8,12 +8,13 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.atomic_files import write_text_atomically
+from quant_assets.bench.artifact_finder import FindArtifact, LocatedArtifact
 from quant_assets.bench.cell import MeasuredCell
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import QuantAssetsError
 from quant_assets.record_files import recency
@@ -24,16 +25,7 @@ _ASSUMED_BYTES_PER_S = 8e9
 _PROMPT_TOKENS_PER_STEP = 4
 
 
-class LocatedArtifact(NamedTuple):
-    """A finished artifact: its model file (or folder), its id and its size."""
-
-    path: Path
-    artifact_id: str
-    size_bytes: int
-
-
-FindArtifact = Callable[[Variant], LocatedArtifact | None]
-RunCell = Callable[[Variant, int, LocatedArtifact], MeasuredCell]
+RunCell = Callable[[Subject, int], MeasuredCell]
 
 
 class PlannedCell(BaseModel):
@@ -54,31 +46,6 @@ class CellOutcome(NamedTuple):
     record: BenchmarkRecord | None
     resumed: bool = False
     error: QuantAssetsError | None = None
-
-
-def artifact_finder(store: ArtifactStore, model_name: str) -> FindArtifact:
-    """Finds the newest valid artifact of a model for a variant."""
-    manifests = sorted(store.all(), key=lambda manifest: recency(manifest.created_at), reverse=True)
-
-    def find(variant: Variant) -> LocatedArtifact | None:
-        for manifest in manifests:
-            job = manifest.job
-            parameters = {"bits": variant.bits, "group_size": variant.group_size}
-            if (job.model_name, job.target_format, job.level) == (
-                model_name,
-                variant.format,
-                variant.level,
-            ) and all(
-                value is None or job.parameters.get(name) == value
-                for name, value in parameters.items()
-            ):
-                folder = store.folder(manifest.job_id)
-                single = variant.format == "gguf"
-                path = folder / manifest.files[0].name if single else folder
-                return LocatedArtifact(path, manifest.job_id, manifest.size_bytes)
-        return None
-
-    return find
 
 
 def plan_matrix(
@@ -189,7 +156,8 @@ def run_matrix(
         artifact = find_artifact(variant)
         assert artifact is not None, "a planned cell has its artifact"
         try:
-            measured = run(variant, cell.batch_size, artifact)
+            subject = Subject(model_name, variant, artifact, settings)
+            measured = run(subject, cell.batch_size)
         except QuantAssetsError as error:
             complete = False
             yield CellOutcome(cell, None, error=error)

@@ -17,12 +17,9 @@ import yaml
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from quant_assets.bench.cell import machine_lock
 from quant_assets.bench.jobs import ChatJob, ChatReplies
-from quant_assets.bench.settings import BenchSettings
-from quant_assets.bench.variants import Variant
+from quant_assets.bench.subject import Subject, machine_lock
 from quant_assets.errors import InputError
-from quant_assets.processes.environments import EnvironmentName
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, read_record, write_record
@@ -325,21 +322,10 @@ def judge_answers(
     )
 
 
-def chat_worker(artifact_format: str) -> tuple[str, EnvironmentName]:
-    """(chat worker, its environment) of an artifact's format."""
-    if artifact_format == "gguf":
-        return "llama_cpp.chat", "main"
-    return "torch.chat", "main" if artifact_format == "hf" else "gptq"
-
-
 def measure_obedience(
-    variant: Variant,
-    artifact_path: Path,
-    artifact_id: str,
-    model_name: str,
+    subject: Subject,
     prompts: Sequence[ObediencePrompt],
     results: Path,
-    settings: BenchSettings,
     *,
     session: WorkerSession = UNATTENDED,
     locks: Path | None = None,
@@ -351,8 +337,9 @@ def measure_obedience(
     The result, with its transcripts, is kept under `results/obedience/`, by the artifact, the
     types of its KV cache and the prompts' content.
     """
+    variant, artifact = subject.variant, subject.artifact
     identity = json.dumps(
-        [artifact_id, variant.cache_type_k, variant.cache_type_v, MAX_TOKENS]
+        [artifact.artifact_id, variant.cache_type_k, variant.cache_type_v, MAX_TOKENS]
         + [prompt.model_dump(mode="json") for prompt in prompts],
         sort_keys=True,
     )
@@ -361,14 +348,14 @@ def measure_obedience(
     known = _read_if_whole(path) if path.exists() else None
     if known is not None:
         return known
-    worker, environment = chat_worker(variant.format)
+    worker, environment = subject.worker("chat")
     job = ChatJob(
-        model_path=str(artifact_path),
+        model_path=str(artifact.path),
         format=variant.format,
         prompts=[prompt.prompt for prompt in prompts],
         max_tokens=MAX_TOKENS,
-        threads=settings.effective_threads,
-        device=settings.device,
+        threads=subject.settings.effective_threads,
+        device=subject.settings.device,
         cache_type_k=variant.cache_type_k,
         cache_type_v=variant.cache_type_v,
     )
@@ -384,8 +371,8 @@ def measure_obedience(
         prompts,
         answers.replies,
         variant=variant.name,
-        model=model_name,
-        artifact_id=artifact_id,
+        model=subject.model_name,
+        artifact_id=artifact.artifact_id,
     )
     write_record(path, result.model_dump_json(indent=2), "obedience result")
     return result

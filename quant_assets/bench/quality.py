@@ -5,17 +5,15 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import NamedTuple
 
 from pydantic import BaseModel, TypeAdapter
 
-from quant_assets.bench.cell import machine_lock
+from quant_assets.bench.artifact_finder import LocatedArtifact
 from quant_assets.bench.divergence import DEFAULT_CONTEXT, Baseline
 from quant_assets.bench.jobs import QualityJob, QualityMeasurement
-from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.subject import Subject, machine_lock
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
-from quant_assets.processes.environments import EnvironmentName
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, read_record, write_record
@@ -27,13 +25,6 @@ GATED_PARAMETERS = 1_000_000_000
 GATE_PERPLEXITY_RATIO = 1.05
 
 _log = logging.getLogger(__name__)
-
-
-class Artifact(NamedTuple):
-    """A model file or folder and the id it has in the records."""
-
-    path: Path
-    artifact_id: str
 
 
 class QualityResult(BaseModel):
@@ -105,21 +96,11 @@ def _key(*parts: object) -> str:
     return hashlib.sha256(json.dumps([str(part) for part in parts]).encode()).hexdigest()[:16]
 
 
-def quality_worker(artifact_format: str) -> tuple[str, EnvironmentName]:
-    """(quality worker, its environment) of an artifact's format."""
-    if artifact_format == "gguf":
-        return "llama_cpp.quality", "main"
-    return "torch.quality", "main" if artifact_format == "hf" else "gptq"
-
-
 def measure_quality(
-    variant: Variant,
-    artifact: Artifact,
-    baseline: Artifact,
-    model_name: str,
+    subject: Subject,
+    baseline: LocatedArtifact,
     text: EvaluationText,
     store: QualityStore,
-    settings: BenchSettings,
     *,
     windows: int | None = DEFAULT_WINDOWS,
     session: WorkerSession = UNATTENDED,
@@ -130,6 +111,7 @@ def measure_quality(
     The baseline's log probabilities are computed once a text and kept in the cache; GPTQ and AWQ
     artifacts are scored on the very tokens that the baseline's file holds.
     """
+    variant, artifact, settings = subject.variant, subject.artifact, subject.settings
     key = _key(
         artifact.artifact_id, baseline.artifact_id, variant.cache_type_k, variant.cache_type_v,
         text.sha256, DEFAULT_CONTEXT, windows,
@@ -157,7 +139,7 @@ def measure_quality(
                 QualityMeasurement,
                 session=session,
             )
-        worker, environment = quality_worker(variant.format)
+        worker, environment = subject.worker("quality")
         measurement = run_worker(
             worker,
             QualityJob(
@@ -176,7 +158,7 @@ def measure_quality(
         )
     result = QualityResult(
         variant=variant.name,
-        model=model_name,
+        model=subject.model_name,
         artifact_id=artifact.artifact_id,
         baseline_artifact_id=baseline.artifact_id,
         text=text.name,

@@ -2,7 +2,7 @@
 
 import datetime
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -107,19 +107,25 @@ class BenchmarkRecord(BaseModel):
         }
 
 
+class RecordOrigin(NamedTuple):
+    """Where a record's numbers come from.
+
+    An endpoint has neither `variant` nor `threads`, and its address stands for the artifact id.
+    """
+
+    model_name: str
+    variant_name: str
+    variant: Variant | None
+    artifact_id: str
+    backend: Backend
+    threads: int | None
+
+
 def make_record(
-    measurement: CellMeasurement,
-    settings: BenchSettings,
-    *,
-    variant_name: str,
-    variant: Variant | None,
-    backend: Backend,
-    batch_size: int,
-    model_name: str,
-    artifact_id: str,
-    threads: int | None,
+    measurement: CellMeasurement, origin: RecordOrigin, settings: BenchSettings, batch_size: int
 ) -> BenchmarkRecord:
-    """Summarize what a cell's worker, or an endpoint, measured."""
+    """Summarize the measurements of a cell's worker, or of an endpoint."""
+    variant = origin.variant
     samples = measurement.samples
     total = summarize([sample.total_ms for sample in samples])
     first = summarize([sample.time_to_first_token_ms for sample in samples])
@@ -153,7 +159,7 @@ def make_record(
         kv_cache_bytes_expected=measurement.kv_cache_bytes_expected,
         contended=conditions.contended if conditions else None,
         metadata=RecordMetadata(
-            variant=variant_name,
+            variant=origin.variant_name,
             format=variant.format if variant else None,
             level=variant.level if variant else None,
             cache_type_k=variant.cache_type_k if variant and gguf else None,
@@ -164,11 +170,11 @@ def make_record(
             timestamp=datetime.datetime.now(datetime.UTC),
             prompt_tokens=settings.prompt_tokens,
             generated_tokens=settings.generated_tokens,
-            model=model_name,
-            artifact_id=artifact_id,
-            backend=backend,
+            model=origin.model_name,
+            artifact_id=origin.artifact_id,
+            backend=origin.backend,
             device=measurement.device,
-            threads=threads,
+            threads=origin.threads,
             library_versions=measurement.library_versions,
             build_flags=measurement.build_flags or None,
             cpu_name=measurement.cpu_name,

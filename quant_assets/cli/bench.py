@@ -7,6 +7,7 @@ import typer
 from rich.table import Table
 
 from quant_assets.artifacts.store import ArtifactStore
+from quant_assets.bench.artifact_finder import FindArtifact, artifact_finder
 from quant_assets.bench.assessment import assessed
 from quant_assets.bench.cell import MeasuredCell, run_cell
 from quant_assets.bench.compare import compare as compare_sides
@@ -14,10 +15,7 @@ from quant_assets.bench.compare import open_side
 from quant_assets.bench.endpoint import Endpoint, run_endpoint_cell
 from quant_assets.bench.matrix import (
     CellOutcome,
-    FindArtifact,
-    LocatedArtifact,
     PlannedCell,
-    artifact_finder,
     plan_matrix,
     run_matrix,
 )
@@ -28,11 +26,12 @@ from quant_assets.bench.obedience import (
     load_prompts,
     measure_obedience,
 )
-from quant_assets.bench.quality import Artifact, QualityResult, QualityStore, measure_quality
+from quant_assets.bench.quality import QualityResult, QualityStore, measure_quality
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings, resolve_settings, resolve_variant_names
 from quant_assets.bench.statistics import Ratio
+from quant_assets.bench.subject import Subject
 from quant_assets.bench.thresholds import check_records, load_thresholds
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant, load_settings, load_variants
 from quant_assets.cli.output import output_console, print_line
@@ -148,7 +147,7 @@ def run(
                 ]
             else:
                 assess = _Assessor(
-                    known, find, model_name, bench_settings, results, progress,
+                    known, find, results, progress,
                     text=text if quality else None, windows=windows, obedience=obedience,
                 )  # fmt: skip
                 outcomes = list(
@@ -173,8 +172,6 @@ class _Assessor:
         self,
         variants: dict[str, Variant],
         find: FindArtifact,
-        model_name: str,
-        bench_settings: BenchSettings,
         results: ResultStore,
         progress: WorkerProgress,
         *,
@@ -184,61 +181,40 @@ class _Assessor:
     ) -> None:
         self._variants = variants
         self._find = find
-        self._model_name = model_name
-        self._settings = bench_settings
         self._results = results
         self._progress = progress
         self._text = text
         self._windows = windows
         self._obedience = obedience
 
-    def run_cell(
-        self, variant: Variant, batch_size: int, artifact: LocatedArtifact
-    ) -> MeasuredCell:
+    def run_cell(self, subject: Subject, batch_size: int) -> MeasuredCell:
         """One cell with everything that belongs into its record."""
-        cell = run_cell(
-            variant,
-            batch_size,
-            artifact.path,
-            artifact.artifact_id,
-            self._model_name,
-            self._settings,
-            session=WorkerSession(self._progress.show),
-        )
-        record = assessed(
-            cell.record, self._quality_of(variant, artifact), self._obedience_of(variant, artifact)
-        )
+        cell = run_cell(subject, batch_size, session=WorkerSession(self._progress.show))
+        record = assessed(cell.record, self._quality_of(subject), self._obedience_of(subject))
         return MeasuredCell(record, cell.samples)
 
-    def _quality_of(self, variant: Variant, artifact: LocatedArtifact) -> QualityResult | None:
+    def _quality_of(self, subject: Subject) -> QualityResult | None:
         baseline_variant = self._variants.get(BASELINE_VARIANT)
         baseline = self._find(baseline_variant) if baseline_variant else None
         if self._text is None or baseline is None:
             return None
         cache = get_settings().cache
         return measure_quality(
-            variant,
-            Artifact(artifact.path, artifact.artifact_id),
-            Artifact(baseline.path, baseline.artifact_id),
-            self._model_name,
+            subject,
+            baseline,
             evaluation_text(self._text, cache),
             QualityStore(self._results.folder, cache),
-            self._settings,
             windows=self._windows,
             session=WorkerSession(self._progress.show),
         )
 
-    def _obedience_of(self, variant: Variant, artifact: LocatedArtifact) -> ObedienceResult | None:
+    def _obedience_of(self, subject: Subject) -> ObedienceResult | None:
         if not self._obedience:
             return None
         return measure_obedience(
-            variant,
-            artifact.path,
-            artifact.artifact_id,
-            self._model_name,
+            subject,
             load_prompts(get_settings().data / "obedience"),
             self._results.folder,
-            self._settings,
             session=WorkerSession(self._progress.show),
         )
 

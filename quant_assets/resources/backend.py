@@ -6,12 +6,11 @@ from typing import TypeVar
 
 import dagster as dg
 
+from quant_assets.bench.artifact_finder import LocatedArtifact
 from quant_assets.bench.cell import MeasuredCell, run_cell
-from quant_assets.bench.matrix import LocatedArtifact
 from quant_assets.bench.obedience import ObediencePrompt, ObedienceResult, measure_obedience
-from quant_assets.bench.quality import Artifact, QualityResult, QualityStore, measure_quality
-from quant_assets.bench.settings import BenchSettings
-from quant_assets.bench.variants import Variant
+from quant_assets.bench.quality import QualityResult, QualityStore, measure_quality
+from quant_assets.bench.subject import Subject
 from quant_assets.host.devices import Device
 from quant_assets.resources.worker_logs import worker_session
 from quant_assets.texts.evaluation import EvaluationText
@@ -33,48 +32,28 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
     device: Device = "auto"
 
     def measure(
-        self,
-        context: dg.AssetExecutionContext,
-        variant: Variant,
-        batch_size: int,
-        artifact: LocatedArtifact,
-        model_name: str,
-        settings: BenchSettings,
+        self, context: dg.AssetExecutionContext, subject: Subject, batch_size: int
     ) -> MeasuredCell:
         """One benchmark cell, alone among the benchmarks of this machine."""
         with worker_session(context) as session:
-            return run_cell(
-                variant,
-                batch_size,
-                artifact.path,
-                artifact.artifact_id,
-                model_name,
-                self._settings(settings),
-                session=session,
-            )
+            return run_cell(self._on_device(subject), batch_size, session=session)
 
     def quality(
         self,
         context: dg.AssetExecutionContext,
-        variant: Variant,
-        artifact: LocatedArtifact,
+        subject: Subject,
         baseline: LocatedArtifact,
-        model_name: str,
         text: EvaluationText,
         store: QualityStore,
-        settings: BenchSettings,
         windows: int,
     ) -> QualityResult:
         """Perplexity and divergence from the baseline, measured unless the store has them."""
         with worker_session(context) as session:
             return measure_quality(
-                variant,
-                Artifact(artifact.path, artifact.artifact_id),
-                Artifact(baseline.path, baseline.artifact_id),
-                model_name,
+                self._on_device(subject),
+                baseline,
                 text,
                 store,
-                self._settings(settings),
                 windows=windows,
                 session=session,
             )
@@ -82,28 +61,17 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
     def obedience(
         self,
         context: dg.AssetExecutionContext,
-        variant: Variant,
-        artifact: LocatedArtifact,
-        model_name: str,
+        subject: Subject,
         prompts: Sequence[ObediencePrompt],
         results: Path,
-        settings: BenchSettings,
     ) -> ObedienceResult:
         """The answers to all instructions, judged; measured unless `results` has them."""
         with worker_session(context) as session:
-            return measure_obedience(
-                variant,
-                artifact.path,
-                artifact.artifact_id,
-                model_name,
-                prompts,
-                results,
-                self._settings(settings),
-                session=session,
-            )
+            return measure_obedience(self._on_device(subject), prompts, results, session=session)
 
-    def _settings(self, settings: BenchSettings) -> BenchSettings:
-        """The benchmark settings with this backend's device."""
+    def _on_device(self, subject: Subject) -> Subject:
+        """The subject with this backend's device."""
         if self.device == "auto":
-            return settings
-        return settings.model_copy(update={"device": self.device})
+            return subject
+        settings = subject.settings.model_copy(update={"device": self.device})
+        return subject._replace(settings=settings)

@@ -5,7 +5,7 @@ from pathlib import Path
 import dagster as dg
 
 from quant_assets.artifacts.store import ArtifactStore
-from quant_assets.bench.llama_probe import LlamaProbe, probe_llama_cpp
+from quant_assets.bench.probes import LlamaProbe, probe_llama_cpp
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.gguf.artifact import MadeArtifact, make_gguf_artifact
 from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrix, model_importance_matrix

@@ -3,7 +3,7 @@
 import dagster as dg
 
 from quant_assets.artifacts.store import ArtifactStore
-from quant_assets.bench.torch_probe import TorchProbe, probe_torch
+from quant_assets.bench.probes import TorchProbe, probe_torch
 from quant_assets.bench.variants import Variant
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.groupwise.artifact import JudgedArtifact, make_groupwise_artifact

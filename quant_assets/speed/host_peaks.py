@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, TypeAdapter
 
-from quant_assets.bench.cell import machine_lock
+from quant_assets.bench.subject import machine_lock
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import Count, UtcTime, read_record, recency, write_record

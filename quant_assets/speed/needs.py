@@ -84,6 +84,16 @@ class ServingNeeds(BaseModel):
     prefill_flops: int
 
 
+class _ServingPoint(NamedTuple):
+    """Lengths and batch size of `ServingNeeds`; an average decoding step reads `read_tokens`."""
+
+    source: Literal["grid", "run"]
+    context_tokens: int
+    prompt_tokens: int
+    batch_size: int
+    read_tokens: float
+
+
 def grid_needs(
     model: str,
     shape: ModelShape,
@@ -98,9 +108,8 @@ def grid_needs(
     model's heads do not allow.
     """
     for context, batch in grid.points(shape.context_length):
-        yield _needs(
-            model, shape, variant, weights, "grid", context, batch, context, read_tokens=context / 2
-        )
+        point = _ServingPoint("grid", context, context, batch, read_tokens=context / 2)
+        yield _needs(model, shape, variant, weights, point)
 
 
 def run_needs(
@@ -112,17 +121,10 @@ def run_needs(
 ) -> Iterator[ServingNeeds]:
     """The needs of measured runs, by (prompt tokens, generated tokens, batch size)."""
     for prompt, generated, batch in lengths:
-        yield _needs(
-            model,
-            shape,
-            variant,
-            weights,
-            "run",
-            prompt + generated,
-            batch,
-            prompt,
-            read_tokens=prompt + generated / 2,
+        point = _ServingPoint(
+            "run", prompt + generated, prompt, batch, read_tokens=prompt + generated / 2
         )
+        yield _needs(model, shape, variant, weights, point)
 
 
 def _needs(
@@ -130,13 +132,9 @@ def _needs(
     shape: ModelShape,
     variant: Variant,
     weights: StoredWeights,
-    source: Literal["grid", "run"],
-    context: int,
-    batch: int,
-    prompt: int,
-    *,
-    read_tokens: float,
+    point: _ServingPoint,
 ) -> ServingNeeds:
+    context, prompt, batch = point.context_tokens, point.prompt_tokens, point.batch_size
     serving = Serving(
         context=context,
         batch=batch,
@@ -148,8 +146,10 @@ def _needs(
     step_parameters = touched_linear_parameters(shape, batch) + head
     token_parameters = touched_linear_parameters(shape, 1)
     step_weights = step_parameters * bytes_per_parameter
-    kv_read = batch * kv_read_bytes(shape, serving, read_tokens)
-    decode_flops = batch * (2 * (token_parameters + head) + attention_flops(shape, read_tokens))
+    kv_read = batch * kv_read_bytes(shape, serving, point.read_tokens)
+    decode_flops = batch * (
+        2 * (token_parameters + head) + attention_flops(shape, point.read_tokens)
+    )
     # The logits of the last token alone are needed; an average token attends to half the prompt.
     prefill_flops = batch * (
         prompt * (2 * token_parameters + attention_flops(shape, prompt / 2)) + 2 * head
@@ -159,7 +159,7 @@ def _needs(
         variant=variant.name,
         backend=variant.backend,
         artifact_id=weights.artifact_id,
-        source=source,
+        source=point.source,
         context_tokens=context,
         prompt_tokens=prompt,
         batch_size=batch,

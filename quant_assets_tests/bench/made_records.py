@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quant_assets.bench.jobs import CellMeasurement, RunSample
-from quant_assets.bench.record import BenchmarkRecord, make_record
+from quant_assets.bench.record import BenchmarkRecord, RecordOrigin, make_record
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.host.conditions import judge
@@ -66,16 +66,19 @@ def new_record(q4_variant: Variant) -> MakeRecord:
         **fields: Any,
     ) -> tuple[BenchmarkRecord, list[RunSample]]:
         measured = measurement(totals or [10.0] * 20)
-        record = make_record(
-            measured,
-            settings or BenchSettings(prompt_tokens=8, generated_tokens=4),
+        origin = RecordOrigin(
+            model_name=model,
             variant_name=variant,
             variant=q4_variant,
-            backend="llamacpp",
-            batch_size=batch_size,
-            model_name=model,
             artifact_id=artifact_id,
+            backend="llamacpp",
             threads=2,
+        )
+        record = make_record(
+            measured,
+            origin,
+            settings or BenchSettings(prompt_tokens=8, generated_tokens=4),
+            batch_size,
         )
         if timestamp is not None:
             metadata = record.metadata.model_copy(update={"timestamp": timestamp})

@@ -7,10 +7,12 @@ import pytest
 from quant_assets.artifacts.job import JobSpec
 from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
 from quant_assets.artifacts.store import ArtifactStore
+from quant_assets.bench.artifact_finder import LocatedArtifact, artifact_finder
 from quant_assets.bench.cell import MeasuredCell
-from quant_assets.bench.matrix import LocatedArtifact, artifact_finder, plan_matrix, run_matrix
+from quant_assets.bench.matrix import plan_matrix, run_matrix
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import WorkerError
 
@@ -35,7 +37,8 @@ class Machine:
         self._failing = failing or set()
         self.ran: list[tuple[str, int]] = []
 
-    def run(self, variant: Variant, batch_size: int, artifact: LocatedArtifact) -> MeasuredCell:
+    def run(self, subject: Subject, batch_size: int) -> MeasuredCell:
+        variant = subject.variant
         self.ran.append((variant.name, batch_size))
         if (variant.name, batch_size) in self._failing:
             raise WorkerError("It died.", "It was killed.", "Try again.")
@@ -44,9 +47,9 @@ class Machine:
                 [2000.0] * 3,
                 variant=variant.name,
                 batch_size=batch_size,
-                model="m",
-                artifact_id=artifact.artifact_id,
-                settings=SETTINGS,
+                model=subject.model_name,
+                artifact_id=subject.artifact.artifact_id,
+                settings=subject.settings,
             )
         )
 

@@ -3,7 +3,7 @@
 import llama_cpp
 import pytest
 
-from quant_assets.bench.llama_probe import probe_llama_cpp
+from quant_assets.bench.probes import probe_llama_cpp
 from quant_assets.errors import EnvironmentNotReady
 
 

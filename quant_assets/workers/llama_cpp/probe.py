@@ -2,8 +2,7 @@
 
 import llama_cpp
 
-from quant_assets.bench.llama_probe import LlamaProbe
-from quant_assets.bench.probe import ProbeJob
+from quant_assets.bench.probes import LlamaProbe, ProbeJob
 from quant_assets.host.conditions import cpu_name, gpu_name
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.workers.llama_cpp.native import library_versions, resolve_device

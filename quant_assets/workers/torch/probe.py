@@ -2,8 +2,7 @@
 
 import torch
 
-from quant_assets.bench.probe import ProbeJob
-from quant_assets.bench.torch_probe import TorchGpu, TorchProbe
+from quant_assets.bench.probes import ProbeJob, TorchGpu, TorchProbe
 from quant_assets.host.conditions import cpu_name
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.workers.torch.models import library_versions, resolve_device

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from quant_assets.bench.artifact_finder import LocatedArtifact
 from quant_assets.bench.cell import MeasuredCell, run_cell
 from quant_assets.bench.obedience import load_prompts, measure_obedience
-from quant_assets.bench.quality import Artifact, QualityStore, measure_quality
+from quant_assets.bench.quality import QualityStore, measure_quality
 from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import CacheType, Variant
 from quant_assets.errors import InputError
 from quant_assets.models.identity import sha256_of
@@ -29,11 +31,16 @@ LOG_ROUNDING_BYTES = 0.005 * 2**20
 CONTEXT = 512
 
 
+def _subject(model: Path, variant: Variant) -> Subject:
+    size = model.stat().st_size if model.exists() else 0
+    return Subject("smollm2", variant, LocatedArtifact(model, "id", size), SETTINGS)
+
+
 def _measure(
     model: Path, tmp_path: Path, batch_size: int = 1, k: CacheType = "f16", v: CacheType = "f16"
 ) -> MeasuredCell:
     variant = Variant(name="q4", format="gguf", level="Q4_1", cache_type_k=k, cache_type_v=v)
-    return run_cell(variant, batch_size, model, "id", "smollm2", SETTINGS, locks=tmp_path)
+    return run_cell(_subject(model, variant), batch_size, locks=tmp_path)
 
 
 def test_a_batch_is_decoded_together_and_summarized(smollm2: Path, tmp_path: Path) -> None:
@@ -95,13 +102,13 @@ def test_quality_agrees_with_its_definition_on_the_same_processor(
     expected = reference(smollm2, fixed_text)
     text = EvaluationText(name="fixed", path=fixed_text, sha256=sha256_of(fixed_text))
     store = QualityStore(tmp_path / "results", tmp_path / "cache")
-    artifact = Artifact(smollm2, "q4_1")
     variant = Variant(
         name="kv", format="gguf", level="Q4_1", cache_type_k="q4_0", cache_type_v="q4_0"
     )
+    subject = _subject(smollm2, variant)
     events: list[Event] = []
     result = measure_quality(
-        variant, artifact, artifact, "smollm2", text, store, SETTINGS,
+        subject, subject.artifact, text, store,
         windows=None, session=WorkerSession(events.append), locks=tmp_path,
     )  # fmt: skip
     measured = result.measurement
@@ -115,7 +122,7 @@ def test_quality_agrees_with_its_definition_on_the_same_processor(
 
     seen = len(events)
     again = measure_quality(
-        variant, artifact, artifact, "smollm2", text, store, SETTINGS,
+        subject, subject.artifact, text, store,
         windows=None, session=WorkerSession(events.append), locks=tmp_path,
     )  # fmt: skip
     assert again == result and len(events) == seen
@@ -128,9 +135,7 @@ def test_a_model_answers_through_its_own_template(smollm2: Path, tmp_path: Path)
         if prompt.id in ("counting-up", "only-ok")
     ]
     variant = Variant(name="q4", format="gguf", level="Q4_1")
-    result = measure_obedience(
-        variant, smollm2, "id", "smollm2", prompts, tmp_path, SETTINGS, locks=tmp_path
-    )
+    result = measure_obedience(_subject(smollm2, variant), prompts, tmp_path, locks=tmp_path)
     assert [item.id for item in result.transcripts] == [prompt.id for prompt in prompts]
     counting = next(item for item in result.transcripts if item.id == "counting-up")
     assert counting.answer.startswith("1, 2, 3")
