@@ -17,12 +17,16 @@ from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
 from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.formats.group_quantization import group_quantization
-from quant_assets.host.devices import available_physical_cores
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import resolve_source
 from quant_assets.processes.session import WorkerSession
-from quant_assets.quantize.groupwise.artifact import make_groupwise_artifact
-from quant_assets.quantize.groupwise.gate import Rounding, caution, judge
+from quant_assets.quantize.groupwise.artifact import GroupwiseSpec, make_groupwise_artifact
+from quant_assets.quantize.groupwise.gate import (
+    GateCandidate,
+    PerplexityGate,
+    Rounding,
+    quality_warning,
+)
 from quant_assets.quantize.groupwise.job import (
     Engine,
     GroupwiseSettings,
@@ -110,24 +114,28 @@ def main() -> None:
         group_size = chosen.group_size
         with WorkerProgress(Verbosity.NORMAL) as progress:
             manifest, folder, _ = make_groupwise_artifact(
-                source.name, source, chosen, calibration, store,
-                text=texts[0], cache=settings.cache, gate=False, session=WorkerSession(progress.show),
+                GroupwiseSpec(source.name, source, chosen, calibration), store,
+                gate=None, session=WorkerSession(progress.show),
             )  # fmt: skip
             for text in texts:
-                verdict = judge(
-                    folder, case.method,
-                    Rounding(bits=case.bits, group_size=group_size, sym=chosen.sym),
-                    source, manifest.n_parameters, text, settings.cache,
-                    threads=available_physical_cores(), windows=arguments.windows,
-                    context=arguments.context, session=WorkerSession(progress.show),
+                gate = PerplexityGate(
+                    text, settings.cache, windows=arguments.windows, context=arguments.context
+                )
+                gated = gate.check(
+                    GateCandidate(
+                        folder, case.method,
+                        Rounding(bits=case.bits, group_size=group_size, sym=chosen.sym),
+                        source, manifest.n_parameters,
+                    ),
+                    session=WorkerSession(progress.show),
                 )  # fmt: skip
                 table.add_row(
                     case.name, str(case.bits), str(group_size),
-                    f"{manifest.bits_per_weight:.3f}", text.name, f"{verdict.perplexity:.3f}",
-                    f"{verdict.ratio_to_source:.4f}", f"{verdict.ratio_to_rounding:.4f}",
+                    f"{manifest.bits_per_weight:.3f}", text.name, f"{gated.perplexity:.3f}",
+                    f"{gated.ratio_to_source:.4f}", f"{gated.ratio_to_rounding:.4f}",
                     f"{manifest.seconds:.0f}", f"{(manifest.peak_rss_bytes or 0) / 1e9:.2f}",
-                    "rejected" if verdict.rejection
-                    else "doubtful" if caution(verdict.ratio_to_source) else "passed",
+                    "rejected" if gated.rejection
+                    else "doubtful" if quality_warning(gated.ratio_to_source) else "passed",
                 )  # fmt: skip
         Console(width=150).print(table)
 

@@ -86,8 +86,8 @@ class ArtifactStore:
                 path.unlink()
         return self._put(staging, manifest)
 
-    def judge(self, manifest: ArtifactManifest) -> Path:
-        """Replace the manifest of a finished artifact, which was judged later; its folder."""
+    def replace_manifest(self, manifest: ArtifactManifest) -> Path:
+        """Replace a finished artifact's manifest, moving it if now rejected; returns its folder."""
         return self._put(self.folder(manifest.job_id), manifest)
 
     def _put(self, folder: Path, manifest: ArtifactManifest) -> Path:

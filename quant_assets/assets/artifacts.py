@@ -12,8 +12,8 @@ from quant_assets.models.config import ModelConfig
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
 from quant_assets.quantize.conversion.plain_weights import source_manifest
-from quant_assets.quantize.gguf.artifact import MadeArtifact
-from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrix
+from quant_assets.quantize.gguf.artifact import GgufArtifact
+from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrixRecord
 from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import LlamaCpp
@@ -192,7 +192,7 @@ def _importance_matrix(
     source: SourceModel,
     data_root: DataRoot,
     llama_cpp: LlamaCpp,
-) -> ImportanceMatrix:
+) -> ImportanceMatrixRecord:
     settings = data_root.settings
     calibration = default_calibration_text(settings.cache)
     return llama_cpp.importance_matrix(
@@ -200,7 +200,7 @@ def _importance_matrix(
     )
 
 
-def _artifact_metadata(made: MadeArtifact) -> dict[str, dg.MetadataValue]:
+def _artifact_metadata(made: GgufArtifact) -> dict[str, dg.MetadataValue]:
     manifest = made.manifest
     types = ", ".join(f"{count} {name}" for name, count in manifest.tensor_types.items())
     return {

@@ -19,7 +19,7 @@ from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.config import ModelConfig
 from quant_assets.models.inspection import inspect_model
-from quant_assets.quantize.groupwise.artifact import JudgedArtifact
+from quant_assets.quantize.groupwise.artifact import GroupwiseArtifact
 from quant_assets.quantize.groupwise.job import (
     DEFAULT_ENGINE,
     DEFAULT_SAMPLES,
@@ -111,7 +111,7 @@ def build_groupwise_artifacts(
         torch: Torch,
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         store, settings = data_root.artifacts, data_root.settings
-        judged: dict[str, JudgedArtifact] = {}
+        judged: dict[str, GroupwiseArtifact] = {}
         with clear_failures():
             context.log.info(torch.probe().text)
             source = data_root.source(context, model)
@@ -127,8 +127,8 @@ def build_groupwise_artifacts(
                     calibration, store, settings,
                 )  # fmt: skip
                 context.log.info(f"{name}: {judged[name].rejection or judged[name].folder}")
-                if judged[name].caution:
-                    context.log.warning(f"{name}: {judged[name].caution}")
+                if judged[name].quality_warning:
+                    context.log.warning(f"{name}: {judged[name].quality_warning}")
         passed = {name: _facts(found) for name, found in judged.items() if not found.rejection}
         checks = [_files_check(key, judged), _gate_check(key, judged)]
         complete = len(passed) == len(judged)
@@ -153,7 +153,7 @@ def build_groupwise_artifacts(
     return groupwise_artifacts
 
 
-def _files_check(key: dg.AssetKey, judged: Mapping[str, JudgedArtifact]) -> dg.AssetCheckResult:
+def _files_check(key: dg.AssetKey, judged: Mapping[str, GroupwiseArtifact]) -> dg.AssetCheckResult:
     damaged: dict[str, dg.MetadataValue] = {}
     for name, found in judged.items():
         try:
@@ -168,11 +168,11 @@ def _files_check(key: dg.AssetKey, judged: Mapping[str, JudgedArtifact]) -> dg.A
     )
 
 
-def _gate_check(key: dg.AssetKey, judged: Mapping[str, JudgedArtifact]) -> dg.AssetCheckResult:
+def _gate_check(key: dg.AssetKey, judged: Mapping[str, GroupwiseArtifact]) -> dg.AssetCheckResult:
     remarks = {
         name: dg.MetadataValue.text(remark)
         for name, found in judged.items()
-        if (remark := found.rejection or found.caution)
+        if (remark := found.rejection or found.quality_warning)
     }
     ratios = {
         f"{name}: perplexity over {what}": dg.MetadataValue.float(float(ratio))
@@ -191,7 +191,7 @@ def _gate_check(key: dg.AssetKey, judged: Mapping[str, JudgedArtifact]) -> dg.As
     )
 
 
-def _facts(found: JudgedArtifact) -> dict[str, dg.MetadataValue]:
+def _facts(found: GroupwiseArtifact) -> dict[str, dg.MetadataValue]:
     manifest = found.manifest
     checks = manifest.validation
     numbers = {

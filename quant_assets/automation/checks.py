@@ -5,11 +5,12 @@ from collections.abc import Iterable
 
 import dagster as dg
 
+from quant_assets.artifacts.quality_gate import GATE_PERPLEXITY_RATIO
 from quant_assets.assets.artifacts import gguf_artifacts_key
 from quant_assets.assets.benchmarks import benchmark_results_key
 from quant_assets.assets.listings import load_stages
 from quant_assets.assets.quality import variant_quality_key
-from quant_assets.bench.quality import GATE_PERPLEXITY_RATIO, QualityStore, gate_breach
+from quant_assets.bench.quality import QualityStore, gate_breach
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.thresholds import load_thresholds
 from quant_assets.errors import CheckFailed

@@ -25,8 +25,6 @@ Logits = npt.NDArray[np.float32]
 Tokens = npt.NDArray[np.int32]
 Values = npt.NDArray[np.float64]
 
-DEFAULT_CONTEXT = 512
-
 _MAGIC = b"_logits_"
 _HEADER = struct.Struct("<8sIii")
 _NATS_KEPT = np.float32(16)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pydantic import BaseModel, TypeAdapter
 
+from quant_assets.artifacts.quality_gate import GATE_PERPLEXITY_RATIO, exceeds_gate
 from quant_assets.bench.artifact_finder import LocatedArtifact
-from quant_assets.bench.divergence import DEFAULT_CONTEXT, Baseline
+from quant_assets.bench.divergence import Baseline
 from quant_assets.bench.jobs import QualityJob, QualityMeasurement
 from quant_assets.bench.subject import Subject, machine_lock
 from quant_assets.bench.variants import Variant
@@ -17,12 +18,9 @@ from quant_assets.errors import InputError
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, read_record, write_record
-from quant_assets.texts.evaluation import EvaluationText
+from quant_assets.texts.evaluation import WINDOW_TOKENS, EvaluationText
 
 DEFAULT_WINDOWS = 30
-# Q4_K_M of a model of this size and up is expected within this ratio of F16's perplexity.
-GATED_PARAMETERS = 1_000_000_000
-GATE_PERPLEXITY_RATIO = 1.05
 
 _log = logging.getLogger(__name__)
 
@@ -114,13 +112,13 @@ def measure_quality(
     variant, artifact, settings = subject.variant, subject.artifact, subject.settings
     key = _key(
         artifact.artifact_id, baseline.artifact_id, variant.cache_type_k, variant.cache_type_v,
-        text.sha256, DEFAULT_CONTEXT, windows,
+        text.sha256, WINDOW_TOKENS, windows,
     )  # fmt: skip
     known = store.find(variant, key)
     if known is not None:
         return known
     baseline_file = store.baselines / (
-        f"{_key(baseline.artifact_id, text.sha256, DEFAULT_CONTEXT, windows)}.kld"
+        f"{_key(baseline.artifact_id, text.sha256, WINDOW_TOKENS, windows)}.kld"
     )
     with machine_lock(locks):
         if not store.whole_baseline(baseline_file):
@@ -131,7 +129,7 @@ def measure_quality(
                     format="gguf",
                     text_path=str(text.path),
                     save_baseline_path=str(baseline_file),
-                    context=DEFAULT_CONTEXT,
+                    context=WINDOW_TOKENS,
                     windows=windows,
                     threads=settings.effective_threads,
                     device=settings.device,
@@ -146,7 +144,7 @@ def measure_quality(
                 model_path=str(artifact.path),
                 format=variant.format,
                 baseline_path=str(baseline_file),
-                context=DEFAULT_CONTEXT,
+                context=WINDOW_TOKENS,
                 threads=settings.effective_threads,
                 device=settings.device,
                 cache_type_k=variant.cache_type_k,
@@ -173,9 +171,7 @@ def measure_quality(
 def gate_breach(result: QualityResult, level: str, n_parameters: int) -> str | None:
     """Why a Q4_K_M of a large enough model fails the quality gate; None when it passes."""
     ratio = result.measurement.perplexity_ratio
-    if level != "Q4_K_M" or n_parameters < GATED_PARAMETERS or ratio is None:
-        return None
-    if ratio <= GATE_PERPLEXITY_RATIO:
+    if level != "Q4_K_M" or ratio is None or not exceeds_gate(ratio, n_parameters):
         return None
     return (
         f"the perplexity of {result.variant} is {ratio:.3f} times that of F16, over "

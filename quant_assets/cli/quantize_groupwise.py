@@ -15,7 +15,12 @@ from quant_assets.host.devices import Device
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
 from quant_assets.processes.session import WorkerSession
-from quant_assets.quantize.groupwise.artifact import JudgedArtifact, make_groupwise_artifact
+from quant_assets.quantize.groupwise.artifact import (
+    GroupwiseArtifact,
+    GroupwiseSpec,
+    make_groupwise_artifact,
+)
+from quant_assets.quantize.groupwise.gate import PerplexityGate
 from quant_assets.quantize.groupwise.job import Engine, groupwise_settings
 from quant_assets.settings import get_settings
 from quant_assets.texts.calibration import calibration_text
@@ -47,7 +52,7 @@ def make_checkpoint(
     output_dir: Path,
     verbosity: Verbosity,
     lineage: Mapping[str, str] | None = None,
-) -> JudgedArtifact:
+) -> GroupwiseArtifact:
     """Make the artifact `source` to `method` in `output_dir`, showing the worker's progress.
 
     Raises `CheckFailed` for one that the gate rejects.
@@ -65,26 +70,26 @@ def make_checkpoint(
     calibration = calibration_text(options.calibration, settings.cache)
     print_warning(calibration.warning, verbosity)
     with WorkerProgress(verbosity) as progress:
-        made = make_groupwise_artifact(
-            source.name,
-            source,
-            chosen,
-            calibration,
-            ArtifactStore(output_dir.resolve()),
+        gate = PerplexityGate(
             text=evaluation_text(options.text or "auto", settings.cache),
             cache=settings.cache,
             threads=options.threads,
             device=options.device,
+        )
+        made = make_groupwise_artifact(
+            GroupwiseSpec(source.name, source, chosen, calibration, lineage or {}),
+            ArtifactStore(output_dir.resolve()),
+            gate=gate if options.gate else None,
+            threads=options.threads,
+            device=options.device,
             resume=options.resume,
-            gate=options.gate,
-            lineage=lineage,
             session=WorkerSession(progress.show),
         ).valid()
-    print_warning(made.caution, verbosity)
+    print_warning(made.quality_warning, verbosity)
     return made
 
 
-def print_checkpoint(made: JudgedArtifact, *, as_json: bool) -> None:
+def print_checkpoint(made: GroupwiseArtifact, *, as_json: bool) -> None:
     """The manifest on standard output, as JSON or as a table."""
     manifest = made.manifest
     if as_json:

@@ -135,7 +135,7 @@ class HostWatch:
         others = max((reading[0] for reading in seen), default=None)
         steal = max((reading[1] for reading in seen), default=None)
         on_gpu = sorted({*self._gpu_before, *gpu_processes()})
-        return judge(
+        return host_conditions(
             load_average_1m=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
             others_busy_cores=others,
             steal_fraction=steal,
@@ -144,7 +144,7 @@ class HostWatch:
         )
 
 
-def judge(
+def host_conditions(
     *,
     load_average_1m: float | None,
     others_busy_cores: float | None,

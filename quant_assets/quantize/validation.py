@@ -11,14 +11,13 @@ from quant_assets.models.stored_quantization import groupwise_config
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.quantize.gguf.job import ValidateGgufJob, validate_gguf
 from quant_assets.quantize.groupwise.gate import (
-    DEFAULT_CONTEXT,
-    DEFAULT_WINDOWS,
+    GATE_WINDOWS,
     Checkpoint,
     measure_checkpoints,
 )
 from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.settings import get_settings
-from quant_assets.texts.evaluation import evaluation_text
+from quant_assets.texts.evaluation import WINDOW_TOKENS, evaluation_text
 
 
 def validate_artifact(
@@ -55,8 +54,8 @@ def validate_artifact(
         scored,
         threads=available_physical_cores(),
         device=device,
-        windows=DEFAULT_WINDOWS,
-        context=DEFAULT_CONTEXT,
+        windows=GATE_WINDOWS,
+        context=WINDOW_TOKENS,
         session=session,
     )
     report["loads and generates"] = repr(measured.generated_text)

@@ -7,8 +7,11 @@ import dagster as dg
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.probes import LlamaProbe, probe_llama_cpp
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.gguf.artifact import MadeArtifact, make_gguf_artifact
-from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrix, model_importance_matrix
+from quant_assets.quantize.gguf.artifact import GgufArtifact, make_gguf_artifact
+from quant_assets.quantize.gguf.importance_matrix import (
+    ImportanceMatrixRecord,
+    model_importance_matrix,
+)
 from quant_assets.resources.backend import ModelBackend
 from quant_assets.resources.worker_logs import worker_session
 from quant_assets.texts.calibration import CalibrationText
@@ -28,8 +31,8 @@ class LlamaCpp(ModelBackend["LlamaCpp"]):
         source: SourceModel,
         level: str,
         store: ArtifactStore,
-        imatrix: ImportanceMatrix | None,
-    ) -> MadeArtifact:
+        imatrix: ImportanceMatrixRecord | None,
+    ) -> GgufArtifact:
         """The artifact of a level, made unless the store has it."""
         with worker_session(context) as session:
             return make_gguf_artifact(
@@ -49,7 +52,7 @@ class LlamaCpp(ModelBackend["LlamaCpp"]):
         source: SourceModel,
         folder: Path,
         calibration: CalibrationText,
-    ) -> ImportanceMatrix:
+    ) -> ImportanceMatrixRecord:
         """The importance matrix of a source, measured unless `folder` has it."""
         with worker_session(context) as session:
             return model_importance_matrix(

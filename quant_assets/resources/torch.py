@@ -6,7 +6,12 @@ from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.probes import TorchProbe, probe_torch
 from quant_assets.bench.variants import Variant
 from quant_assets.models.source import SourceModel
-from quant_assets.quantize.groupwise.artifact import JudgedArtifact, make_groupwise_artifact
+from quant_assets.quantize.groupwise.artifact import (
+    GroupwiseArtifact,
+    GroupwiseSpec,
+    make_groupwise_artifact,
+)
+from quant_assets.quantize.groupwise.gate import PerplexityGate
 from quant_assets.quantize.groupwise.job import GroupwiseSettings
 from quant_assets.resources.backend import ModelBackend
 from quant_assets.resources.llama_cpp import LlamaCpp
@@ -32,17 +37,18 @@ class Torch(ModelBackend["Torch"]):
         calibration: CalibrationText,
         store: ArtifactStore,
         settings: Settings,
-    ) -> JudgedArtifact:
-        """The artifact of a quantization, made and judged unless the store has it."""
+    ) -> GroupwiseArtifact:
+        """The artifact of a quantization, made and gated unless the store has it."""
         with worker_session(context) as session:
             return make_groupwise_artifact(
-                model_name,
-                source,
-                quantization,
-                calibration,
+                GroupwiseSpec(model_name, source, quantization, calibration),
                 store,
-                text=evaluation_text("auto", settings.cache),
-                cache=settings.cache,
+                gate=PerplexityGate(
+                    text=evaluation_text("auto", settings.cache),
+                    cache=settings.cache,
+                    threads=self.threads,
+                    device=self.device,
+                ),
                 threads=self.threads,
                 device=self.device,
                 session=session,

@@ -2,13 +2,16 @@
 
 import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel
 
 from quant_assets.errors import InputError
 from quant_assets.host.caches import is_kept, kept_text
 from quant_assets.texts.hub import wikitext
+
+WINDOW_TOKENS: Final = 512
+"""Tokens per perplexity window: llama.cpp's default, so that its published values compare."""
 
 TextChoice = Literal["auto", "wikitext-2", "python-reference"]
 

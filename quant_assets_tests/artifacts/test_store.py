@@ -100,15 +100,15 @@ def test_a_rejected_artifact_is_kept_apart(tmp_path: Path):
     assert store.all() == []
 
 
-def test_an_artifact_that_is_judged_later_moves_when_it_fails(tmp_path: Path):
+def test_an_artifact_that_fails_its_gate_later_is_moved(tmp_path: Path):
     store = ArtifactStore(tmp_path)
     folder = commit(store, job())
     found = store.find(job().job_id)
     assert found is not None
-    assert store.judge(found.model_copy(update={"perplexity": 9.0})) == folder
-    judged = store.find(job().job_id)
-    assert judged is not None and judged.perplexity == 9.0
-    failed = judged.model_copy(update={"status": "rejected", "rejection": "Worse than rounding."})
-    kept = store.judge(failed)
+    assert store.replace_manifest(found.model_copy(update={"perplexity": 9.0})) == folder
+    gated = store.find(job().job_id)
+    assert gated is not None and gated.perplexity == 9.0
+    failed = gated.model_copy(update={"status": "rejected", "rejection": "Worse than rounding."})
+    kept = store.replace_manifest(failed)
     assert store.find(job().job_id) is None and not folder.exists()
     assert (kept / "model.gguf").read_bytes() == b"weights"

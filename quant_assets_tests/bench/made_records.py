@@ -10,7 +10,7 @@ from quant_assets.bench.jobs import CellMeasurement, RunSample
 from quant_assets.bench.record import BenchmarkRecord, RecordOrigin, make_record
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
-from quant_assets.host.conditions import judge
+from quant_assets.host.conditions import host_conditions
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +24,7 @@ def sample(total_ms: float, first_ms: float = 4.0, steps: int = 4) -> RunSample:
 
 
 def measurement(totals: list[float], **fields: Any) -> CellMeasurement:
-    conditions = judge(
+    conditions = host_conditions(
         load_average_1m=0.1,
         others_busy_cores=0.0,
         steal_fraction=0.0,

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from quant_assets.host.conditions import HostWatch, judge
+from quant_assets.host.conditions import HostWatch, host_conditions
 
 QUIET: dict[str, Any] = {
     "load_average_1m": 5.0,
@@ -16,7 +16,7 @@ QUIET: dict[str, Any] = {
 
 
 def test_a_quiet_host_is_not_contended_whatever_its_load_average_remembers() -> None:
-    assert not judge(**QUIET).contended
+    assert not host_conditions(**QUIET).contended
 
 
 @pytest.mark.parametrize(
@@ -28,14 +28,14 @@ def test_a_quiet_host_is_not_contended_whatever_its_load_average_remembers() -> 
     ],
 )
 def test_each_disturbance_marks_the_record(reading: dict[str, Any], reason: str) -> None:
-    conditions = judge(**{**QUIET, **reading})
+    conditions = host_conditions(**{**QUIET, **reading})
     assert conditions.contended
     assert reason in conditions.reasons[0]
 
 
 def test_unreadable_counters_decide_nothing() -> None:
     unreadable = {"load_average_1m": None, "others_busy_cores": None, "steal_fraction": None}
-    assert not judge(**{**QUIET, **unreadable}).contended
+    assert not host_conditions(**{**QUIET, **unreadable}).contended
 
 
 def test_a_busy_process_beside_is_seen() -> None:

@@ -9,11 +9,11 @@ from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.models.source import SourceModel
 from quant_assets.processes.session import UNATTENDED, WorkerSession
-from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrix
+from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrixRecord
 from quant_assets.quantize.gguf.job import QuantizeGgufJob, quantize_gguf
 
 
-class MadeArtifact(NamedTuple):
+class GgufArtifact(NamedTuple):
     """An artifact's manifest, its folder, and whether it was there already."""
 
     manifest: ArtifactManifest
@@ -27,7 +27,7 @@ class MadeArtifact(NamedTuple):
 
 
 def gguf_job(
-    model_name: str, source: SourceModel, level: str, imatrix: ImportanceMatrix | None = None
+    model_name: str, source: SourceModel, level: str, imatrix: ImportanceMatrixRecord | None = None
 ) -> JobSpec:
     """The job that makes `source` into a GGUF file at `level`, weighted where a matrix is given."""
     return JobSpec(
@@ -46,10 +46,10 @@ def make_gguf_artifact(
     level: str,
     store: ArtifactStore,
     *,
-    imatrix: ImportanceMatrix | None = None,
+    imatrix: ImportanceMatrixRecord | None = None,
     threads: int | None = None,
     session: WorkerSession = UNATTENDED,
-) -> MadeArtifact:
+) -> GgufArtifact:
     """Return the artifact of a level, quantizing and validating it unless the store has it.
 
     A job that a crash interrupted goes on in its staging folder. Raises what `quantize_gguf` does.
@@ -59,7 +59,7 @@ def make_gguf_artifact(
         # Looked up under the job's lock: another process may just have finished the same job.
         if found := store.find(job.job_id):
             staging.rmdir()
-            return MadeArtifact(found, store.folder(job.job_id), reused=True)
+            return GgufArtifact(found, store.folder(job.job_id), reused=True)
         result = quantize_gguf(
             QuantizeGgufJob(
                 source=source.path,
@@ -96,4 +96,4 @@ def make_gguf_artifact(
             peak_rss_bytes=result.peak_rss_bytes,
             created_at=datetime.datetime.now(datetime.UTC),
         )
-        return MadeArtifact(manifest, store.commit(staging, manifest), reused=False)
+        return GgufArtifact(manifest, store.commit(staging, manifest), reused=False)

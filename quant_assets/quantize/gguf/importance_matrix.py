@@ -16,7 +16,7 @@ from quant_assets.quantize.gguf.job import ImatrixJob, make_imatrix
 from quant_assets.texts.calibration import CalibrationText
 
 
-class ImportanceMatrix(BaseModel):
+class ImportanceMatrixRecord(BaseModel):
     """An importance matrix in llama.cpp's GGUF form, and what it was measured on."""
 
     model_name: str
@@ -42,7 +42,7 @@ def model_importance_matrix(
     *,
     threads: int | None = None,
     session: WorkerSession = UNATTENDED,
-) -> ImportanceMatrix:
+) -> ImportanceMatrixRecord:
     """The importance matrix of a source over a text, from `folder`, measured there if need be.
 
     Raises what `make_imatrix` does.
@@ -73,7 +73,7 @@ def model_importance_matrix(
             ),
             session=session,
         )
-        made = ImportanceMatrix(
+        made = ImportanceMatrixRecord(
             model_name=model_name,
             path=path,
             sha256=result.sha256,
@@ -92,10 +92,10 @@ def model_importance_matrix(
     return made
 
 
-def _read(record: Path, path: Path) -> ImportanceMatrix | None:
+def _read(record: Path, path: Path) -> ImportanceMatrixRecord | None:
     """What is recorded of the matrix at `path`; None unless the file is the one recorded."""
     try:
-        known = ImportanceMatrix.model_validate_json(record.read_bytes())
+        known = ImportanceMatrixRecord.model_validate_json(record.read_bytes())
         whole = sha256_of(path) == known.sha256
     except (OSError, ValidationError):
         return None

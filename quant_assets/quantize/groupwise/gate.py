@@ -1,33 +1,33 @@
-"""The gate: an artifact must be close to its source, and better than plain rounding.
+"""The perplexity gate: an artifact must be close to its source, and better than plain rounding.
 
-Perplexity is measured on one fixed text, by llama.cpp's windows, of the artifact, of its source, and
-of the source rounded to nearest at the same bits and group size. The last two are kept in the cache.
+Perplexity is measured on one fixed text in llama.cpp's windows: of the artifact, of its source, and
+of the source rounded to nearest with the same bits and group size. The last two are cached.
 """
 
 import hashlib
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
+from quant_assets.artifacts.quality_gate import GATE_PERPLEXITY_RATIO, exceeds_gate
 from quant_assets.formats.artifact_formats import RunnableFormat
 from quant_assets.host.caches import remember
-from quant_assets.host.devices import Device
+from quant_assets.host.devices import Device, available_physical_cores
 from quant_assets.models.source import SourceModel
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
-from quant_assets.texts.evaluation import EvaluationText
+from quant_assets.texts.evaluation import WINDOW_TOKENS, EvaluationText
 
-GATED_PARAMETERS: Final = 1_000_000_000
-GATE_RATIO: Final = 1.05
-"""A model of `GATED_PARAMETERS` and up in 4 bits or more: at most this over its source."""
+GATED_BITS: Final = 4
+"""Fewer bits are not held to `GATE_PERPLEXITY_RATIO`."""
 NEARLY_LOSSLESS_RATIO: Final = 1.01
-"""At 8 bits rounding is as good as anything; being this close to the source passes as well."""
+"""At 8 bits plain rounding is as good as anything, so being this close to the source passes too."""
 DOUBTFUL_RATIO: Final = 2.0
-"""From twice the source's perplexity on a warning is given: better than rounding is not good then."""
-DEFAULT_WINDOWS: Final = 8
-DEFAULT_CONTEXT: Final = 512
+"""Warn from 2x the source's perplexity: beating rounding no longer means usable."""
+GATE_WINDOWS: Final = 8
 _WORKER_ENV: Final = {"GPTQMODEL_CPU_WORKERS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -42,7 +42,7 @@ class Rounding(BaseModel):
 
 
 class Checkpoint(BaseModel):
-    """A checkpoint to measure, rounded first where `rounding` says how."""
+    """A checkpoint to measure, rounded to nearest first if `rounding` is given."""
 
     path: Path
     format: RunnableFormat
@@ -50,7 +50,7 @@ class Checkpoint(BaseModel):
 
 
 class CheckpointQualityJob(BaseModel):
-    """Measure checkpoints on one text, one after the other."""
+    """Measure checkpoints on one text, one after another."""
 
     checkpoints: list[Checkpoint]
     text: Path
@@ -61,12 +61,12 @@ class CheckpointQualityJob(BaseModel):
 
 
 def _not_a_number(value: object) -> object:
-    """JSON has no word for the perplexity of a model that answers with infinities."""
+    """JSON writes the perplexity of a model with infinite outputs as null."""
     return math.nan if value is None else value
 
 
 class CheckpointQuality(BaseModel):
-    """Perplexity with its standard error, and how an artifact goes on after "The"."""
+    """Perplexity with its standard error, and the artifact's continuation of "The"."""
 
     perplexity: Annotated[float, BeforeValidator(_not_a_number)]
     standard_error: Annotated[float, BeforeValidator(_not_a_number)]
@@ -75,13 +75,13 @@ class CheckpointQuality(BaseModel):
 
 
 class CheckpointQualities(BaseModel):
-    """The answers, in the order of the checkpoints."""
+    """The measurements, in the order of the checkpoints."""
 
     measured: list[CheckpointQuality]
 
 
-class Verdict(BaseModel):
-    """What the gate saw; `rejection` is null for an artifact that passed."""
+class GateResult(BaseModel):
+    """The gate's measurements; `rejection` is null for an artifact that passed."""
 
     text: str
     scored_tokens: int
@@ -107,31 +107,31 @@ def rejection(
 ) -> str | None:
     """Why an artifact is rejected, or None.
 
-    Models of `GATED_PARAMETERS` and up at 4 bits or more must be within `GATE_RATIO` of their
-    source. Every artifact must be better than rounding, or within `NEARLY_LOSSLESS_RATIO`.
+    At `GATED_BITS` and more it must pass the quality gate of all formats. Every artifact must be
+    better than plain rounding, or within `NEARLY_LOSSLESS_RATIO` of its source.
     """
     ratio = perplexity / source
-    # A perplexity that is not a number compares false with everything, so the good case is asked.
+    # NaN compares false with everything, so the condition tests for the good case.
     if not (ratio <= NEARLY_LOSSLESS_RATIO or perplexity < rounding):
         return (
             f"Its perplexity {perplexity:.3f} is not better than that of rounding to nearest, "
             f"{rounding:.3f} (source: {source:.3f})."
         )
-    if n_parameters >= GATED_PARAMETERS and bits >= 4 and not ratio <= GATE_RATIO:
+    if bits >= GATED_BITS and exceeds_gate(ratio, n_parameters):
         return (
             f"Its perplexity {perplexity:.3f} is {100 * (ratio - 1):.1f}% over the source's "
-            f"{source:.3f}; {100 * (GATE_RATIO - 1):.0f}% are allowed."
+            f"{source:.3f}; {100 * (GATE_PERPLEXITY_RATIO - 1):.0f}% are allowed."
         )
     return None
 
 
-def caution(ratio_to_source: float) -> str | None:
-    """What to say of an artifact that passed and is of doubtful use all the same, or None."""
+def quality_warning(ratio_to_source: float) -> str | None:
+    """A warning about an artifact that passed but is of doubtful use, or None."""
     if ratio_to_source < DOUBTFUL_RATIO:
         return None
     return (
         f"Its perplexity is {ratio_to_source:.1f} times the source's. It is better than plain "
-        "rounding, and still of doubtful use; take more bits, smaller groups or a larger model."
+        "rounding, but still of doubtful use; use more bits, smaller groups or a larger model."
     )
 
 
@@ -145,9 +145,9 @@ def measure_checkpoints(
     context: int,
     session: WorkerSession = UNATTENDED,
 ) -> list[CheckpointQuality]:
-    """Load each checkpoint in a worker, let it generate, and measure its perplexity.
+    """Load each checkpoint in a worker, generate with it, and measure its perplexity.
 
-    Raises `InputError` for a text that is too short, `WorkerError` when one does not load.
+    Raises `InputError` for a text that is too short, `WorkerError` when a checkpoint does not load.
     """
     return run_worker(
         "checkpoint.quality",
@@ -161,81 +161,84 @@ def measure_checkpoints(
     ).measured  # fmt: skip
 
 
-def judge(
-    artifact: Path,
-    artifact_format: RunnableFormat,
-    rounding: Rounding,
-    source: SourceModel,
-    n_parameters: int,
-    text: EvaluationText,
-    cache: Path,
-    *,
-    threads: int,
-    device: Device = "auto",
-    windows: int = DEFAULT_WINDOWS,
-    context: int = DEFAULT_CONTEXT,
-    session: WorkerSession = UNATTENDED,
-) -> Verdict:
-    """Measure an artifact, its source and its rounded source, and judge.
+@dataclass(frozen=True)
+class GateCandidate:
+    """The artifact to measure, and its source with the rounding that it must beat."""
 
-    Raises `InputError` for a text that is too short, `WorkerError` when the artifact does not load.
+    path: Path
+    format: RunnableFormat
+    rounding: Rounding
+    source: SourceModel
+    n_parameters: int
+
+
+@dataclass(frozen=True)
+class PerplexityGate:
+    """Where and on what the gate measures; `cache` keeps the measurements of sources.
+
+    `threads` None: all physical cores.
     """
 
-    references = [
-        Checkpoint(path=source.path, format="hf", rounding=how) for how in (None, rounding)
-    ]
-    kept = [
-        cache
-        / "reference_perplexity"
-        / f"{_key(source, reference, text, windows, context, device)}.json"
-        for reference in references
-    ]
-    known = [_read(path) for path in kept]
-    missing = [number for number, found in enumerate(known) if found is None]
-    own, *fresh = measure_checkpoints(
-        [
-            Checkpoint(path=artifact, format=artifact_format),
-            *(references[number] for number in missing),
-        ],
-        text,
-        threads=threads,
-        device=device,
-        windows=windows,
-        context=context,
-        session=session,
-    )
-    for number, measured in zip(missing, fresh, strict=True):
-        remember(kept[number], measured.model_dump_json(indent=2))
-        known[number] = measured
-    plain, rounded = known
-    assert plain is not None and rounded is not None
-    return Verdict(
-        text=text.name,
-        scored_tokens=own.scored_tokens,
-        perplexity=own.perplexity,
-        source_perplexity=plain.perplexity,
-        rounding_perplexity=rounded.perplexity,
-        generated_text=own.generated_text,
-        rejection=rejection(
+    text: EvaluationText
+    cache: Path
+    threads: int | None = None
+    device: Device = "auto"
+    windows: int = GATE_WINDOWS
+    context: int = WINDOW_TOKENS
+
+    def check(self, candidate: GateCandidate, *, session: WorkerSession = UNATTENDED) -> GateResult:
+        """Measure an artifact, its source and its rounded source, and apply the rules.
+
+        Raises `InputError` for a text that is too short, `WorkerError` when the artifact does not
+        load.
+        """
+        references = [
+            Checkpoint(path=candidate.source.path, format="hf", rounding=rounding)
+            for rounding in (None, candidate.rounding)
+        ]
+        cached = [self._cache_file(candidate.source, reference) for reference in references]
+        known = [_read(path) for path in cached]
+        missing = [number for number, found in enumerate(known) if found is None]
+        own, *fresh = measure_checkpoints(
+            [
+                Checkpoint(path=candidate.path, format=candidate.format),
+                *(references[number] for number in missing),
+            ],
+            self.text,
+            threads=self.threads or available_physical_cores(),
+            device=self.device,
+            windows=self.windows,
+            context=self.context,
+            session=session,
+        )
+        for number, measured in zip(missing, fresh, strict=True):
+            remember(cached[number], measured.model_dump_json(indent=2))
+            known[number] = measured
+        plain, rounded = known
+        assert plain is not None and rounded is not None
+        return GateResult(
+            text=self.text.name,
+            scored_tokens=own.scored_tokens,
             perplexity=own.perplexity,
-            source=plain.perplexity,
-            rounding=rounded.perplexity,
-            bits=rounding.bits,
-            n_parameters=n_parameters,
-        ),
-    )
+            source_perplexity=plain.perplexity,
+            rounding_perplexity=rounded.perplexity,
+            generated_text=own.generated_text,
+            rejection=rejection(
+                perplexity=own.perplexity,
+                source=plain.perplexity,
+                rounding=rounded.perplexity,
+                bits=candidate.rounding.bits,
+                n_parameters=candidate.n_parameters,
+            ),
+        )
 
-
-def _key(
-    source: SourceModel,
-    reference: Checkpoint,
-    text: EvaluationText,
-    windows: int,
-    context: int,
-    device: Device,
-) -> str:
-    parts = (source.identity, reference.rounding, text.sha256, windows, context, device)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+    def _cache_file(self, source: SourceModel, reference: Checkpoint) -> Path:
+        parts = (
+            source.identity, reference.rounding, self.text.sha256, self.windows, self.context,
+            self.device,
+        )  # fmt: skip
+        key = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+        return self.cache / "reference_perplexity" / f"{key}.json"
 
 
 def _read(path: Path) -> CheckpointQuality | None:

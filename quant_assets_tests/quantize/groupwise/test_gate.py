@@ -7,7 +7,7 @@ import pytest
 from quant_assets.errors import InputError
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.inspection import ModelShape
-from quant_assets.quantize.groupwise.gate import CheckpointQuality, caution, rejection
+from quant_assets.quantize.groupwise.gate import CheckpointQuality, quality_warning, rejection
 from quant_assets.quantize.groupwise.job import check_shape, groupwise_settings
 
 LARGE, SMALL = 1_200_000_000, 135_000_000
@@ -51,8 +51,8 @@ def test_a_perplexity_that_is_no_number_is_one_and_rejects() -> None:
 
 
 def test_better_than_rounding_can_be_of_no_use() -> None:
-    assert caution(1.5) is None
-    assert "86.9 times the source's" in str(caution(86.9))
+    assert quality_warning(1.5) is None
+    assert "86.9 times the source's" in str(quality_warning(86.9))
 
 
 def quantization(method: str, bits: int = 4, group_size: int = 64) -> GroupQuantization:

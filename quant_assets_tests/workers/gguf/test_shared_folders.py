@@ -17,7 +17,7 @@ from quant_assets.models.identity import sha256_of
 from quant_assets.models.source import SourceModel
 from quant_assets.processes.protocol import Event, EventChannel, LogEvent
 from quant_assets.processes.session import WorkerSession
-from quant_assets.quantize.gguf.artifact import MadeArtifact, make_gguf_artifact
+from quant_assets.quantize.gguf.artifact import GgufArtifact, make_gguf_artifact
 from quant_assets.quantize.gguf.job import ImatrixJob, QuantizeGgufJob, QuantizeGgufResult
 from quant_assets.workers.gguf import engine, imatrix
 from quant_assets.workers.gguf.engine import quantize
@@ -308,7 +308,7 @@ def test_an_artifact_that_was_finished_but_not_committed_is_not_made_twice(
     )
     said: list[str] = []
 
-    def make() -> MadeArtifact:
+    def make() -> GgufArtifact:
         return make_gguf_artifact(
             "larger", source, "Q8_0", store, threads=1, session=WorkerSession(listen)
         )

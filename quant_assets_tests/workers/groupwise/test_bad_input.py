@@ -47,7 +47,7 @@ def with_code(folder: Path) -> None:
         (truncated, "is cut off"),
         (without_config, "no config.json|cannot be read|no model"),
         (not_json, "cannot be read"),
-        (quantized_already, "quantized already"),
+        (quantized_already, "already quantized"),
         (shutil.rmtree, "no model|nothing|not exist"),
     ],
 )

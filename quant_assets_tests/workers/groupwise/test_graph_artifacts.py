@@ -12,7 +12,7 @@ from quant_assets.bench.quality import QualityStore
 from quant_assets.cli.app import app
 from quant_assets.errors import CheckFailed, InputError
 from quant_assets.formats.group_quantization import GroupQuantization
-from quant_assets.quantize.groupwise.gate import Verdict
+from quant_assets.quantize.groupwise.gate import GateResult
 from quant_assets.quantize.groupwise.job import groupwise_settings
 from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.settings import Settings
@@ -90,11 +90,13 @@ def test_a_rejected_artifact_fails_its_check_and_is_kept_apart(
     installation: Installation, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     definitions, instance = installation
-    verdict = Verdict(
+    gated = GateResult(
         text="a text", scored_tokens=1, perplexity=9.0, source_perplexity=2.0,
         rounding_perplexity=3.0, generated_text="The", rejection="Worse than rounding.",
     )  # fmt: skip
-    monkeypatch.setattr("quant_assets.quantize.groupwise.artifact.judge", lambda *_, **__: verdict)
+    monkeypatch.setattr(
+        "quant_assets.quantize.groupwise.gate.PerplexityGate.check", lambda *_, **__: gated
+    )
     before = {manifest.job_id for manifest in ArtifactStore(settings.artifacts).all()}
     result = definitions.resolve_job_def("tiny_awq").execute_in_process(
         instance=instance,
