@@ -79,42 +79,33 @@ class _Point(NamedTuple):
     batch: int
 
 
-_VERDICTS = """
-create or replace temp table judged as
+_CANDIDATES = """
+create or replace temp table candidates as
 select
     *,
     case
         when price_kind is null then 'without a price'
         when price_kind = 'hourly' and $hourly is null and $budget is not null
-            then 'to rent, not to buy'
+            then 'for rent only'
         when price_kind = 'purchase' and $budget is null and $hourly is not null
-            then 'to buy, not to rent'
+            then 'for sale only'
         when price_usd > case price_kind when 'hourly' then $hourly else $budget end
-            then 'too dear'
-        when not fits then 'a copy does not fit one GPU'
+            then 'over budget'
+        when not fits then 'too small: a copy does not fit on one GPU'
         when usd_per_million_tokens is null
-            then 'no expected speed, as the bandwidth of the GPU is not known'
+            then 'without an expected speed: the memory bandwidth of the GPU is unknown'
         when decode_tokens_per_s_per_sequence < $speed then 'too slow'
-        when quality_loss > $loss then 'too much loss of quality'
-        when quality_loss is null and $loss is not null then 'quality never measured'
+        when quality_loss > $loss then 'over the limit on quality loss'
+        when quality_loss is null and $loss is not null then 'without a measured quality'
     end as left_out_because
-from marts.deployment_options
+from intermediate.int_ranked_options
 where model = $model and context_tokens = $context and batch_size = $batch
 """
 
-_BEST = """
-with cheapest as (
-    select * from judged where left_out_because is null
-    qualify row_number() over (
-        partition by variant, gpu, gpu_count, price_kind order by price_usd, row_id
-    ) = 1
-)
-select
-    row_number() over (
-        order by quality_basis = 'unmeasured', usd_per_million_tokens, variant, row_id
-    ) as place,
-    *
-from cheapest
+_SUITABLE = """
+select row_number() over (order by preference) as place, *
+from candidates
+where left_out_because is null and is_cheapest_of_card
 order by place
 """
 
@@ -127,7 +118,7 @@ def recommend(connection: duckdb.DuckDBPyConnection, question: Question) -> Answ
     """
     point = _covering_point(connection, question)
     connection.execute(
-        _VERDICTS,
+        _CANDIDATES,
         {
             "model": question.model,
             "context": point.context,
@@ -138,11 +129,11 @@ def recommend(connection: duckdb.DuckDBPyConnection, question: Question) -> Answ
             "loss": question.max_quality_loss,
         },
     ).fetchall()
-    cursor = connection.execute(_BEST)
+    cursor = connection.execute(_SUITABLE)
     columns = [str(column[0]) for column in cursor.description or []]
     options = [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
     left_out = connection.execute(
-        "select left_out_because, count(*) from judged where left_out_because is not null "
+        "select left_out_because, count(*) from candidates where left_out_because is not null "
         "group by all order by 2 desc, 1"
     ).fetchall()
     return Answer(

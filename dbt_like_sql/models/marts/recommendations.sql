@@ -1,27 +1,7 @@
--- For every question (model, context, batch, rent or buy) the options with the cheapest tokens, each
--- card and variant once by its cheapest offer, with the reason in words. Variants whose quality was
--- measured go before those whose quality is not known.
-with candidates as (
-    select *
-    from {{ ref('deployment_options') }}
-    where
-        fits
-        and usd_per_million_tokens is not null
-        and decode_tokens_per_s_per_sequence
-        >= {{ var('recommended_tokens_per_s_per_sequence') }}
-        and coalesce(quality_loss <= {{ var('recommended_quality_loss') }}, true)
-),
-
-cheapest as (
-    select *
-    from candidates
-    qualify row_number() over (
-        partition by model, variant, context_tokens, batch_size, price_kind, gpu, gpu_count
-        order by price_usd, row_id
-    ) = 1
-),
-
-ranked as (
+-- For every question (model, context, batch, rent or buy) the options with the cheapest tokens: each
+-- card and variant once, by its cheapest offer, with the reason in words. Ranked by
+-- `int_ranked_options`; here are the limits on speed and quality loss, and the first places.
+with ranked as (
     select
         *,
         count(*) over (
@@ -30,10 +10,15 @@ ranked as (
         cast(
             row_number() over (
                 partition by model, context_tokens, batch_size, price_kind
-                order by quality_basis = 'unmeasured', usd_per_million_tokens, variant, row_id
+                order by preference
             ) as integer
         ) as place
-    from cheapest
+    from {{ ref('int_ranked_options') }}
+    where
+        is_cheapest_of_card
+        and decode_tokens_per_s_per_sequence
+        >= {{ var('recommended_tokens_per_s_per_sequence') }}
+        and coalesce(quality_loss <= {{ var('recommended_quality_loss') }}, true)
 )
 
 select
