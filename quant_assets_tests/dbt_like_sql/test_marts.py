@@ -1,5 +1,6 @@
 """The marts, against arithmetic by hand."""
 
+import json
 import shutil
 import statistics
 from pathlib import Path
@@ -153,6 +154,23 @@ def test_histories_compare_with_the_time_before(marts_warehouse: Warehouse):
         "where record_id = 'run-5' and variant = 'f16'",
     )
     assert runs == [(7, pytest.approx(105 / 104 - 1))]
+
+
+def test_every_column_of_every_model_is_documented(marts_home: Path, marts_warehouse: Warehouse):
+    manifest = json.loads((marts_home / "target" / "manifest.json").read_text())
+    documented = {
+        (node["schema"], node["name"], column["name"])
+        for node in manifest["nodes"].values()
+        if node["resource_type"] == "model" and node["description"]
+        for column in node["columns"].values()
+        if column["description"]
+    }
+    built = rows(
+        marts_warehouse,
+        "select table_schema, table_name, column_name from information_schema.columns "
+        "where table_catalog = current_database() and table_schema <> 'raw'",
+    )
+    assert documented == set(built)
 
 
 def test_a_fresh_installation_has_empty_marts(tmp_path: Path):
