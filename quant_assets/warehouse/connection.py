@@ -1,46 +1,46 @@
-"""Every writer works on a copy of its own; what it published is whole, and all that readers see.
+"""Writing the warehouse: every writer changes a private copy, which then replaces the published file.
 
-DuckDB lets one process write a file and then no other read it. So a writer takes a lock, copies the
-published file, changes the copy and, when that has passed its checks, renames it over the published
-one. The copy is nothing that lasts: a writer that fails or is killed leaves the published file as it
-was, and the next one begins from there. Files of the data root are the record; a published file that
-is missing or damaged is rebuilt from them by the next writer.
+While one process has a DuckDB file open for writing, no other process can read it. So a writer takes
+a lock, copies the published file, changes the copy and, once that has passed its checks, renames it
+over the published one. A writer that fails or is killed leaves the published file as it was, and the
+next writer starts from there. The files of the data root are the record: when the published file is
+missing or damaged, the next writer rebuilds it from them.
 """
 
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import duckdb
 
 from quant_assets.atomic_files import replace_durably
-from quant_assets.errors import CheckFailed, InputError, ResourceError
+from quant_assets.errors import CheckFailed, ResourceError
 from quant_assets.host.locks import exclusive_lock
+from quant_assets.warehouse.database_file import (
+    Seed,
+    configure,
+    create_raw_tables,
+    fold_log_in,
+    is_damage,
+    read_through,
+    write_ahead_log,
+)
+from quant_assets.warehouse.read_only import read_only_connection, require_a_file
 
 DEFAULT_WAIT_S = 600.0
-READ_MEMORY_LIMIT = "2GB"
-QUERY_LIMIT_S = 600
 
-Seed = Callable[[duckdb.DuckDBPyConnection], None]
-"""Fills the empty raw tables of a new file from the records."""
-
-_SCHEMA = Path(__file__).with_name("schema.sql")
-_REBUILD = (
-    "Nothing is lost: the files of the data root are the record. Run `make demo`, which rebuilds it "
-    "from them and measures nothing twice."
-)
 _log = logging.getLogger(__name__)
 
 
 class Warehouse:
-    """The DuckDB file that people query (`path`), and how it is written.
+    """The published DuckDB file `path`, how it is read and how it is written.
 
-    `seed` fills a new file when there is none to begin from, or a damaged one. The copy that a
-    writer changes has the file name of `path`: DuckDB calls a database by it, and views inside
-    refer to it.
+    `seed` fills a new file when the published one is missing or damaged. The copy that a writer
+    changes keeps the file name of `path`: DuckDB names a database after its file, and the views in
+    it refer to that name.
     """
 
     def __init__(
@@ -51,31 +51,9 @@ class Warehouse:
         self._wait_s = wait_s
         self._builds = path.parent / "build"
 
-    @contextmanager
-    def exclusive(self) -> Iterator[Path]:
-        """Yield the path of a copy of the published file; publish it when the block succeeds.
-
-        The copy has all raw tables. No other writer works meanwhile, in any process. Nothing is
-        published when the block raises, when the copy cannot be read to its end, or when a table or
-        view of the published file is missing in it (`CheckFailed`). Raises `ResourceError` when
-        another writer takes longer than the waiting time, or the disk is full or cannot be
-        written.
-        """
-        lock = self._builds / f"{self.path.name}.lock"
-        with exclusive_lock(lock, f"the warehouse {self.path}", wait_s=self._wait_s):
-            with self._writable():
-                self._remove_what_killed_writers_left(lock)
-                folder = self._builds / secrets.token_hex(6)
-                folder.mkdir()
-            try:
-                build = folder / self.path.name
-                with self._writable():
-                    before = self._begin(build)
-                yield build
-                with self._writable():
-                    self._publish(build, before)
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
+    def read(self) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+        """A connection to the published file that only reads; see `read_only_connection`."""
+        return read_only_connection(self.path)
 
     @contextmanager
     def write(self) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -85,141 +63,102 @@ class Warehouse:
                 connection = duckdb.connect(str(build))
             try:
                 with self._writable():
-                    _set_up(connection)
+                    configure(connection)
                     connection.begin()
                 try:
                     yield connection
                 except duckdb.Error as error:
-                    # Large loads are written before the commit.
+                    # Large loads reach the disk before the commit.
                     if is_damage(error):
                         raise self._unwritable(error) from error
                     raise
                 with self._writable():
                     connection.commit()
             finally:
-                # Closing rolls an open transaction back and folds the write-ahead log in.
+                # Closing rolls back an open transaction and folds in the write-ahead log.
                 connection.close()
 
     @contextmanager
-    def read(self) -> Iterator[duckdb.DuckDBPyConnection]:
-        """Yield a connection to the published file that can change nothing and reach nothing else.
+    def exclusive(self) -> Iterator[Path]:
+        """Yield the path of a copy of the published file; publish it when the block succeeds.
 
-        No other file, no network, no extension and no variable of the process can be read through
-        it, its settings cannot be changed, and a statement ends after `QUERY_LIMIT_S` seconds.
-        Raises `InputError` when there is no file, when it is damaged, or when it lacks what is
-        asked of it.
+        The copy has all raw tables. Meanwhile no other writer works, in any process. Nothing is
+        published when the block raises, when the copy is damaged, or when it lacks a table or view
+        of the published file (`CheckFailed`). Raises `ResourceError` when another writer holds the
+        lock longer than the waiting time, or when the disk is full or not writable.
         """
-        connection = self._connect_read_only()
-        try:
-            yield connection
-        except (duckdb.CatalogException, duckdb.BinderException) as error:
-            raise InputError(
-                "The marts have not been built yet, or by another version.",
-                str(error).splitlines()[0],
-                "Run `make demo`, or materialize the assets in the Dagster UI.",
-            ) from error
-        except duckdb.Error as error:
-            if is_damage(error):
-                raise self._unusable(error) from error
-            raise
-        finally:
-            connection.close()
+        lock = self._builds / f"{self.path.name}.lock"
+        with exclusive_lock(lock, f"the warehouse {self.path}", wait_s=self._wait_s):
+            with self._writable():
+                self._remove_leftovers(lock)
+                folder = self._builds / secrets.token_hex(6)
+                folder.mkdir()
+            try:
+                build = folder / self.path.name
+                with self._writable():
+                    published = self._start(build)
+                yield build
+                with self._writable():
+                    self._publish(build, published)
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
 
-    def _connect_read_only(self) -> duckdb.DuckDBPyConnection:
-        if not self.path.exists():
-            raise InputError(
-                f"There is no warehouse at {self.path}.",
-                "Nothing has been loaded yet.",
-                "Run `make demo`, or materialize the assets in the Dagster UI.",
-            )
-        self._require_a_file()
-        with self.path.open("rb"):
-            pass  # a refusal of the system is better told by Python than by DuckDB
-        try:
-            connection = duckdb.connect(
-                str(self.path),
-                read_only=True,
-                config={
-                    "enable_external_access": "false",
-                    "autoload_known_extensions": "false",
-                    "autoinstall_known_extensions": "false",
-                    "allow_community_extensions": "false",
-                    "memory_limit": READ_MEMORY_LIMIT,
-                    "temp_directory": "",
-                },
-            )
-        except duckdb.Error as error:
-            raise self._unusable(error) from error
-        _set_up(connection)
-        for setting in (
-            "python_enable_replacements = false",
-            f"max_execution_time = {QUERY_LIMIT_S * 1000}",
-            "lock_configuration = true",
-        ):
-            connection.execute(f"set {setting}").fetchall()
-        return connection
+    def _start(self, build: Path) -> set[str]:
+        """Create the copy; return the published tables and views.
 
-    def _begin(self, build: Path) -> set[str]:
-        """Make the copy; returns its tables and views. A damaged or foreign file is rebuilt."""
+        A published file that is damaged, or that another program wrote, is set aside and rebuilt.
+        """
         if self.path.exists():
-            self._require_a_file()
+            require_a_file(self.path)
             shutil.copyfile(self.path, build)
             try:
-                relations = _sound_relations(build)
+                relations = read_through(build)
                 if any(name.startswith("raw.") for name in relations):
-                    _create_raw_tables(build)
+                    create_raw_tables(build)
                     return relations
-                why = "It has no raw tables, so something else wrote it."
+                fault = "It has no raw tables, so another program wrote it."
             except duckdb.OutOfMemoryException:
                 raise
             except duckdb.Error as error:
-                why = str(error).splitlines()[0]
-            kept = self.path.with_name(f"{self.path.name}.damaged")
-            _log.warning(
-                "The warehouse %s is damaged; it is kept as %s and rebuilt from the records. Its "
-                "marts are missing until `make demo` or the job `refresh_marts` has built them. %s",
-                self.path,
-                kept,
-                why,
-            )
-            self.path.replace(kept)
-            for left in (build, _write_ahead_log(build)):
-                left.unlink(missing_ok=True)
-        _create_raw_tables(build, self._seed)
+                fault = str(error).splitlines()[0]
+            self._set_aside(fault)
+            for leftover in (build, write_ahead_log(build)):
+                leftover.unlink(missing_ok=True)
+        create_raw_tables(build, self._seed)
         return set()
 
-    def _publish(self, build: Path, before: set[str]) -> None:
-        connection = duckdb.connect(str(build))
-        try:
-            connection.execute("checkpoint").fetchall()
-        finally:
-            connection.close()
-        lost = sorted(before - _sound_relations(build))
+    def _set_aside(self, fault: str) -> None:
+        kept = self.path.with_name(f"{self.path.name}.damaged")
+        _log.warning(
+            "The warehouse %s is damaged; it is kept as %s and rebuilt from the records. Its marts "
+            "are missing until `make demo` or the job `refresh_marts` has built them. %s",
+            self.path,
+            kept,
+            fault,
+        )
+        self.path.replace(kept)
+
+    def _publish(self, build: Path, published: set[str]) -> None:
+        fold_log_in(build)
+        lost = sorted(published - read_through(build))
         if lost:
             raise CheckFailed(
                 f"The new state of the warehouse {self.path} is not published.",
                 f"It lacks {', '.join(lost)}, which the published one has.",
-                "The published file is as it was. Run the command again; if that does not help, "
+                "The published file is unchanged. Run the command again; if that does not help, run "
                 "`make demo`.",
             )
-        # A log beside the published file is of a program that wrote into it; it would be replayed.
-        _write_ahead_log(self.path).unlink(missing_ok=True)
+        # Another program that wrote into the published file left this log; it would be replayed.
+        write_ahead_log(self.path).unlink(missing_ok=True)
         replace_durably(build, self.path)
 
-    def _remove_what_killed_writers_left(self, lock: Path) -> None:
-        for left in self._builds.iterdir():
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left)
-            elif left != lock:
-                left.unlink()
-
-    def _require_a_file(self) -> None:
-        if not self.path.is_file():
-            raise InputError(
-                f"The warehouse {self.path} is not a file.",
-                "A folder or a device has its name.",
-                "Move it away, then run the same command again.",
-            )
+    def _remove_leftovers(self, lock: Path) -> None:
+        """Remove what killed writers left in the build folder."""
+        for leftover in self._builds.iterdir():
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover)
+            elif leftover != lock:
+                leftover.unlink()
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
@@ -235,69 +174,8 @@ class Warehouse:
 
     def _unwritable(self, error: Exception) -> ResourceError:
         return ResourceError(
-            f"The warehouse {self.path} cannot be written; the published file is as it was.",
-            f"The system said: {str(error).splitlines()[0]}",
+            f"The warehouse {self.path} cannot be written; the published file is unchanged.",
+            f"The system reports: {str(error).splitlines()[0]}",
             f"Free space in {self.path.parent} or make it writable, then run the same command "
             "again.",
         )
-
-    def _unusable(self, error: duckdb.Error) -> InputError:
-        return InputError(
-            f"The warehouse {self.path} cannot be read.",
-            f"It is damaged, of another version of DuckDB, or open for writing in another program: "
-            f"{str(error).splitlines()[0]}",
-            f"Close programs that have it open. {_REBUILD}",
-        )
-
-
-def is_damage(error: duckdb.Error) -> bool:
-    """Whether DuckDB says that a file cannot be read or written, not that a query is wrong."""
-    return isinstance(
-        error,
-        duckdb.IOException
-        | duckdb.FatalException
-        | duckdb.InternalException
-        | duckdb.SerializationException,
-    ) or type(error) in (duckdb.Error, duckdb.OperationalError, duckdb.DatabaseError)
-
-
-def _create_raw_tables(build: Path, seed: Seed | None = None) -> None:
-    connection = duckdb.connect(str(build))
-    try:
-        _set_up(connection)
-        connection.execute(_SCHEMA.read_text(encoding="utf-8")).fetchall()
-        if seed is not None:
-            seed(connection)
-    finally:
-        connection.close()
-
-
-def _sound_relations(path: Path) -> set[str]:
-    """The tables and views of a file, as `schema.name`; every table is read to its end.
-
-    Raises `duckdb.Error` for a file that is damaged anywhere: every block has a checksum.
-    """
-    connection = duckdb.connect(str(path), read_only=True)
-    try:
-        _set_up(connection)
-        rows = connection.execute(
-            "select table_schema, table_name, table_type from information_schema.tables "
-            "where table_catalog = current_database()"
-        ).fetchall()
-        for schema, name, kind in rows:
-            if kind == "BASE TABLE":
-                table = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, name))
-                connection.execute(f"select bit_xor(hash(t)) from {table} t").fetchall()  # noqa: S608
-        return {f"{schema}.{name}" for schema, name, _ in rows}
-    finally:
-        connection.close()
-
-
-def _write_ahead_log(path: Path) -> Path:
-    return path.with_name(f"{path.name}.wal")
-
-
-def _set_up(connection: duckdb.DuckDBPyConnection) -> None:
-    """Times in UTC; no progress bar, which would go to standard output."""
-    connection.execute("set time zone 'UTC'").fetchall()
-    connection.execute("set enable_progress_bar = false").fetchall()

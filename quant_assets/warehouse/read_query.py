@@ -1,8 +1,8 @@
-"""A query that somebody typed: it can only read, it can be interrupted, and its values are exact.
+"""Ad-hoc queries: they only read, can be interrupted, and return exact values.
 
 DuckDB formats the values itself: Python has no type for nanoseconds, months or infinite dates. The
-connection (`Warehouse.read`) keeps a query from other files, the network and the settings; but it
-may still write to the log of its own database, so that only statements that read are run at all.
+connection (`Warehouse.read`) keeps a query away from other files, the network and the settings, but
+it could still write to the write-ahead log of its own database; so only statements that read are run.
 """
 
 import re
@@ -13,7 +13,8 @@ from typing import NamedTuple, TypeVar
 import duckdb
 
 from quant_assets.errors import InputError, ResourceError
-from quant_assets.warehouse.connection import QUERY_LIMIT_S, READ_MEMORY_LIMIT, is_damage
+from quant_assets.warehouse.database_file import is_damage
+from quant_assets.warehouse.read_only import MEMORY_LIMIT, QUERY_LIMIT_S
 
 MAX_ROWS = 100_000
 MAX_CHARACTERS = 50_000_000
@@ -26,9 +27,9 @@ _Returned = TypeVar("_Returned")
 
 
 class QueryAnswer(NamedTuple):
-    """Columns and rows of texts, None for NULL; `is_cut` says that there were more rows.
+    """Columns, and rows of text (None for NULL).
 
-    `is_plan` marks the answer to EXPLAIN, a drawing rather than values.
+    `is_cut`: rows are missing at the end. `is_plan`: the answer to EXPLAIN, a drawing, not values.
     """
 
     columns: list[str]
@@ -38,26 +39,26 @@ class QueryAnswer(NamedTuple):
 
 
 def run_query(connection: duckdb.DuckDBPyConnection, query: str) -> QueryAnswer:
-    """Run a query, the last one of several, in a thread, so that Ctrl-C can end it.
+    """Run a query in a thread, so that Ctrl-C can stop it; return the answer of its last statement.
 
-    At most `MAX_ROWS` rows and `MAX_CHARACTERS` characters are returned, of a single value at most
-    `MAX_CELL_CHARACTERS`, with a word on how many are missing. Raises `InputError` for a query that
-    is wrong or would do anything but read, `ResourceError` for one that takes too long or too much
-    memory, and `duckdb.Error` when the file is damaged.
+    Returns at most `MAX_ROWS` rows and `MAX_CHARACTERS` characters; a value longer than
+    `MAX_CELL_CHARACTERS` is cut and ends with the number of characters that are missing. Raises
+    `InputError` for a query that is wrong or does anything but read, `ResourceError` for one that
+    takes too long or too much memory, and `duckdb.Error` when the file is damaged.
     """
     try:
         return _interruptible(connection, lambda: _answer(connection, query))
     except duckdb.InterruptException as error:
         raise ResourceError(
-            "The query was ended.",
+            "The query was stopped.",
             f"It took longer than {QUERY_LIMIT_S} s.",
-            "Ask for less, or run it with the duckdb command on a copy of the file.",
+            "Query less, or run it with the duckdb command on a copy of the file.",
         ) from error
     except duckdb.OutOfMemoryException as error:
         raise ResourceError(
-            "The query was ended.",
-            f"It needs more memory than {READ_MEMORY_LIMIT}.",
-            "Ask for less, or run it with the duckdb command on a copy of the file.",
+            "The query was stopped.",
+            f"It needs more memory than {MEMORY_LIMIT}.",
+            "Query less, or run it with the duckdb command on a copy of the file.",
         ) from error
     except duckdb.Error as error:
         if is_damage(error):
@@ -72,7 +73,7 @@ def run_query(connection: duckdb.DuckDBPyConnection, query: str) -> QueryAnswer:
 def _interruptible(
     connection: duckdb.DuckDBPyConnection, work: Callable[[], _Returned]
 ) -> _Returned:
-    """Do `work` on the connection while this thread listens to signals."""
+    """Do `work` on the connection in another thread while this one handles signals."""
     with ThreadPoolExecutor(1) as pool:
         future = pool.submit(work)
         try:
@@ -86,10 +87,10 @@ def _answer(connection: duckdb.DuckDBPyConnection, query: str) -> QueryAnswer:
     statements = connection.extract_statements(query)
     if not statements or not all(_reads(connection, statement) for statement in statements):
         raise InputError(
-            "The query is not run." if statements else "There is no query.",
-            "Only statements that read are: SELECT, FROM, WITH, VALUES, SHOW, DESCRIBE, SUMMARIZE, "
-            "PIVOT and EXPLAIN of them.",
-            "To change the warehouse, change what it is made of and refresh it.",
+            "The query was not run." if statements else "The query is empty.",
+            "Only statements that read are run: SELECT, FROM, WITH, VALUES, SHOW, DESCRIBE, SUMMARIZE, "
+            "PIVOT, and EXPLAIN of any of these.",
+            "To change the warehouse, change the files that it is built from and refresh it.",
         )
     last = statements[-1]
     text = last.query.strip().rstrip(";")
@@ -99,7 +100,7 @@ def _answer(connection: duckdb.DuckDBPyConnection, query: str) -> QueryAnswer:
         plan = [tuple(map(str, row)) for row in answer.fetchall()]
         return QueryAnswer(columns, [*plan], is_cut=False, is_plan=True)
     columns = list(connection.sql(text).columns)
-    # The line feed ends a comment at the end of the query.
+    # A line feed ends a comment on the last line of the query.
     connection.execute(f"select cast(columns(*) as varchar) from (\n{text}\n)")  # noqa: S608
     rows, is_cut = _fetch(connection)
     return QueryAnswer(columns, rows, is_cut, is_plan=False)
@@ -114,7 +115,7 @@ def _reads(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -
     explained = _EXPLAIN.sub("", statement.query, count=1)
     if statement.type != duckdb.StatementType.EXPLAIN or explained == statement.query:
         return False
-    # EXPLAIN ANALYZE runs what it explains.
+    # EXPLAIN ANALYZE runs the statement.
     inner = connection.extract_statements(explained)
     return len(inner) == 1 and inner[0].type == duckdb.StatementType.SELECT
 

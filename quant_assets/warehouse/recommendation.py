@@ -1,4 +1,4 @@
-"""Which variant on which offer: one question, answered from the mart `deployment_options`."""
+"""Which variant to run on which offer: one question, answered from the ranked deployment options."""
 
 from typing import Literal, NamedTuple
 
@@ -11,12 +11,12 @@ PriceKind = Literal["hourly", "purchase"]
 
 
 class Question(BaseModel):
-    """What is to be served, and what it may cost.
+    """A model to serve, and limits on price, speed and quality.
 
-    `max_hourly_usd` and `budget_usd` are of a whole offer; with one of them only offers to rent, or
-    only offers to buy, are looked at. `min_tokens_per_s` is for every sequence. A quality loss is
-    a share of the perplexity of F16 (0.03 is 3% worse); with a limit, a variant whose loss was
-    never measured does not qualify.
+    `max_hourly_usd` and `budget_usd` limit the price of a whole offer; with only one of them, only
+    offers to rent, or only offers to buy, qualify. `min_tokens_per_s` applies to every sequence. The
+    quality loss is relative to the perplexity of F16 (0.03 is 3% worse); with a limit, a variant
+    whose loss has not been measured does not qualify.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -32,7 +32,7 @@ class Question(BaseModel):
 
 
 class Recommendation(BaseModel):
-    """One variant on one offer. Speeds are tokens a second of one copy, for all its sequences."""
+    """One variant on one offer. Speeds are of one copy, all its sequences together."""
 
     place: int
     price_kind: PriceKind
@@ -63,7 +63,7 @@ class Recommendation(BaseModel):
 class Answer(BaseModel):
     """The best options, at the point of the serving grid that covers the question.
 
-    `left_out` counts the other combinations of offer and variant by why they do not qualify.
+    `left_out` counts the combinations of offer and variant that do not qualify, by reason.
     """
 
     question: Question
@@ -111,10 +111,10 @@ order by place
 
 
 def recommend(connection: duckdb.DuckDBPyConnection, question: Question) -> Answer:
-    """Answer from the marts; each card and variant once, by its cheapest offer.
+    """Answer from the marts: each card and variant once, by its cheapest offer.
 
-    Options are ordered by the price of a token, those whose quality was measured first. Raises
-    `InputError` for a model that the marts do not know, or a context or batch beyond them.
+    The ranking is that of `int_ranked_options`: measured quality first, then the cost per token.
+    Raises `InputError` for a model without options, or a context or batch beyond the serving grid.
     """
     point = _covering_point(connection, question)
     connection.execute(
@@ -156,24 +156,19 @@ def _reason(place: int, suitable: int, explanation: str) -> str:
 
 
 def _covering_point(connection: duckdb.DuckDBPyConnection, question: Question) -> _Point:
-    """The smallest point of the grid whose context and batch are no smaller than those asked."""
-    try:
-        known = connection.execute(
-            "select distinct model, context_tokens, batch_size from marts.deployment_options"
-        ).fetchall()
-    except duckdb.CatalogException as error:
-        raise InputError(
-            "The marts have not been built yet.",
-            "The warehouse has no table marts.deployment_options.",
-            "Run `make demo`, or materialize the assets in the Dagster UI.",
-        ) from error
+    """The smallest point of the grid whose context and batch are at least those of the question."""
+    known = connection.execute(
+        "select distinct model, context_tokens, batch_size from marts.deployment_options"
+    ).fetchall()
     points = [_Point(context, batch) for model, context, batch in known if model == question.model]
     if not points:
         models = sorted({str(model) for model, _, _ in known})
         raise InputError(
             f"The marts have no options for the model {question.model!r}.",
-            f"They know {', '.join(models)}." if models else "They hold no model or no offer yet.",
-            "Name one of these models, or add it to the model list and materialize its artifacts.",
+            f"They have {', '.join(models)}."
+            if models
+            else "They have no models or no offers yet.",
+            "Name one of these models, or add this one to the model list and materialize its artifacts.",
         )
     covering = [
         point
@@ -182,9 +177,9 @@ def _covering_point(connection: duckdb.DuckDBPyConnection, question: Question) -
     ]
     if not covering:
         raise InputError(
-            f"The marts do not reach {question.context} tokens at batch {question.batch}.",
-            f"For {question.model} they go to {max(p.context for p in points)} tokens, at most "
-            f"what the model was made for, and to batch {max(p.batch for p in points)}.",
-            "Ask for less, or add the point to `data/serving_grid.yaml` and refresh the marts.",
+            f"The marts do not cover {question.context} tokens at batch {question.batch}.",
+            f"For {question.model} they go up to {max(p.context for p in points)} tokens (never "
+            f"beyond the model's own context) and to batch {max(p.batch for p in points)}.",
+            "Choose less, or add the point to `data/serving_grid.yaml` and refresh the marts.",
         )
     return min(covering)

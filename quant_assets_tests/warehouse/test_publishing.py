@@ -110,7 +110,7 @@ def test_a_state_that_lacks_a_mart_is_not_published(warehouse: Warehouse):
 
 
 def test_a_build_that_cannot_be_read_is_not_published(warehouse: Warehouse):
-    with pytest.raises(ResourceError, match="the published file is as it was"):  # noqa: SIM117
+    with pytest.raises(ResourceError, match="the published file is unchanged"):  # noqa: SIM117
         with warehouse.exclusive() as build:
             build.write_bytes(flipped(build.read_bytes()))
     assert query(warehouse, "select n from marts.answers") == [(42,)]
@@ -216,7 +216,7 @@ def write_beyond(path: Path, limit: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with (
-        pytest.raises(ResourceError, match="the published file is as it was"),
+        pytest.raises(ResourceError, match="the published file is unchanged"),
         Warehouse(path).write() as connection,
     ):
         connection.execute(

@@ -1,4 +1,4 @@
-"""Questions to the marts, and the command that asks them."""
+"""`recommend`: the ranking, each limit of a question, and the command."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def ask(warehouse: Warehouse, **question: Any) -> Answer:
         return recommend(connection, Question(model="m", **{"context": 4096, **question}))
 
 
-def test_everything_that_fits_is_ranked_by_the_price_of_a_token(marts_warehouse: Warehouse):
+def test_everything_that_fits_is_ranked_by_cost_per_token(marts_warehouse: Warehouse):
     answer = ask(marts_warehouse)
     known = [item for item in answer.recommendations if item.quality_basis != "unmeasured"]
     costs = [item.usd_per_million_tokens for item in known]
@@ -34,19 +34,19 @@ def test_everything_that_fits_is_ranked_by_the_price_of_a_token(marts_warehouse:
     }
 
 
-def test_a_price_an_hour_asks_for_rent_only(marts_warehouse: Warehouse):
+def test_an_hourly_limit_excludes_purchases(marts_warehouse: Warehouse):
     answer = ask(marts_warehouse, max_hourly_usd=2.0)
     assert {(item.price_kind, item.gpu_count) for item in answer.recommendations} == {("hourly", 1)}
     assert answer.left_out["over budget"] == 3
     assert answer.left_out["for sale only"] == 6
 
 
-def test_a_budget_asks_for_purchases_only(marts_warehouse: Warehouse):
+def test_a_budget_excludes_rentals(marts_warehouse: Warehouse):
     assert {item.gpu for item in ask(marts_warehouse, budget_usd=2000).recommendations} == {"A"}
     assert ask(marts_warehouse, budget_usd=1999).suitable == 0
 
 
-def test_speed_is_of_every_sequence(marts_warehouse: Warehouse):
+def test_the_speed_limit_applies_to_every_sequence(marts_warehouse: Warehouse):
     speeds = [
         item.decode_tokens_per_s_per_sequence
         for item in ask(marts_warehouse, batch=4).recommendations
@@ -62,7 +62,7 @@ def test_speed_is_of_every_sequence(marts_warehouse: Warehouse):
     assert kept.left_out["too slow"] > 0
 
 
-def test_a_limit_on_the_loss_leaves_out_what_nobody_measured(marts_warehouse: Warehouse):
+def test_a_limit_on_quality_loss_leaves_out_unmeasured_variants(marts_warehouse: Warehouse):
     assert {
         item.variant for item in ask(marts_warehouse, max_quality_loss=0.03).recommendations
     } == {
@@ -74,14 +74,14 @@ def test_a_limit_on_the_loss_leaves_out_what_nobody_measured(marts_warehouse: Wa
     assert strict.left_out["over the limit on quality loss"] == 3
 
 
-def test_a_question_between_points_takes_the_next_larger(marts_warehouse: Warehouse):
+def test_a_question_between_grid_points_takes_the_next_larger_point(marts_warehouse: Warehouse):
     answer = ask(marts_warehouse, context=1000, batch=2)
     assert (answer.context, answer.batch) == (4096, 4)
 
 
 @pytest.mark.parametrize(
     ("question", "message"),
-    [({"context": 5000}, "go to 4096 tokens"), ({"batch": 9}, "to batch 4")],
+    [({"context": 5000}, "go up to 4096 tokens"), ({"batch": 9}, "to batch 4")],
 )
 def test_a_question_beyond_the_grid(
     marts_warehouse: Warehouse, question: dict[str, int], message: str
@@ -90,12 +90,12 @@ def test_a_question_beyond_the_grid(
         ask(marts_warehouse, **question)
 
 
-def test_an_unknown_model_is_told_the_known_ones(marts_warehouse: Warehouse):
-    with marts_warehouse.read() as connection, pytest.raises(InputError, match="They know m"):
+def test_an_unknown_model_is_answered_with_the_known_ones(marts_warehouse: Warehouse):
+    with marts_warehouse.read() as connection, pytest.raises(InputError, match="They have m"):
         recommend(connection, Question(model="x"))
 
 
-def test_prices_and_shares_are_read_as_people_write_them():
+def test_prices_and_shares_are_parsed_as_people_write_them():
     assert [parse_hourly_price(text) for text in ("2", "2.0/h", "$2 / hour", "2 USD/h")] == [
         2.0
     ] * 4
