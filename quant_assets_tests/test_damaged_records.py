@@ -25,7 +25,7 @@ from quant_assets.bench.collect import collect_csv
 from quant_assets.bench.compare import open_side
 from quant_assets.bench.divergence import Baseline, baseline_writer
 from quant_assets.bench.jobs import CellMeasurement, QualityMeasurement, RunSample
-from quant_assets.bench.obedience import ObedienceResult, Transcript, obedience_results
+from quant_assets.bench.obedience.measurement import ObedienceResult, Transcript, obedience_results
 from quant_assets.bench.quality import QualityResult, QualityStore
 from quant_assets.bench.record import BenchmarkRecord, RecordOrigin, make_record
 from quant_assets.bench.results import ResultStore, read_records

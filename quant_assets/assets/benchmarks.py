@@ -11,8 +11,7 @@ from quant_assets.assets.quality import (
     variant_quality_key,
 )
 from quant_assets.bench.artifact_finder import artifact_finder
-from quant_assets.bench.assessment import assessed
-from quant_assets.bench.obedience import ObedienceResult, obedience_results
+from quant_assets.bench.obedience.measurement import ObedienceResult, obedience_results
 from quant_assets.bench.quality import QualityResult, QualityStore
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.settings import BenchSettings
@@ -131,7 +130,7 @@ def build_benchmark_results(
                 quality, obeyed = known_quality(
                     data_root.settings, variant.name, artifact.artifact_id
                 )
-                record = results.append(assessed(cell.record, quality, obeyed), cell.samples)
+                record = results.append(cell.record.with_quality(quality, obeyed), cell.samples)
                 measured[key] = _record_metadata(record)
             with data_root.warehouse.write() as connection:
                 load_benchmarks(connection, results)

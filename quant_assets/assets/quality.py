@@ -6,7 +6,8 @@ import dagster as dg
 
 from quant_assets.assets.artifacts import OWNERS, artifact_keys
 from quant_assets.bench.artifact_finder import artifact_finder
-from quant_assets.bench.obedience import ObedienceResult, load_prompts
+from quant_assets.bench.obedience.measurement import ObedienceResult
+from quant_assets.bench.obedience.prompts import load_prompts
 from quant_assets.bench.quality import DEFAULT_WINDOWS, QualityResult, QualityStore
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.subject import Subject

@@ -1,24 +1,16 @@
-"""Benchmarks of a running server with an OpenAI-compatible API (llama.cpp, vLLM, TensorRT-LLM).
+"""Client of a server with an OpenAI-compatible API (llama.cpp, vLLM, TensorRT-LLM).
 
-A run sends `batch_size` streamed completions at once, from as many threads. The prompts are made
-of words and differ in every request, so that no server answers from its prefix cache; the server's
-own count of prompt tokens is what throughput is computed from.
-
-The server is not trusted: an answer has a form and limits in time and bytes, and nothing is sent
-anywhere else. Credentials in the URL (`http://user:password@host`, `?api_key=...`) go into requests
+The server is not trusted: answers are validated and limited in time and bytes, and redirects are
+not followed. Credentials in the URL (`http://user:password@host`, `?api_key=...`) go into requests
 and nowhere else.
 """
 
 import queue
-import random
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
-from itertools import pairwise
-from pathlib import Path
 from threading import Barrier
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
@@ -28,11 +20,6 @@ import urllib3
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 from requests.auth import HTTPBasicAuth
 
-from quant_assets.bench.cell import MeasuredCell
-from quant_assets.bench.jobs import CellMeasurement, RunSample
-from quant_assets.bench.record import RecordOrigin, make_record
-from quant_assets.bench.settings import BenchSettings
-from quant_assets.bench.subject import machine_lock
 from quant_assets.errors import InputError, ResourceError
 from quant_assets.record_files import TokenCount
 
@@ -41,12 +28,6 @@ _DONE = b"[DONE]"
 _BARRIER_S = 60.0
 _SHORTEST_SECRET = 3  # replacing a letter would garble the message and so say what it is
 _URL_IN_MESSAGE = re.compile(r"(?: for| with)? url: \S+")
-# Short, frequent words: about one token each in every vocabulary.
-_WORDS = (
-    "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world",
-    "school", "state", "family", "student", "group", "country", "problem", "hand", "part",
-    "place", "case", "week", "company", "system", "program", "question", "work", "night", "point",
-)  # fmt: skip
 _Answer = TypeVar("_Answer")
 
 
@@ -102,7 +83,12 @@ class _Event(BaseModel):
 _EVENT = TypeAdapter(_Event)
 
 
-class _Reply(NamedTuple):
+class StreamedReply(NamedTuple):
+    """When a streamed completion was sent and its tokens arrived, in seconds of one clock.
+
+    `prompt_tokens` is the server's own count, null when it sends none.
+    """
+
     started: float
     arrivals: list[float]
     prompt_tokens: int | None
@@ -160,7 +146,7 @@ class Endpoint:
         content = self._in_time(lambda: self._json("POST", "/v1/chat/completions", body))
         return self._parsed(TypeAdapter(_ChatAnswer), content).choices[0].message.content or ""
 
-    def stream_all(self, prompts: Sequence[str], tokens: int) -> list[_Reply]:
+    def stream_all(self, prompts: Sequence[str], tokens: int) -> list[StreamedReply]:
         """Stream the completions of all prompts at once; note when each piece arrives."""
         barrier = Barrier(len(prompts))
 
@@ -171,7 +157,7 @@ class Endpoint:
             [partial(self._stream, prompt, tokens, ready) for prompt in prompts]
         )
 
-    def _stream(self, prompt: str, tokens: int, ready: Callable[[], None]) -> _Reply:
+    def _stream(self, prompt: str, tokens: int, ready: Callable[[], None]) -> StreamedReply:
         body = {
             "model": self.model,
             "prompt": prompt,
@@ -207,7 +193,7 @@ class Endpoint:
                     prompt_tokens = event.usage.prompt_tokens
         if not ended:
             raise self._wrong("It closed the connection in the middle of an answer.")
-        return _Reply(started, arrivals, prompt_tokens)
+        return StreamedReply(started, arrivals, prompt_tokens)
 
     def _request(self, method: str, path: str, body: object) -> requests.Response:
         """Send a request; its answer has a good status and its content is not read yet."""
@@ -326,83 +312,3 @@ def _secrets(password: str | None, query: str) -> list[str]:
     known = {text for text in written if text}
     known |= {unquote(text) for text in known}
     return sorted((text for text in known if len(text) >= _SHORTEST_SECRET), key=len, reverse=True)
-
-
-def _one_run(
-    endpoint: Endpoint, batch_size: int, settings: BenchSettings, generator: random.Random
-) -> tuple[RunSample, int | None]:
-    """(the batch as one run, prompt tokens as the server counts them).
-
-    The run's first token is there when every sequence has one; a step ends when all have the next.
-    """
-    prompts = [
-        " ".join(generator.choices(_WORDS, k=settings.prompt_tokens)) for _ in range(batch_size)
-    ]
-    replies = endpoint.stream_all(prompts, settings.generated_tokens)
-    if not all(reply.arrivals for reply in replies):
-        raise ResourceError(
-            f"The endpoint {endpoint.base_url} sent an empty answer.",
-            "A streamed completion had no text at all.",
-            "Check that the model can complete plain text.",
-        )
-    start = min(reply.started for reply in replies)
-    steps = min(len(reply.arrivals) for reply in replies)
-    ends = [max(reply.arrivals[step] for reply in replies) for step in range(steps)]
-    last = max(reply.arrivals[-1] for reply in replies)
-    counted = [reply.prompt_tokens for reply in replies if reply.prompt_tokens]
-    sample = RunSample(
-        time_to_first_token_ms=(ends[0] - start) * 1000,
-        token_ms=[(after - before) * 1000 for before, after in pairwise(ends)],
-        total_ms=(last - start) * 1000,
-    )
-    return sample, round(sum(counted) / len(counted)) if counted else None
-
-
-def run_endpoint_cell(
-    endpoint: Endpoint,
-    batch_size: int,
-    settings: BenchSettings,
-    *,
-    name: str = "endpoint",
-    on_progress: Callable[[str, int, int], None] = lambda *_: None,
-    locks: Path | None = None,
-) -> MeasuredCell:
-    """Measure one batch size on a running server. Memory and load time stay null.
-
-    The host's conditions stay null too: the server's own work is not to be told from others'.
-    """
-    generator = random.Random(batch_size)  # noqa: S311 - words of a prompt, no secret
-    with machine_lock(locks):
-        for done in range(settings.warmups):
-            _one_run(endpoint, batch_size, settings, generator)
-            on_progress("warm-up", done + 1, settings.warmups)
-        samples, counts = [], []
-        for done in range(settings.runs):
-            sample, prompt_tokens = _one_run(endpoint, batch_size, settings, generator)
-            samples.append(sample)
-            counts.append(prompt_tokens)
-            on_progress("runs", done + 1, settings.runs)
-    counted = [count for count in counts if count is not None]
-    prompt_tokens = round(sum(counted) / len(counted)) if counted else settings.prompt_tokens
-    measurement = CellMeasurement(
-        load_time_ms=None,
-        samples=samples,
-        peak_rss_bytes=None,
-        conditions=None,
-        library_versions={"requests": version("requests")},
-        build_flags="",
-        cpu_name=None,
-        gpu_name=None,
-        device="remote",
-    )
-    origin = RecordOrigin(
-        model_name=endpoint.model,
-        variant_name=name,
-        variant=None,
-        artifact_id=endpoint.base_url,
-        backend="endpoint",
-        threads=None,
-    )
-    counted_settings = settings.model_copy(update={"prompt_tokens": prompt_tokens})
-    record = make_record(measurement, origin, counted_settings, batch_size)
-    return MeasuredCell(record, samples)

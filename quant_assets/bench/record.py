@@ -2,11 +2,13 @@
 
 import datetime
 import uuid
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from quant_assets.bench.jobs import CellMeasurement
+from quant_assets.bench.obedience.measurement import ObedienceResult
+from quant_assets.bench.quality import QualityResult
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.statistics import MINIMUM_RUNS_FOR_P95, summarize
 from quant_assets.bench.variants import Backend, Variant
@@ -86,6 +88,23 @@ class BenchmarkRecord(BaseModel):
     contended: bool | None
     samples_file: str | None = None
     metadata: RecordMetadata
+
+    def with_quality(
+        self, quality: QualityResult | None = None, obedience: ObedienceResult | None = None
+    ) -> Self:
+        """The record with its variant's quality and obedience; a null argument changes nothing."""
+        update: dict[str, float | None] = {}
+        if quality is not None:
+            measured = quality.measurement
+            update |= {
+                "perplexity": measured.perplexity,
+                "perplexity_ratio": measured.perplexity_ratio,
+                "kl_divergence": measured.kl_divergence,
+                "top1_agreement": measured.top1_agreement,
+            }
+        if obedience is not None:
+            update["obedience_pass_rate"] = obedience.pass_rate
+        return self.model_copy(update=update)
 
     def flat(self) -> dict[str, Any]:
         """One level of columns for tables: metadata beside the measurements, nested values gone.

@@ -8,24 +8,24 @@ from rich.table import Table
 
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.artifact_finder import FindArtifact, artifact_finder
-from quant_assets.bench.assessment import assessed
 from quant_assets.bench.cell import MeasuredCell, run_cell
 from quant_assets.bench.compare import compare as compare_sides
 from quant_assets.bench.compare import open_side
-from quant_assets.bench.endpoint import Endpoint, run_endpoint_cell
+from quant_assets.bench.endpoint import Endpoint
+from quant_assets.bench.endpoint_cell import run_endpoint_cell
 from quant_assets.bench.matrix import (
     CellOutcome,
     PlannedCell,
     plan_matrix,
     run_matrix,
 )
-from quant_assets.bench.obedience import (
+from quant_assets.bench.obedience.measurement import (
     MAX_TOKENS,
     ObedienceResult,
-    judge_answers,
-    load_prompts,
+    check_answers,
     measure_obedience,
 )
+from quant_assets.bench.obedience.prompts import load_prompts
 from quant_assets.bench.quality import QualityResult, QualityStore, measure_quality
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore
@@ -190,7 +190,7 @@ class _Assessor:
     def run_cell(self, subject: Subject, batch_size: int) -> MeasuredCell:
         """One cell with everything that belongs into its record."""
         cell = run_cell(subject, batch_size, session=WorkerSession(self._progress.show))
-        record = assessed(cell.record, self._quality_of(subject), self._obedience_of(subject))
+        record = cell.record.with_quality(self._quality_of(subject), self._obedience_of(subject))
         return MeasuredCell(record, cell.samples)
 
     def _quality_of(self, subject: Subject) -> QualityResult | None:
@@ -241,7 +241,7 @@ def _run_endpoint(
     if obedience:
         prompts = load_prompts(get_settings().data / "obedience")
         answers = [endpoint.chat(prompt.prompt, MAX_TOKENS) for prompt in prompts]
-        obeyed = judge_answers(
+        obeyed = check_answers(
             prompts,
             answers,
             variant="endpoint",
@@ -258,7 +258,7 @@ def _run_endpoint(
                 ProgressEvent(step=step, done=done, total=total, unit="runs")
             ),
         )
-        records.append(results.append(assessed(cell.record, obedience=obeyed), cell.samples))
+        records.append(results.append(cell.record.with_quality(obedience=obeyed), cell.samples))
     return records
 
 

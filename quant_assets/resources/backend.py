@@ -8,7 +8,8 @@ import dagster as dg
 
 from quant_assets.bench.artifact_finder import LocatedArtifact
 from quant_assets.bench.cell import MeasuredCell, run_cell
-from quant_assets.bench.obedience import ObediencePrompt, ObedienceResult, measure_obedience
+from quant_assets.bench.obedience.measurement import ObedienceResult, measure_obedience
+from quant_assets.bench.obedience.prompts import ObediencePrompt
 from quant_assets.bench.quality import QualityResult, QualityStore, measure_quality
 from quant_assets.bench.subject import Subject
 from quant_assets.host.devices import Device

@@ -12,7 +12,7 @@ import pandas as pd
 from quant_assets.artifacts.manifest import ArtifactManifest
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.artifact_finder import artifact_finder
-from quant_assets.bench.obedience import obedience_results
+from quant_assets.bench.obedience.measurement import obedience_results
 from quant_assets.bench.quality import QualityStore
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import Variant

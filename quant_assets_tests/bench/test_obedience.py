@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from quant_assets.bench.obedience import ObediencePrompt, judge_answers, load_prompts
+from quant_assets.bench.obedience.measurement import check_answers
+from quant_assets.bench.obedience.prompts import ObediencePrompt, load_prompts
 from quant_assets.errors import InputError
 from quant_assets.settings import PROJECT_ROOT
 
@@ -29,7 +30,7 @@ def test_the_rate_counts_what_passed_and_keeps_the_transcripts() -> None:
     answers = [
         prompt.good[0] if prompt.category == "copying" else prompt.bad[0] for prompt in PROMPTS
     ]
-    result = judge_answers(PROMPTS, answers, variant="v", model="m", artifact_id="a")
+    result = check_answers(PROMPTS, answers, variant="v", model="m", artifact_id="a")
     assert result.pass_rate_by_category["copying"] == 1.0
     assert result.pass_rate_by_category["counting"] == 0.0
     assert result.pass_rate == sum(p.category == "copying" for p in PROMPTS) / len(PROMPTS)

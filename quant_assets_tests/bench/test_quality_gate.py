@@ -1,9 +1,8 @@
 import datetime
 from typing import Any
 
-from quant_assets.bench.assessment import assessed
 from quant_assets.bench.jobs import QualityMeasurement
-from quant_assets.bench.obedience import ObedienceResult
+from quant_assets.bench.obedience.measurement import ObedienceResult
 from quant_assets.bench.quality import QualityResult, gate_breach
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -34,8 +33,8 @@ def test_quality_and_obedience_enter_the_record(new_record: Any) -> None:
         variant="v", model="m", artifact_id="a", timestamp=NOW, pass_rate=0.25,
         pass_rate_by_category={}, transcripts=[],
     )  # fmt: skip
-    full = assessed(record, _result(1.1), obedience)
+    full = record.with_quality(_result(1.1), obedience)
     assert (full.perplexity, full.perplexity_ratio, full.top1_agreement) == (11.0, 1.1, 0.9)
     assert full.obedience_pass_rate == 0.25
-    assert assessed(record) == record
-    assert assessed(full, obedience=obedience).perplexity == 11.0
+    assert record.with_quality() == record
+    assert full.with_quality(obedience=obedience).perplexity == 11.0

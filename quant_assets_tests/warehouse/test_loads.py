@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from quant_assets.bench.jobs import QualityMeasurement
-from quant_assets.bench.obedience import ObedienceResult, Transcript
+from quant_assets.bench.obedience.measurement import ObedienceResult, Transcript
 from quant_assets.bench.quality import QualityResult, QualityStore
 from quant_assets.bench.variants import Variant
 from quant_assets.listings.pipeline import EnrichedListings

@@ -9,7 +9,8 @@ import pytest
 
 from quant_assets.bench.artifact_finder import LocatedArtifact
 from quant_assets.bench.cell import MeasuredCell, run_cell
-from quant_assets.bench.obedience import load_prompts, measure_obedience
+from quant_assets.bench.obedience.measurement import measure_obedience
+from quant_assets.bench.obedience.prompts import load_prompts
 from quant_assets.bench.quality import QualityStore, measure_quality
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.subject import Subject

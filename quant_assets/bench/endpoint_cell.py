@@ -1,0 +1,107 @@
+"""Benchmarks a running server: one batch size of one endpoint.
+
+A run sends `batch_size` streamed completions at once, each from its own thread. Prompts are random
+words, different in every request, so that no server answers from its prefix cache. Throughput is
+computed from the server's own count of prompt tokens.
+"""
+
+import random
+from collections.abc import Callable
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+
+from quant_assets.bench.cell import MeasuredCell
+from quant_assets.bench.endpoint import Endpoint
+from quant_assets.bench.jobs import CellMeasurement, RunSample
+from quant_assets.bench.record import RecordOrigin, make_record
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.subject import machine_lock
+from quant_assets.errors import ResourceError
+
+# Short, frequent words: about one token each in every vocabulary.
+_WORDS = (
+    "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world",
+    "school", "state", "family", "student", "group", "country", "problem", "hand", "part",
+    "place", "case", "week", "company", "system", "program", "question", "work", "night", "point",
+)  # fmt: skip
+
+
+def _measured_run(
+    endpoint: Endpoint, batch_size: int, settings: BenchSettings, generator: random.Random
+) -> tuple[RunSample, int | None]:
+    """(the batch as one run, prompt tokens as the server counts them).
+
+    The run's first token is there when every sequence has one; a step ends when all have the next.
+    """
+    prompts = [
+        " ".join(generator.choices(_WORDS, k=settings.prompt_tokens)) for _ in range(batch_size)
+    ]
+    replies = endpoint.stream_all(prompts, settings.generated_tokens)
+    if not all(reply.arrivals for reply in replies):
+        raise ResourceError(
+            f"The endpoint {endpoint.base_url} sent an empty answer.",
+            "A streamed completion had no text at all.",
+            "Check that the model can complete plain text.",
+        )
+    start = min(reply.started for reply in replies)
+    steps = min(len(reply.arrivals) for reply in replies)
+    ends = [max(reply.arrivals[step] for reply in replies) for step in range(steps)]
+    last = max(reply.arrivals[-1] for reply in replies)
+    counted = [reply.prompt_tokens for reply in replies if reply.prompt_tokens]
+    sample = RunSample(
+        time_to_first_token_ms=(ends[0] - start) * 1000,
+        token_ms=[(after - before) * 1000 for before, after in pairwise(ends)],
+        total_ms=(last - start) * 1000,
+    )
+    return sample, round(sum(counted) / len(counted)) if counted else None
+
+
+def run_endpoint_cell(
+    endpoint: Endpoint,
+    batch_size: int,
+    settings: BenchSettings,
+    *,
+    name: str = "endpoint",
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    locks: Path | None = None,
+) -> MeasuredCell:
+    """Measure one batch size on a running server. Memory and load time stay null.
+
+    The host's conditions stay null too: the server's own work is not to be told from others'.
+    """
+    generator = random.Random(batch_size)  # noqa: S311 - words of a prompt, no secret
+    with machine_lock(locks):
+        for done in range(settings.warmups):
+            _measured_run(endpoint, batch_size, settings, generator)
+            on_progress("warm-up", done + 1, settings.warmups)
+        samples, counts = [], []
+        for done in range(settings.runs):
+            sample, prompt_tokens = _measured_run(endpoint, batch_size, settings, generator)
+            samples.append(sample)
+            counts.append(prompt_tokens)
+            on_progress("runs", done + 1, settings.runs)
+    counted = [count for count in counts if count is not None]
+    prompt_tokens = round(sum(counted) / len(counted)) if counted else settings.prompt_tokens
+    measurement = CellMeasurement(
+        load_time_ms=None,
+        samples=samples,
+        peak_rss_bytes=None,
+        conditions=None,
+        library_versions={"requests": version("requests")},
+        build_flags="",
+        cpu_name=None,
+        gpu_name=None,
+        device="remote",
+    )
+    origin = RecordOrigin(
+        model_name=endpoint.model,
+        variant_name=name,
+        variant=None,
+        artifact_id=endpoint.base_url,
+        backend="endpoint",
+        threads=None,
+    )
+    counted_settings = settings.model_copy(update={"prompt_tokens": prompt_tokens})
+    record = make_record(measurement, origin, counted_settings, batch_size)
+    return MeasuredCell(record, samples)

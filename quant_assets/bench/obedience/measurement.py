@@ -1,0 +1,153 @@
+"""The pass rate of a variant: its answers to all prompts, checked, and kept as a file."""
+
+import datetime
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, TypeAdapter
+
+from quant_assets.bench.jobs import ChatJob, ChatReplies
+from quant_assets.bench.obedience.prompts import ObediencePrompt
+from quant_assets.bench.subject import Subject, machine_lock
+from quant_assets.errors import InputError
+from quant_assets.processes.session import UNATTENDED, WorkerSession
+from quant_assets.processes.supervisor import run_worker
+from quant_assets.record_files import UtcTime, read_record, write_record
+
+# Twice what any prompt needs; a longer answer disobeys anyway.
+MAX_TOKENS = 80
+_FOLDER = "obedience"
+_log = logging.getLogger(__name__)
+
+
+class Transcript(BaseModel):
+    """A prompt, its answer, and why the answer failed (null: it passed)."""
+
+    id: str
+    category: str
+    prompt: str
+    answer: str
+    failure: str | None
+
+
+class ObedienceResult(BaseModel):
+    """How a variant obeyed. Rates are fractions of the prompts that passed."""
+
+    variant: str
+    model: str
+    artifact_id: str
+    timestamp: UtcTime
+    pass_rate: float
+    pass_rate_by_category: dict[str, float]
+    transcripts: list[Transcript]
+
+
+_RESULT = TypeAdapter(ObedienceResult)
+
+
+def check_answers(
+    prompts: Sequence[ObediencePrompt],
+    answers: Sequence[str],
+    *,
+    variant: str,
+    model: str,
+    artifact_id: str,
+) -> ObedienceResult:
+    """Check every answer."""
+    transcripts = [
+        Transcript(
+            id=prompt.id,
+            category=prompt.category,
+            prompt=prompt.prompt,
+            answer=answer,
+            failure=prompt.failure(answer),
+        )
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    by_category: dict[str, list[bool]] = {}
+    for transcript in transcripts:
+        by_category.setdefault(transcript.category, []).append(transcript.failure is None)
+    return ObedienceResult(
+        variant=variant,
+        model=model,
+        artifact_id=artifact_id,
+        timestamp=datetime.datetime.now(datetime.UTC),
+        pass_rate=sum(item.failure is None for item in transcripts) / len(transcripts),
+        pass_rate_by_category={
+            category: sum(passed) / len(passed) for category, passed in by_category.items()
+        },
+        transcripts=transcripts,
+    )
+
+
+def measure_obedience(
+    subject: Subject,
+    prompts: Sequence[ObediencePrompt],
+    results: Path,
+    *,
+    session: WorkerSession = UNATTENDED,
+    locks: Path | None = None,
+) -> ObedienceResult:
+    """Let a variant answer all prompts, or find the answers of an earlier run.
+
+    A damaged result is measured again and replaced.
+
+    The result, with its transcripts, is kept under `results/obedience/`, by the artifact, the
+    types of its KV cache and the prompts' content.
+    """
+    variant, artifact = subject.variant, subject.artifact
+    identity = json.dumps(
+        [artifact.artifact_id, variant.cache_type_k, variant.cache_type_v, MAX_TOKENS]
+        + [prompt.model_dump(mode="json") for prompt in prompts],
+        sort_keys=True,
+    )
+    key = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    path = results / _FOLDER / f"{variant.name}_{key}.json"
+    known = _read_if_whole(path) if path.exists() else None
+    if known is not None:
+        return known
+    worker, environment = subject.worker("chat")
+    job = ChatJob(
+        model_path=str(artifact.path),
+        format=variant.format,
+        prompts=[prompt.prompt for prompt in prompts],
+        max_tokens=MAX_TOKENS,
+        threads=subject.settings.effective_threads,
+        device=subject.settings.device,
+        cache_type_k=variant.cache_type_k,
+        cache_type_v=variant.cache_type_v,
+    )
+    with machine_lock(locks):
+        answers = run_worker(
+            worker,
+            job,
+            ChatReplies,
+            environment=environment,
+            session=session,
+        )
+    result = check_answers(
+        prompts,
+        answers.replies,
+        variant=variant.name,
+        model=subject.model_name,
+        artifact_id=artifact.artifact_id,
+    )
+    write_record(path, result.model_dump_json(indent=2), "obedience result")
+    return result
+
+
+def obedience_results(results: Path) -> list[ObedienceResult]:
+    """All results kept under `results` that can be read; a warning names the others."""
+    found = map(_read_if_whole, sorted((results / _FOLDER).glob("*.json")))
+    return [result for result in found if result is not None]
+
+
+def _read_if_whole(path: Path) -> ObedienceResult | None:
+    try:
+        return read_record(path, _RESULT, "obedience result", "It is ignored until measured again.")
+    except InputError as error:
+        _log.warning("%s", error)
+        return None

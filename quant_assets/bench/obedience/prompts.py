@@ -1,0 +1,68 @@
+"""The prompts: an instruction, the checks of its answer, and sample answers."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from quant_assets.bench.obedience.answer_checks import Check
+from quant_assets.errors import InputError
+
+
+class ObediencePrompt(BaseModel):
+    """One instruction and the checks that its answer must all pass.
+
+    `good` and `bad` are sample answers that the checks must accept and refuse.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    id: str
+    category: str
+    prompt: str
+    checks: list[Check] = Field(min_length=1)
+    good: list[str] = Field(min_length=1)
+    bad: list[str] = Field(min_length=1)
+
+    def failure(self, answer: str) -> str | None:
+        """Why the answer disobeys, or None."""
+        for check in self.checks:
+            reason = check.failure(answer)
+            if reason is not None:
+                return reason
+        return None
+
+
+class _PromptFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    category: str
+    prompts: list[dict[str, Any]] = Field(min_length=1)
+
+
+def load_prompts(folder: Path) -> list[ObediencePrompt]:
+    """The prompts of all YAML files of a folder; raise `InputError` when one is wrong."""
+    prompts: list[ObediencePrompt] = []
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            content = _PromptFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+            prompts += [
+                ObediencePrompt.model_validate({**fields, "category": content.category})
+                for fields in content.prompts
+            ]
+        except (OSError, yaml.YAMLError, ValidationError) as error:
+            raise InputError(
+                f"The prompts of {path} cannot be used.",
+                str(error),
+                "Correct the file; those in `data/obedience` show the form.",
+            ) from error
+    ids = [prompt.id for prompt in prompts]
+    repeated = sorted({name for name in ids if ids.count(name) > 1})
+    if repeated or not prompts:
+        raise InputError(
+            f"The prompts in {folder} cannot be used.",
+            f"Ids occur twice: {', '.join(repeated)}." if repeated else "There are none.",
+            "Give each prompt an id of its own, in one of the folder's YAML files.",
+        )
+    return prompts
