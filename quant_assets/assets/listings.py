@@ -2,7 +2,6 @@
 
 import datetime
 from collections.abc import Iterator
-from pathlib import Path
 
 import dagster as dg
 from pydantic import Field
@@ -11,20 +10,16 @@ from quant_assets.assets.artifacts import OWNERS
 from quant_assets.assets.previews import PREVIEW_ROWS, preview_table, table_metadata
 from quant_assets.assets.tables import WAREHOUSE_POOL
 from quant_assets.gpus.registry import load_registry
+from quant_assets.listings.enrichment import enrich
 from quant_assets.listings.live import fetch_live_listings
-from quant_assets.listings.pipeline import (
-    EnrichedListings,
-    NormalizedListings,
-    RawListings,
-    enrich,
-    normalize,
-    read_raw,
-)
+from quant_assets.listings.normalization import normalize
+from quant_assets.listings.reading.files import read_raw
+from quant_assets.listings.stages import NormalizedListings, RawListings
+from quant_assets.listings.store import ListingStore, ListingTable
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
-from quant_assets.settings import Settings
-from quant_assets.warehouse.loads import LISTING_SNAPSHOTS, ListingTable, load_listing_table
-from quant_assets.warehouse.price_history import HISTORY_FOLDER, record_prices
+from quant_assets.warehouse.loads import load_listing_table
+from quant_assets.warehouse.price_history import record_prices
 
 GROUP = "listings"
 LIVE_GROUP = "live"
@@ -42,11 +37,6 @@ class EnrichmentConfig(dg.Config):
 
     bits: list[int] = Field(default=[4])
     overhead_gb: float = 2.0
-
-
-def stage_folder(settings: Settings, stage: str) -> Path:
-    """Where the Parquet files of a stage (raw, normalized, enriched) are."""
-    return settings.listings / stage
 
 
 def build_listings() -> list[dg.AssetsDefinition]:
@@ -73,9 +63,8 @@ def build_listings() -> list[dg.AssetsDefinition]:
         context: dg.AssetExecutionContext, config: LiveConfig, data_root: DataRoot
     ) -> dg.MaterializeResult:  # type: ignore[type-arg]  # Dagster knows the bare class only here
         with clear_failures():
-            live = fetch_live_listings(
-                stage_folder(data_root.settings, "live"), providers=config.providers or None
-            )
+            folder = ListingStore(data_root.settings.listings).live_folder
+            live = fetch_live_listings(folder, providers=config.providers or None)
         if live.warning:
             context.log.warning(live.warning)
         return dg.MaterializeResult(
@@ -108,11 +97,12 @@ def build_listings() -> list[dg.AssetsDefinition]:
     )
     def raw_listings(data_root: DataRoot) -> dg.MaterializeResult[None]:
         settings = data_root.settings
+        store = ListingStore(settings.listings)
         with clear_failures():
-            live = stage_folder(settings, "live")
+            live = store.live_folder
             folders = [settings.listings_drop_folder, *([live] if live.exists() else [])]
-            raw = read_raw(folders, snapshots=settings.listings / "files")
-            raw.save(stage_folder(settings, "raw"))
+            raw = read_raw(folders, cache=store.parse_cache)
+            store.save(raw)
             table = _load(data_root, "raw_listings")
         return dg.MaterializeResult(
             metadata={
@@ -147,11 +137,10 @@ def build_listings() -> list[dg.AssetsDefinition]:
         pool=WAREHOUSE_POOL,
     )
     def normalize_listings(data_root: DataRoot) -> Iterator[dg.MaterializeResult[None]]:
-        settings = data_root.settings
+        store = ListingStore(data_root.settings.listings)
         with clear_failures():
-            raw = RawListings.load(stage_folder(settings, "raw"))
-            normalized = normalize(raw, load_registry())
-            normalized.save(stage_folder(settings, "normalized"))
+            normalized = normalize(store.load(RawListings), load_registry())
+            store.save(normalized)
             table = _load(data_root, "quarantined_listings")
         counts = normalized.counts
         preview = normalized.frame(PREVIEW_ROWS)
@@ -185,19 +174,18 @@ def build_listings() -> list[dg.AssetsDefinition]:
     def enriched_listings(
         config: EnrichmentConfig, data_root: DataRoot
     ) -> dg.MaterializeResult[None]:
-        settings = data_root.settings
+        store = ListingStore(data_root.settings.listings)
         with clear_failures():
-            normalized = NormalizedListings.load(stage_folder(settings, "normalized"))
             enriched = enrich(
-                normalized,
+                store.load(NormalizedListings),
                 load_registry(),
                 bits=config.bits,
                 overhead_gb=config.overhead_gb,
             )
-            enriched.save(stage_folder(settings, "enriched"))
+            store.save(enriched)
             table = _load(data_root, "enriched_listings")
             changed = record_prices(
-                enriched, settings.listings / HISTORY_FOLDER, datetime.datetime.now(datetime.UTC)
+                enriched, store.price_history, datetime.datetime.now(datetime.UTC)
             )
         frame = enriched.frame()
         return dg.MaterializeResult(
@@ -214,16 +202,7 @@ def build_listings() -> list[dg.AssetsDefinition]:
 
 
 def _load(data_root: DataRoot, table: ListingTable) -> dict[str, dg.MetadataValue]:
-    snapshot = data_root.settings.listings / LISTING_SNAPSHOTS[table]
+    snapshot = ListingStore(data_root.settings.listings).snapshot(table)
     with data_root.warehouse.write() as connection:
         load_listing_table(connection, table, snapshot)
         return table_metadata(connection, f"raw.{table}")
-
-
-def load_stages(settings: Settings) -> tuple[RawListings, NormalizedListings, EnrichedListings]:
-    """All stages as they were last written; raises `InputError` when one has never been."""
-    return (
-        RawListings.load(stage_folder(settings, "raw")),
-        NormalizedListings.load(stage_folder(settings, "normalized")),
-        EnrichedListings.load(stage_folder(settings, "enriched")),
-    )

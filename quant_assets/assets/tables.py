@@ -13,6 +13,7 @@ from quant_assets.bench.quality import QualityStore
 from quant_assets.bench.variants import Variant
 from quant_assets.gpus.registry import load_registry
 from quant_assets.host.devices import available_physical_cores
+from quant_assets.listings.store import ListingStore
 from quant_assets.models.config import ModelConfig
 from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
@@ -30,7 +31,6 @@ from quant_assets.warehouse.loads import (
     load_variant_quality,
     load_variants_table,
 )
-from quant_assets.warehouse.price_history import HISTORY_FOLDER
 
 WAREHOUSE_POOL = "warehouse"
 GROUP = "warehouse"
@@ -145,7 +145,7 @@ def build_tables(
             "listing_history",
             "Every change of an offer or its price, by the time it was seen.",
             lambda connection, root: load_listing_history(
-                connection, root.settings.listings / HISTORY_FOLDER
+                connection, ListingStore(root.settings.listings).price_history
             ),
             ["enriched_listings"],
         ),

@@ -8,14 +8,14 @@ import dagster as dg
 from quant_assets.artifacts.quality_gate import GATE_PERPLEXITY_RATIO
 from quant_assets.assets.artifacts import gguf_artifacts_key
 from quant_assets.assets.benchmarks import benchmark_results_key
-from quant_assets.assets.listings import load_stages
 from quant_assets.assets.quality import variant_quality_key
 from quant_assets.bench.quality import QualityStore, gate_breach
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.thresholds import load_thresholds
 from quant_assets.errors import CheckFailed
 from quant_assets.gpus.registry import load_registry
-from quant_assets.listings.pipeline import check_conservation
+from quant_assets.listings.stages import check_conservation
+from quant_assets.listings.store import ListingStore
 from quant_assets.models.config import ModelConfig
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
@@ -61,7 +61,7 @@ def _rows_are_conserved() -> dg.AssetChecksDefinition:
     )
     def rows_are_conserved(data_root: DataRoot) -> dg.AssetCheckResult:
         try:
-            counts = check_conservation(*load_stages(data_root.settings))
+            counts = check_conservation(*ListingStore(data_root.settings.listings).load_all())
         except CheckFailed as error:
             return dg.AssetCheckResult(passed=False, description=str(error))
         return dg.AssetCheckResult(passed=True, metadata=counts)

@@ -15,6 +15,7 @@ from quant_assets.cli.listing_options import (
 from quant_assets.cli.options import takes_models
 from quant_assets.cli.output import print_line
 from quant_assets.listings.pipeline import run_pipeline
+from quant_assets.listings.store import ListingStore
 from quant_assets.report.listings.page import build_listing_report, write_listing_report
 from quant_assets.settings import get_settings
 
@@ -35,8 +36,8 @@ def pipeline(
     Quarantined rows go to OUTPUT with ".quarantine" before the extension, with their reasons.
     """
     options = columns.pipeline_options(quantize_metric=quantize_metric)
-    snapshots = get_settings().listings / "parsed"
-    result = run_pipeline(inputs, output, options, snapshots=snapshots)
+    cache = ListingStore(get_settings().listings).parse_cache
+    result = run_pipeline(inputs, output, options, cache=cache)
     print_result(result)
     if report is not None:
         page = build_listing_report(result, overhead_gb=columns.overhead_gb)

@@ -9,6 +9,7 @@ from quant_assets.cli.listing_options import CapacityOptions, QuantizeMetric, pr
 from quant_assets.cli.options import takes_models
 from quant_assets.cli.output import print_line
 from quant_assets.listings.pipeline import PipelineOptions, run_pipeline
+from quant_assets.listings.store import ListingStore
 from quant_assets.report.listings.page import build_listing_report, write_listing_report
 from quant_assets.settings import get_settings
 
@@ -37,7 +38,7 @@ def report(
             overhead_gb=capacity.overhead_gb,
             force=True,
         ),
-        snapshots=settings.listings / "parsed",
+        cache=ListingStore(settings.listings).parse_cache,
     )
     print_result(result)
     target = output or settings.home / "reports" / "listings.html"

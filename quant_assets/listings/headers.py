@@ -1,4 +1,4 @@
-"""What the columns of a listing file mean, recognized by their usual header names."""
+"""The columns of a listing file, recognized by their usual header names."""
 
 import re
 from collections.abc import Sequence
@@ -32,10 +32,13 @@ _ALIASES = {
     "gpu_count_text": _names("gpu_count_text gpu_count num_gpus gpus number_of_gpus n_gpus"),
     "listed_at": _names("listed_at date listed scraped_at fetched_at timestamp created_at seen_at"),
 }
-"""Header names of each column, the most telling first; compared without case and punctuation."""
+"""Header names per column, most specific first; compared without case and punctuation."""
 
 TEXT_COLUMNS = tuple(_ALIASES)
-"""The columns of a raw listing, as text as written."""
+"""The columns of a raw listing, all of them text exactly as written."""
+
+MAX_COLUMNS = 10_000
+"""A file with more columns, counted over all rows of a JSON file, does not contain listings."""
 
 _HOURLY_HEADER = re.compile(r"hour|(?:^|_)h(?:$|_)")
 _CURRENCY_HEADER = re.compile(r"(?:^|_)(usd|eur|gbp)(?:$|_)")
@@ -43,30 +46,30 @@ _CURRENCY_HEADER = re.compile(r"(?:^|_)(usd|eur|gbp)(?:$|_)")
 
 @dataclass(frozen=True)
 class ColumnMap:
-    """Where the columns of a raw listing are in a file, and what its headers say about prices."""
+    """Positions of a raw listing's columns in a file, and what its headers state about prices."""
 
     positions: dict[str, int]
-    """Column of a raw listing -> index of the file's column."""
+    """Column of a raw listing -> index in the file."""
     others: dict[str, int]
-    """The file's further columns: name as written -> index."""
+    """The file's other columns: name as written -> index in the file."""
     currency: str | None = None
-    """Currency that the header of the price column states, such as `price_eur`."""
+    """Currency stated by the header of the price column, as in `price_eur`."""
     price_unit: str | None = None
     """"hour" when the header of the price column says so."""
 
     @cached_property
     def labels(self) -> dict[int, str]:
-        """Index of a further column -> its name."""
+        """Index of another column -> its name."""
         return {index: label for label, index in self.others.items()}
 
 
 def header_key(name: str) -> str:
-    """The form of a header in which names are compared: `Price / Hour` is `price_hour`."""
+    """A header name in its comparable form: `Price / Hour` becomes `price_hour`."""
     return re.sub(r"[^a-z0-9]+", "_", name.casefold().replace("$", " usd ")).strip("_")
 
 
 def map_columns(header: Sequence[str]) -> ColumnMap | None:
-    """Recognize the columns of `header`, or return None when none of them is a title."""
+    """Recognize the columns of `header`; None when no column is a title."""
     keys = [header_key(name) for name in header]
     positions: dict[str, int] = {}
     for column, aliases in _ALIASES.items():
@@ -94,7 +97,13 @@ def map_columns(header: Sequence[str]) -> ColumnMap | None:
 
 
 def require_columns(header: Sequence[str], file: Path) -> ColumnMap:
-    """Recognize the columns of `header`; raise `InputError` when none of them is a title."""
+    """Recognize the columns of `header`; raise `InputError` without a title, or with too many."""
+    if len(header) > MAX_COLUMNS:
+        raise InputError(
+            f"The file {file} has {len(header)} columns (line 1).",
+            f"Listings have at most {MAX_COLUMNS}.",
+            "Keep the columns that describe the offers.",
+        )
     columns = map_columns(header)
     if columns is None:
         shown = ", ".join(repr(name[:60]) for name in header[:20]) or "none"

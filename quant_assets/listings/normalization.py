@@ -14,7 +14,8 @@ from quant_assets.listings.matching import TitleMatch
 from quant_assets.listings.matching_processes import TitleMatching
 from quant_assets.listings.prices import PLAUSIBLE_USD_PER_GPU, read_price
 from quant_assets.listings.quarantine import QuarantineReason
-from quant_assets.listings.stages import NormalizedListings, RawListings, Workspace
+from quant_assets.listings.stages import NormalizedListings, RawListings
+from quant_assets.listings.workspace import Workspace
 
 MAX_GPU_COUNT = 1024
 """More GPUs than this in one offer is a slip of the pen."""

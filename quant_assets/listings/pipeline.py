@@ -12,27 +12,15 @@ from quant_assets.errors import InputError
 from quant_assets.gpus.registry import GpuRegistry, load_registry
 from quant_assets.listings.enrichment import card_table, chosen_strategies, enrich
 from quant_assets.listings.normalization import normalize
-from quant_assets.listings.reading import read_raw
+from quant_assets.listings.reading.files import read_raw
 from quant_assets.listings.stages import (
     EnrichedListings,
     NormalizedListings,
     RawListings,
     check_conservation,
 )
+from quant_assets.listings.store import ParseCache
 from quant_assets.listings.writing import further_columns, require_known_format, write_table
-
-__all__ = [
-    "EnrichedListings",
-    "NormalizedListings",
-    "PipelineOptions",
-    "PipelineResult",
-    "RawListings",
-    "check_conservation",
-    "enrich",
-    "normalize",
-    "read_raw",
-    "run_pipeline",
-]
 
 
 @dataclass(frozen=True)
@@ -64,7 +52,7 @@ def run_pipeline(
     output: Path | None = None,
     options: PipelineOptions | None = None,
     *,
-    snapshots: Path | None = None,
+    cache: ParseCache | None = None,
     registry: GpuRegistry | None = None,
 ) -> PipelineResult:
     """Read, normalize and enrich `inputs`; write `output` and, beside it, the quarantined rows.
@@ -80,7 +68,7 @@ def run_pipeline(
     if output is not None:
         require_known_format(output)
         _require_apart(inputs, output)
-    raw = read_raw(inputs, snapshots=snapshots)
+    raw = read_raw(inputs, cache=cache)
     if not options.force:
         added = [str(column) for column in card_table(registry, strategies).columns]
         _require_new_columns(raw, added)

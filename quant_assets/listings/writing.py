@@ -9,7 +9,7 @@ from pathlib import Path
 
 from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import InputError
-from quant_assets.listings.stages import Workspace
+from quant_assets.listings.workspace import Workspace
 from quant_assets.spreadsheet_cells import neutralized, neutralized_sql
 
 _COPY_OPTIONS = {

@@ -4,7 +4,7 @@ import datetime
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import duckdb
 import pandas as pd
@@ -19,6 +19,7 @@ from quant_assets.bench.variants import Variant
 from quant_assets.duckdb_files import READ_OPTIONS, exact_pattern
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import GpuRegistry, load_registry
+from quant_assets.listings.store import LISTING_TABLES, ListingTable
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.record_files import recency
 from quant_assets.speed.host_peaks import recorded_peaks
@@ -30,14 +31,6 @@ from quant_assets.speed.needs import (
     run_needs,
 )
 from quant_assets.warehouse.price_history import intact_snapshots
-
-ListingTable = Literal["raw_listings", "enriched_listings", "quarantined_listings"]
-LISTING_SNAPSHOTS: dict[ListingTable, str] = {
-    "raw_listings": "raw/rows.parquet",
-    "quarantined_listings": "normalized/quarantined.parquet",
-    "enriched_listings": "enriched/rows.parquet",
-}
-"""The Parquet file of each listing table, in the listings folder of the data root."""
 
 _log = logging.getLogger(__name__)
 
@@ -226,7 +219,7 @@ def load_listing_table(
 
     Raises `InputError` for a damaged snapshot.
     """
-    assert table in LISTING_SNAPSHOTS  # a table name cannot be bound as a parameter
+    assert table in LISTING_TABLES  # a table name cannot be bound as a parameter
     try:
         connection.execute(
             f"create or replace table raw.{table} as "  # noqa: S608

@@ -9,10 +9,9 @@ import duckdb
 
 from quant_assets.atomic_files import atomic_path
 from quant_assets.duckdb_files import READ_OPTIONS, display_name, exact_pattern
-from quant_assets.listings.stages import EnrichedListings, connect_in_memory
+from quant_assets.listings.stages import EnrichedListings
+from quant_assets.listings.workspace import connect_in_memory
 
-HISTORY_FOLDER = "history"
-"""The folder of the snapshots, in the listings folder of the data root."""
 MAX_CLOCK_ERROR = datetime.timedelta(days=1)
 """Snapshots from further in the future are left out: the clock was wrong when they were made."""
 

@@ -12,12 +12,11 @@ from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import load_variants
 from quant_assets.errors import QuantAssetsError
 from quant_assets.gpus.registry import load_registry
+from quant_assets.listings.store import LISTING_TABLES, ListingStore, ListingTable
 from quant_assets.settings import Settings
 from quant_assets.speed.needs import load_grid
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import (
-    LISTING_SNAPSHOTS,
-    ListingTable,
     load_artifacts,
     load_benchmarks,
     load_gpus,
@@ -29,7 +28,6 @@ from quant_assets.warehouse.loads import (
     load_variant_quality,
     load_variants_table,
 )
-from quant_assets.warehouse.price_history import HISTORY_FOLDER
 
 _Load = Callable[[duckdb.DuckDBPyConnection], int]
 _log = logging.getLogger(__name__)
@@ -81,12 +79,12 @@ def _loads(settings: Settings) -> dict[str, _Load]:
         ),
         "hosts": lambda connection: load_hosts(connection, settings.results),
         "listing_history": lambda connection: load_listing_history(
-            connection, settings.listings / HISTORY_FOLDER
+            connection, ListingStore(settings.listings).price_history
         ),
     }
-    for table, file in LISTING_SNAPSHOTS.items():
-        if (settings.listings / file).exists():
-            loads[table] = _listing_load(table, settings.listings / file)
+    for table in LISTING_TABLES:
+        if (snapshot := ListingStore(settings.listings).snapshot(table)).exists():
+            loads[table] = _listing_load(table, snapshot)
     return loads
 
 

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import load_registry
-from quant_assets.listings import reading
 from quant_assets.listings.pipeline import PipelineOptions, run_pipeline
-from quant_assets.listings.stages import Workspace
+from quant_assets.listings.reading import files
+from quant_assets.listings.store import ParseCache
+from quant_assets.listings.workspace import Workspace
 from quant_assets_tests.mutation import HOSTILE_TOKENS, bounded, fuzz_settings, mutated
 
 pytestmark = pytest.mark.fuzz
@@ -111,6 +112,7 @@ def rows_of(kind: str, path: Path, data: bytes) -> range:
 @pytest.mark.parametrize("kind", ORIGINALS)
 def test_a_damaged_file_is_read_whole_or_refused(kind: str, tmp_path: Path) -> None:
     workspace, numbers = Workspace.create(), count()
+    cache = ParseCache(tmp_path / "parsed")
 
     @fuzz_settings(250 if kind == "parquet" else 420)
     @given(mutated(ORIGINALS[kind](tmp_path), TOKENS))
@@ -119,7 +121,7 @@ def test_a_damaged_file_is_read_whole_or_refused(kind: str, tmp_path: Path) -> N
         path.write_bytes(data)
         try:
             with bounded():
-                read = reading._read_file(workspace, path.name, path, tmp_path / "parsed", "rows")
+                read = files._read_file(workspace, path.name, path, cache, "rows")
         except InputError:
             return
         finally:

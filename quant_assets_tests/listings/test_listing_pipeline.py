@@ -16,21 +16,18 @@ from hypothesis import strategies as st
 
 from quant_assets.errors import CheckFailed, InputError
 from quant_assets.gpus.registry import load_registry
-from quant_assets.listings import matching_processes, stages
+from quant_assets.listings import matching_processes, workspace
+from quant_assets.listings.enrichment import enrich
 from quant_assets.listings.exchange_rates import load_exchange_rates
 from quant_assets.listings.matching import TitleMatcher
 from quant_assets.listings.matching_processes import TitleMatching
-from quant_assets.listings.pipeline import (
-    EnrichedListings,
-    NormalizedListings,
-    PipelineOptions,
-    check_conservation,
-    enrich,
-    normalize,
-    read_raw,
-    run_pipeline,
-)
+from quant_assets.listings.normalization import normalize
+from quant_assets.listings.pipeline import PipelineOptions, run_pipeline
 from quant_assets.listings.quarantine import QuarantineReason
+from quant_assets.listings.reading.files import read_raw
+from quant_assets.listings.stages import EnrichedListings, NormalizedListings, check_conservation
+from quant_assets.listings.store import ListingStore
+from quant_assets.listings.workspace import Workspace
 from quant_assets.settings import PROJECT_ROOT
 
 REGISTRY = load_registry()
@@ -243,11 +240,12 @@ def test_stages_survive_being_saved_and_loaded(tmp_path: Path) -> None:
     source = write(tmp_path / "in.csv", HEADER + "L4,a,$2000,,\nL4,a,$2000,,\nfoo,c,$1,,\n")
     raw = read_raw([source])
     normalized = normalize(raw, REGISTRY)
-    normalized.save(tmp_path / "n")
-    loaded = NormalizedListings.load(tmp_path / "n")
+    store = ListingStore(tmp_path / "kept")
+    store.save(normalized)
+    loaded = store.load(NormalizedListings)
     enriched = enrich(loaded, REGISTRY)
-    enriched.save(tmp_path / "e")
-    kept = EnrichedListings.load(tmp_path / "e")
+    store.save(enriched)
+    kept = store.load(EnrichedListings)
     counts = check_conservation(raw, loaded, kept)
     assert (counts["enriched"], counts["quarantined"], counts["collapsed_duplicates"]) == (1, 1, 1)
     assert kept.frame()["quantization_capacity.7b"].tolist() == [6]
@@ -324,7 +322,7 @@ def test_more_rows_than_memory_takes_come_out_the_same(
 ) -> None:
     source = PROJECT_ROOT / "data" / "listings"
     run_pipeline([source], tmp_path / "memory.csv", METRIC)
-    monkeypatch.setattr(stages, "ROWS_IN_MEMORY", 0)
+    monkeypatch.setattr(workspace, "ROWS_IN_MEMORY", 0)
     result = run_pipeline([source], tmp_path / "disk.csv", METRIC)
     assert list(Path(result.enriched.workspace.folder.name).glob("judged*.parquet"))
     for name in ("{}.csv", "{}.quarantine.csv"):
@@ -343,9 +341,9 @@ def test_statements_do_not_grow_with_the_columns(
 ) -> None:
     """Planning takes more than linear time in what a statement computes; a column is one word."""
     statements: list[str] = []
-    plain, copied = stages.Workspace.query, stages.copy_to
+    plain, copied = Workspace.query, workspace.copy_to
 
-    def query(self: stages.Workspace, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+    def query(self: Workspace, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
         statements.append(sql)
         return plain(self, sql, parameters)
 
@@ -353,8 +351,8 @@ def test_statements_do_not_grow_with_the_columns(
         statements.append(sql)
         return copied(connection, sql, *rest)
 
-    monkeypatch.setattr(stages.Workspace, "query", query)
-    monkeypatch.setattr(stages, "copy_to", copy_to)
+    monkeypatch.setattr(Workspace, "query", query)
+    monkeypatch.setattr(workspace, "copy_to", copy_to)
     lengths, calls = {}, {}
     for columns in (100, 400):
         names = [f"x{number}" for number in range(columns)]

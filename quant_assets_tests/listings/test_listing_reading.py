@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from quant_assets.errors import InputError, ResourceError
-from quant_assets.listings import reading
 from quant_assets.listings.quarantine import QuarantineReason
-from quant_assets.listings.reading import MAX_LINE_CHARACTERS, read_raw
+from quant_assets.listings.reading import csv_rows
+from quant_assets.listings.reading.files import read_raw
+from quant_assets.listings.reading.records import MAX_LINE_CHARACTERS
 from quant_assets.listings.stages import RawListings
+from quant_assets.listings.store import ListingStore, ParseCache
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -177,13 +179,13 @@ def test_parquet_gives_the_same_rows_as_csv(tmp_path: Path) -> None:
 
 
 def test_an_unchanged_file_is_not_parsed_again(tmp_path: Path) -> None:
-    inputs, snapshots = tmp_path / "in", tmp_path / "snapshots"
+    inputs, cache = tmp_path / "in", ParseCache(tmp_path / "snapshots")
     inputs.mkdir()
     write(inputs / "a.csv", "title\nL4\n")
     write(inputs / "b.csv", "title\nT4\n")
-    assert [file.parsed for file in read_raw([inputs], snapshots=snapshots).files] == [True, True]
+    assert [file.parsed for file in read_raw([inputs], cache=cache).files] == [True, True]
     write(inputs / "b.csv", "title\nT4\nA2\n")
-    again = read_raw([inputs], snapshots=snapshots)
+    again = read_raw([inputs], cache=cache)
     assert [file.parsed for file in again.files] == [False, True]
     assert column(again, "title") == ["L4", "T4", "A2"]
 
@@ -205,19 +207,20 @@ def test_row_ids_are_stable(tmp_path: Path) -> None:
 
 def test_save_and_load_keep_the_tables(tmp_path: Path) -> None:
     raw = read_raw([write(tmp_path / "a.csv", "title,price\nL4,1\nT4\n")])
-    raw.save(tmp_path / "kept")
-    loaded = RawListings.load(tmp_path / "kept")
+    store = ListingStore(tmp_path / "kept")
+    store.save(raw)
+    loaded = store.load(RawListings)
     assert loaded.counts == raw.counts == {"rows": 1, "rejected": 1}
     assert column(loaded, "row_id") == column(raw, "row_id")
     with pytest.raises(InputError, match=r"no rows\.parquet"):
-        RawListings.load(tmp_path / "elsewhere")
+        ListingStore(tmp_path / "elsewhere").load(RawListings)
 
 
 @pytest.mark.parametrize("kept", [True, False])
 def test_rows_of_a_large_file_know_their_lines(tmp_path: Path, kept: bool) -> None:
     lines = "".join(f"L4 {line % 7},{line}\n" for line in range(2, 300_002))
     path = write(tmp_path / "a.csv", f"title,price\n{lines}")
-    raw = read_raw([path], snapshots=tmp_path / "snapshots" if kept else None)
+    raw = read_raw([path], cache=ParseCache(tmp_path / "snapshots") if kept else None)
     assert raw.counts == {"rows": 300_000, "rejected": 0}
     moved = f"SELECT count(*) FROM {raw.rows} WHERE price_text != line_number::VARCHAR"
     assert raw.workspace.query(moved) == [(0,)]
@@ -241,7 +244,7 @@ def test_both_csv_parsers_read_the_same_rows(
     row = "[line_number::VARCHAR, title, price_text, extra]"
     fast = column(read_raw([path]), row)
     with monkeypatch.context() as patch:
-        patch.setattr(reading, "_copy_clean_csv", lambda *_: False)
+        patch.setattr(csv_rows, "_copy_clean_csv", lambda *_: False)
         slow = column(read_raw([path]), row)
     assert fast == slow
     assert len(fast) == len(rows)
@@ -288,8 +291,8 @@ def test_a_file_is_read_by_its_own_name_and_not_as_a_pattern(tmp_path: Path) -> 
     home = tmp_path / "x=1" / "[a] 'b\" *"
     for name in names:
         path = write(tmp_path / name, "title\nT4\n")
-        for snapshots in (None, home):
-            raw = read_raw([path], snapshots=snapshots)
+        for cache in (None, ParseCache(home)):
+            raw = read_raw([path], cache=cache)
             assert column(raw, "title") == ["T4"], name
     assert column(raw, "source_file") == ["offers\\xff.csv"]
 
@@ -297,19 +300,21 @@ def test_a_file_is_read_by_its_own_name_and_not_as_a_pattern(tmp_path: Path) -> 
 @pytest.mark.parametrize("damage", [b"", b"PAR1", None])
 def test_a_damaged_snapshot_is_made_again(tmp_path: Path, damage: bytes | None) -> None:
     path, folder = write(tmp_path / "a.csv", "title,price\nL4,1\n"), tmp_path / "snapshots"
-    place = Path(read_raw([path], snapshots=folder).files[0].place)
+    cache = ParseCache(folder)
+    place = Path(read_raw([path], cache=cache).files[0].place)
     whole = place.read_bytes()
     flipped = bytes([*whole[:30], whole[30] ^ 1, *whole[31:]])
     place.write_bytes(flipped if damage is None else damage)
-    again = read_raw([path], snapshots=folder)
+    again = read_raw([path], cache=cache)
     assert (again.files[0].parsed, column(again, "price_text")) == (True, ["1"])
     assert len(list(folder.iterdir())) == 1
 
 
 def test_a_damaged_stage_is_one_error_with_its_name(tmp_path: Path) -> None:
     raw = read_raw([write(tmp_path / "a.csv", "title,price\nL4,1\n")])
-    raw.save(tmp_path / "kept")
-    rows = tmp_path / "kept" / "rows.parquet"
+    store = ListingStore(tmp_path / "kept")
+    store.save(raw)
+    rows = store.snapshot("raw_listings")
     whole = rows.read_bytes()
     with duckdb.connect() as connection:
         connection.execute(
@@ -323,22 +328,24 @@ def test_a_damaged_stage_is_one_error_with_its_name(tmp_path: Path) -> None:
     ):
         rows.write_bytes(content)
         with pytest.raises(InputError, match=r"rows\.parquet is damaged"):
-            RawListings.load(tmp_path / "kept")
+            store.load(RawListings)
 
 
 def test_what_was_there_stays_when_a_stage_cannot_be_written(tmp_path: Path) -> None:
     raw = read_raw([write(tmp_path / "a.csv", "title\nL4\n")])
-    raw.save(tmp_path / "kept")
-    before = (tmp_path / "kept" / "rows.parquet").read_bytes()
+    store = ListingStore(tmp_path / "kept")
+    store.save(raw)
+    rows = store.snapshot("raw_listings")
+    before = rows.read_bytes()
     more = read_raw([write(tmp_path / "b.csv", "title\n" + "L4 x\n" * 3000)])
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     former = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
     try:
         with pytest.raises(ResourceError, match="cannot be written"):
-            more.save(tmp_path / "kept")
+            store.save(more)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, former)
-    assert (tmp_path / "kept" / "rows.parquet").read_bytes() == before
-    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert rows.read_bytes() == before
+    assert len(list(rows.parent.iterdir())) == 2

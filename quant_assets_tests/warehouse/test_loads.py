@@ -9,8 +9,8 @@ from quant_assets.bench.jobs import QualityMeasurement
 from quant_assets.bench.obedience.measurement import ObedienceResult, Transcript
 from quant_assets.bench.quality import QualityResult, QualityStore
 from quant_assets.bench.variants import Variant
-from quant_assets.listings.pipeline import EnrichedListings
-from quant_assets.listings.stages import Workspace
+from quant_assets.listings.stages import EnrichedListings
+from quant_assets.listings.workspace import Workspace
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import load_listing_history, load_variant_quality
 from quant_assets.warehouse.price_history import intact_snapshots, record_prices

@@ -7,12 +7,12 @@ import duckdb
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.errors import InputError
+from quant_assets.listings.store import ListingStore
 from quant_assets.report.decision.content import DecisionReport, gather
 from quant_assets.report.decision.figures import draw
 from quant_assets.report.page import render_html_page, render_markdown_page
 from quant_assets.settings import Settings
 from quant_assets.warehouse.connection import Warehouse
-from quant_assets.warehouse.loads import LISTING_SNAPSHOTS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -21,7 +21,7 @@ def build_decision_report(
     settings: Settings, *, now: datetime.datetime | None = None
 ) -> DecisionReport:
     """Gather the report from the published warehouse; raise `InputError` without marts."""
-    listings = settings.listings / LISTING_SNAPSHOTS["raw_listings"]
+    listings = ListingStore(settings.listings).snapshot("raw_listings")
     read_at = None
     if listings.exists():
         read_at = datetime.datetime.fromtimestamp(listings.stat().st_mtime, datetime.UTC)
