@@ -5,8 +5,9 @@ them and where each tensor lies. A file is refused unless its tensors fill its d
 gaps or overlaps, as the format's own library demands.
 """
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -26,6 +27,8 @@ BITS_OF_DTYPE: Final = {
 """Bits of one number of every type that safetensors files hold."""
 
 _MAX_EXTENT: Final = 2**63 - 1  # every reader counts numbers and bytes in 64 bits
+_LENGTH_BYTES: Final = 8
+_HEADER_MULTIPLE: Final = 8  # the format's own library aligns the data to it
 _MAX_DIMS: Final = 64  # the limit of torch
 _MAX_NAME_BYTES: Final = 255  # the limit of all usual file systems
 _NUMBERED_SHARD: Final = re.compile(
@@ -78,12 +81,12 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
             raise _damaged(path, "It is missing or is not a regular file.")
         size = path.stat().st_size
         with path.open("rb") as stream:
-            prefix = stream.read(8)
+            prefix = stream.read(_LENGTH_BYTES)
             n_header = int.from_bytes(prefix, "little")
-            if len(prefix) == 8 and n_header > MAX_BYTES:
+            if len(prefix) == _LENGTH_BYTES and n_header > MAX_BYTES:
                 raise _damaged(path, f"It claims a header of {n_header} bytes.")
-            if len(prefix) < 8 or 8 + n_header > size:
-                raise _cut_off(path, 8 + n_header, size)
+            if len(prefix) < _LENGTH_BYTES or _LENGTH_BYTES + n_header > size:
+                raise _cut_off(path, _LENGTH_BYTES + n_header, size)
             text = stream.read(n_header)
         if not text.startswith(b"{"):
             raise _damaged(path, "It does not begin with an object.")
@@ -98,7 +101,8 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
     if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
         raise _damaged(path, "Its metadata are not texts.")
     header = SafetensorsHeader(
-        {name: _tensor(path, name, entry) for name, entry in content.items()}, 8 + n_header
+        {name: _tensor(path, name, entry) for name, entry in content.items()},
+        _LENGTH_BYTES + n_header,
     )
     _check_extents(path, header, size)
     return header
@@ -184,6 +188,31 @@ def shard_index(folder: Path) -> dict[str, str] | None:
     return weight_map
 
 
+def shard_names(total: int) -> list[str]:
+    """The file names of a model's weights in `total` shards."""
+    if total == 1:
+        return [f"model{SUFFIX}"]
+    return [f"model-{number:05d}-of-{total:05d}{SUFFIX}" for number in range(1, total + 1)]
+
+
+def encode_header(tensors: Iterable[StoredTensor]) -> bytes:
+    """The bytes in front of a file's data that describe `tensors`, in their order.
+
+    The metadata name the format `pt`, which transformers requires of every file it loads.
+    """
+    entries = {
+        tensor.name: {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [tensor.begin, tensor.end],
+        }
+        for tensor in tensors
+    }
+    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    text += b" " * (-len(text) % _HEADER_MULTIPLE)
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text
+
+
 def is_plain_name(name: str) -> bool:
     """Whether `name` can be that of a file in its folder: no separator, step up or control."""
     return (
@@ -208,7 +237,7 @@ def weight_files(folder: Path) -> list[Path]:
         names = _unindexed(sorted(path.name for path in folder.glob(f"*{SUFFIX}")))
     if not names:
         raise InputError(
-            f"The folder {folder} has no model*.safetensors files.",
+            f"The folder {folder} has no safetensors files.",
             "Weights in other formats (pickle files among them) are not read.",
             "Save the model with `save_pretrained(..., safe_serialization=True)` first.",
         )

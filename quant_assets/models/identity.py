@@ -5,18 +5,21 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from quant_assets.errors import InputError, ResourceError
 from quant_assets.formats.json_files import read_json_object
-from quant_assets.formats.safetensors_header import require_own_file
+from quant_assets.formats.safetensors_header import SUFFIX, require_own_file
 from quant_assets.host.caches import is_kept, remember
 from quant_assets.host.locks import exclusive_lock
+from quant_assets.models.hf_config import CONFIG_NAME
 
-MODEL_FILE_PATTERNS = (
-    "*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "README.md",
-    "additional_chat_templates/*.jinja",
+COMPANION_PATTERNS: Final = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+"""The files beside the weights: configuration, tokenizer, chat template, generation settings."""
+MODEL_FILE_PATTERNS: Final = (
+    f"*{SUFFIX}", *COMPANION_PATTERNS, "README.md", "additional_chat_templates/*.jinja",
     # the modules of sentence-transformers, such as 1_Pooling
-    "[0-9]_*/config.json", "[0-9]_*/model.safetensors",
+    f"[0-9]_*/{CONFIG_NAME}", f"[0-9]_*/model{SUFFIX}",
 )  # fmt: skip
 SOURCE_MANIFEST = "source_manifest.json"
 _CHUNK_BYTES = 1 << 20

@@ -43,6 +43,7 @@ def check_hf_folder(folder: Path) -> None:
     Raises `InputError` for the first thing that is wrong.
     """
     config = read_config(folder)
+    tensors = tensors_of_folder(folder)
     architectures = config.get("architectures")
     if (
         not isinstance(architectures, list)
@@ -54,7 +55,6 @@ def check_hf_folder(folder: Path) -> None:
             "The list `architectures` says which converter applies.",
             "Use the config.json that the model was published with.",
         )
-    tensors = tensors_of_folder(folder)
     n_layers = max(
         (value for name in _LAYER_COUNTS if type(value := config.get(name)) is int), default=0
     )

@@ -9,14 +9,14 @@ from pydantic import BaseModel, ConfigDict
 
 from quant_assets.atomic_files import path_inside
 from quant_assets.errors import EnvironmentNotReady, InputError
-from quant_assets.models.identity import HashCache, identity_of, model_files
+from quant_assets.formats.safetensors_header import SUFFIX
+from quant_assets.models.identity import COMPANION_PATTERNS, HashCache, identity_of, model_files
 from quant_assets.models.integrity import check_gguf, check_hf_folder
 from quant_assets.redaction import redact
 from quant_assets.settings import Settings
 
 _PACKAGE_SOURCE = re.compile(r"^package:(?P<distribution>[\w.-]+)/(?P<file>[\w./-]+)$")
 _HUB_SOURCE = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?$")
-_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
 class SourceModel(BaseModel):
@@ -110,18 +110,6 @@ def _from_path(path: Path, settings: Settings, *, provenance: str) -> SourceMode
             identity=identity_of([path], path.parent, cache),
             provenance=provenance,
         )
-    if not (path / "config.json").exists():
-        raise InputError(
-            f"The folder {path} has no config.json.",
-            "A Hugging Face model folder holds config.json, a tokenizer and safetensors files.",
-            "Give the folder that holds these files, or a GGUF file.",
-        )
-    if not any(path.glob("*.safetensors")):
-        raise InputError(
-            f"The folder {path} has no safetensors files.",
-            "Weights in other formats (pickle files among them) are not read.",
-            "Save the model with `save_pretrained(..., safe_serialization=True)` first.",
-        )
     check_hf_folder(path)
     return SourceModel(
         name=path.name,
@@ -144,7 +132,7 @@ def _from_hub(repo: str, revision: str | None, settings: Settings) -> SourceMode
                 revision=revision,
                 token=token,
                 cache_dir=settings.cache / "hub",
-                allow_patterns=_HUB_FILES,
+                allow_patterns=[f"*{SUFFIX}", *COMPANION_PATTERNS],
             )
         )
     except Exception as error:

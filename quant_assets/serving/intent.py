@@ -14,7 +14,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from quant_assets.errors import InputError
-from quant_assets.formats.checkpoint_dtype import checkpoint_dtype
+from quant_assets.formats.artifact_formats import checkpoint_dtype
 from quant_assets.gpus.registry import Gpu
 from quant_assets.models.hf_config import CONFIG_NAME, read_config
 from quant_assets.models.stored_quantization import FLOAT, StoredQuantization, detect_quantization

@@ -3,11 +3,13 @@
 import functools
 import importlib.metadata
 import json
-from typing import Any
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.errors import InputError
-from quant_assets.formats.checkpoint_dtype import checkpoint_dtype
+from quant_assets.formats.artifact_formats import checkpoint_dtype
+from quant_assets.formats.gguf_header import GgufHeader, Value, read_gguf_header
+from quant_assets.formats.safetensors_header import weight_files
+from quant_assets.models.hf_config import count
 from quant_assets.models.integrity import check_gguf
 from quant_assets.models.linked_model import linked_model
 from quant_assets.processes.protocol import EventChannel, serve
@@ -55,9 +57,11 @@ def _dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
     gguf.GGUFReader = functools.cache(gguf.GGUFReader)
 
     channel.progress("read the GGUF header", 0, 4, "steps")
-    reader = gguf.GGUFReader(str(job.source))
-    file_type = gguf.LlamaFileType(int(_value(reader, "general.file_type"))).name
-    dtype = checkpoint_dtype(str(_value(reader, "general.architecture")))
+    header = read_gguf_header(job.source)
+    file_type = gguf.LlamaFileType(
+        count(_value(header, "general.file_type"), "general.file_type", job.source)
+    ).name
+    dtype = checkpoint_dtype(str(_value(header, "general.architecture")))
     folder, file = str(job.source.parent), job.source.name
     channel.progress("dequantize the weights", 1, 4, "steps")
     try:
@@ -75,12 +79,12 @@ def _dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
         ) from error
     channel.progress("write the weights", 2, 4, "steps")
     model.save_pretrained(job.output, safe_serialization=True)
-    for weights in job.output.glob("*.safetensors"):
+    for weights in weight_files(job.output):
         # They are written for their owner's eyes only; the other files follow the umask.
         weights.chmod((job.output / "config.json").stat().st_mode)
     channel.progress("write the tokenizer", 3, 4, "steps")
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(job.output)
-    _settle_tokenizer_class(job, str(_value(reader, "tokenizer.ggml.model")), channel)
+    _settle_tokenizer_class(job, str(_value(header, "tokenizer.ggml.model")), channel)
     channel.progress("done", 4, 4, "steps")
     return DequantizeResult(
         weights_file_type=file_type.removeprefix("MOSTLY_"),
@@ -90,15 +94,14 @@ def _dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
     )
 
 
-def _value(reader: Any, key: str) -> Any:
-    field = reader.get_field(key)
-    if field is None:
+def _value(header: GgufHeader, key: str) -> Value:
+    if key not in header.values:
         raise InputError(
             f"The GGUF file has no metadata key {key}.",
             "Files written by llama.cpp's tools carry it.",
             "Use another GGUF file of the model.",
         )
-    return field.contents()
+    return header.values[key]
 
 
 def _settle_tokenizer_class(job: DequantizeJob, kind: str, channel: EventChannel) -> None:

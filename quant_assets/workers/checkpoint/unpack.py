@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from quant_assets.atomic_files import write_text_atomically
-from quant_assets.formats.checkpoint_dtype import checkpoint_dtype
+from quant_assets.formats.artifact_formats import checkpoint_dtype
 from quant_assets.formats.group_quantization import PACKED_PARTS
 from quant_assets.formats.safetensors_header import tensors_of_folder
 from quant_assets.models.hf_config import CONFIG_NAME, read_config

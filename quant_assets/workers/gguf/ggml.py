@@ -27,8 +27,7 @@ _MAX_SOURCES = 10  # GGML_MAX_SRC
 _MAX_OP_PARAMS_BYTES = 64  # GGML_MAX_OP_PARAMS
 _MAX_NAME = 64  # GGML_MAX_NAME
 _OBJECT_BYTES = 32  # sizeof(struct ggml_object)
-_KV_UINT16 = 2  # enum gguf_type
-_KV_STRING = 8
+_KV_STRING = 8  # enum gguf_type
 _LOG_ERROR = 3  # enum ggml_log_level
 _LOG_CONTINUE = 5
 
@@ -87,7 +86,6 @@ _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "gguf_find_key": (_L, [_P, _S]),
     "gguf_get_kv_type": (_I, [_P, _L]),
     "gguf_get_val_str": (_S, [_P, _L]),
-    "gguf_get_val_u16": (ctypes.c_uint16, [_P, _L]),
     "gguf_get_data_offset": (_Z, [_P]),
     "gguf_get_n_tensors": (_L, [_P]),
     "gguf_get_tensor_name": (_S, [_P, _L]),
@@ -222,14 +220,6 @@ class GgufMetadata:
             return None
         value: bytes = self._library.gguf_get_val_str(self.context, index)
         return value.decode()
-
-    @property
-    def split_count(self) -> int:
-        """In how many files the model lies."""
-        index = self._library.gguf_find_key(self.context, b"split.count")
-        if index < 0 or self._library.gguf_get_kv_type(self.context, index) != _KV_UINT16:
-            return 1
-        return int(self._library.gguf_get_val_u16(self.context, index))
 
 
 def build_header(

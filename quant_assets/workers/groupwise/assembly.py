@@ -3,22 +3,28 @@
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from quant_assets.artifacts.manifest import MANIFEST_NAME
 from quant_assets.atomic_files import atomic_path, write_text_atomically
 from quant_assets.formats.safetensors_header import (
     INDEX_NAME,
+    SUFFIX,
+    StoredTensor,
+    encode_header,
     read_safetensors_header,
     require_own_file,
+    shard_names,
 )
-from quant_assets.models.hf_config import read_config
+from quant_assets.models.hf_config import CONFIG_NAME, read_config
+from quant_assets.models.identity import COMPANION_PATTERNS, SOURCE_MANIFEST
 
 MAX_SHARD_BYTES = 4_000_000_000
 _COPY_BYTES = 1 << 22
-_NOT_COPIED = ("*.safetensors", "*.safetensors.index.json", "source_manifest.json", "manifest.json")
-_COPIED = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+_NOT_COPIED = (f"*{SUFFIX}.index.json", SOURCE_MANIFEST, MANIFEST_NAME)
 
 
 def join_safetensors(parts: Sequence[Path], folder: Path) -> list[str]:
@@ -37,24 +43,16 @@ def join_safetensors(parts: Sequence[Path], folder: Path) -> list[str]:
         shards[-1].append(part)
         size += part_bytes
     total = len(shards)
-    names = (
-        ["model.safetensors"]
-        if total == 1
-        else [f"model-{number + 1:05d}-of-{total:05d}.safetensors" for number in range(total)]
-    )
+    names = shard_names(total)
     weight_map: dict[str, str] = {}
     data_bytes = 0
     for name, members in zip(names, shards, strict=True):
-        merged: dict[str, Any] = {}
+        merged: list[StoredTensor] = []
         offset = 0
         for part in members:
             header = headers[part]
             for tensor in header.tensors.values():
-                merged[tensor.name] = {
-                    "dtype": tensor.dtype,
-                    "shape": list(tensor.shape),
-                    "data_offsets": [tensor.begin + offset, tensor.end + offset],
-                }
+                merged.append(replace(tensor, begin=tensor.begin + offset, end=tensor.end + offset))
                 weight_map[tensor.name] = name
             offset += header.data_bytes
         data_bytes += offset
@@ -66,12 +64,9 @@ def join_safetensors(parts: Sequence[Path], folder: Path) -> list[str]:
     return names
 
 
-def _write(path: Path, header: Mapping[str, Any], parts: Sequence[tuple[Path, int]]) -> None:
-    # transformers asks for the key `format` before it loads a file.
-    text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    text += b" " * (-len(text) % 8)
+def _write(path: Path, tensors: Sequence[StoredTensor], parts: Sequence[tuple[Path, int]]) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
+        out.write(encode_header(tensors))
         for part, start in parts:
             with part.open("rb") as stream:
                 stream.seek(start)
@@ -83,7 +78,7 @@ def tensor_facts(folder: Path, names: Sequence[str]) -> tuple[int, dict[str, int
     size = 0
     types: dict[str, int] = {}
     for name in names:
-        if name.endswith(".safetensors"):
+        if name.endswith(SUFFIX):
             header = read_safetensors_header(folder / name)
             size += header.data_bytes
             for tensor in header.tensors.values():
@@ -100,7 +95,7 @@ def copy_companions(
     """
     names = []
     for path in _companions(source):
-        if path.name != "config.json":
+        if path.name != CONFIG_NAME:
             shutil.copyfile(path, output / path.name)
             names.append(path.name)
     config = read_config(source)
@@ -114,12 +109,14 @@ def copy_companions(
                 "rope_scaling", {key: rope[key] for key in rope if key != "rope_theta"}
             )
     config["quantization_config"] = dict(quantization_config)
-    write_text_atomically(output / "config.json", json.dumps(config, indent=2))
-    return [*names, "config.json"]
+    write_text_atomically(output / CONFIG_NAME, json.dumps(config, indent=2))
+    return [*names, CONFIG_NAME]
 
 
 def _companions(source: Path) -> Iterator[Path]:
-    paths = {path for pattern in _COPIED for path in source.glob(pattern) if path.is_file()}
+    paths = {
+        path for pattern in COMPANION_PATTERNS for path in source.glob(pattern) if path.is_file()
+    }
     left_out = {path for pattern in _NOT_COPIED for path in source.glob(pattern)}
     for path in sorted(paths - left_out):
         yield require_own_file(path, source)

@@ -18,7 +18,8 @@ import transformers
 from safetensors.torch import save_file
 
 from quant_assets.errors import EnvironmentNotReady, InputError
-from quant_assets.formats.checkpoint_dtype import CheckpointDtype, checkpoint_dtype
+from quant_assets.formats.artifact_formats import CheckpointDtype, checkpoint_dtype
+from quant_assets.formats.safetensors_header import SUFFIX
 from quant_assets.host.resources import (
     available_memory,
     check_disk,
@@ -270,11 +271,11 @@ def _assemble(
 ) -> list[str]:
     parts: list[Path] = []
     for number, name in enumerate(model.outer_names()):
-        path = job.work / f"outer-{number:05d}.safetensors"
+        path = job.work / f"outer-{number:05d}{SUFFIX}"
         save_file({name: _stored(name, model.files.read(name), dtype).contiguous()}, path)
         parts.append(path)
     parts += [checkpoints.layer_file(index) for index in range(len(model.layers))]
-    for stale in job.output.glob("*.safetensors"):
+    for stale in job.output.glob(f"*{SUFFIX}"):
         stale.unlink()
     names = join_safetensors(parts, job.output)
     names += copy_companions(job.source, job.output, dtype, quantizer.quantization_config())
