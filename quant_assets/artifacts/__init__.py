@@ -1,1 +1,4 @@
-"""To be said."""
+"""Finished artifacts of any format: job ids, manifests, the store and the quality gate.
+
+Making artifacts belongs in `quantize`, source models in `models`.
+"""

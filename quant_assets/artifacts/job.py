@@ -1,4 +1,4 @@
-"""A job is its content: everything that decides the bytes of an artifact, and the id it gives."""
+"""A job is identified by its content: everything that decides the bytes of an artifact."""
 
 import hashlib
 import importlib.metadata
@@ -21,8 +21,8 @@ def library_versions(
 ) -> dict[str, str]:
     """Versions of the libraries that decide an artifact's bytes, without importing them.
 
-    GPTQ and AWQ are made in the worker environment `environment` (by default the one of the same
-    name); its versions are those of its pins.
+    GPTQ and AWQ are made in the worker environment `environment`, by default the one named after
+    the format; the versions are those of its pins.
     """
     if target_format == "gguf":
         return {name: importlib.metadata.version(name) for name in _GGUF_LIBRARIES}
@@ -38,8 +38,8 @@ def _pins(path: Path) -> dict[str, str]:
 class JobSpec(BaseModel):
     """Everything that decides the bytes of an artifact.
 
-    `source_identity` and `calibration_identity` are content hashes; `parameters` are the format's
-    own (bits, group size, ...).
+    `source_identity` and `calibration_identity` are content hashes; `parameters` are specific to
+    the format (bits, group size, ...).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,7 +54,7 @@ class JobSpec(BaseModel):
 
     @property
     def job_id(self) -> str:
-        """A readable id that differs whenever any field does: `<model>--<format>-<level>--<hash>`."""
+        """A readable id that changes with any field: `<model>--<format>-<level>--<hash>`."""
         content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:_ID_HASH_CHARACTERS]
         return f"{self.model_name}--{self.target_format}-{self.level.lower()}--{digest}"

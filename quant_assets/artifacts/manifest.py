@@ -1,4 +1,4 @@
-"""The manifest of an artifact: what it is, how it was made, and how it was judged."""
+"""The manifest of an artifact: its content, its making and its validation."""
 
 import os
 from pathlib import Path
@@ -35,8 +35,8 @@ class ArtifactManifest(BaseModel):
     """`manifest.json` beside an artifact's files.
 
     `bits_per_weight` counts every byte of tensor data over every parameter. `tensor_types` counts
-    tensors by type. `engine` names the pass that wrote the file, `validation` what was seen when
-    the artifact was loaded. Times are seconds, sizes and memory bytes; null means not measured.
+    tensors by type. `engine` names the pass that wrote the file, `validation` the findings from
+    loading it. Times are seconds, sizes and memory bytes; null means not measured.
     """
 
     job: JobSpec
@@ -67,20 +67,20 @@ _MANIFEST = TypeAdapter(ArtifactManifest)
 def read_manifest(folder: Path) -> ArtifactManifest | None:
     """The manifest of the artifact in `folder`; None where there is no manifest.json.
 
-    Raises `InputError` for a file that is damaged or is not the manifest of an artifact.
+    Raises `InputError` for a file that is damaged or not the manifest of an artifact.
     """
     path = folder / MANIFEST_NAME
     if not os.path.lexists(path):
         return None
-    next_step = "Make the artifact again, or remove the file if it belongs to something else."
+    next_step = "Rebuild the artifact, or remove the file if it belongs to something else."
     return read_record(path, _MANIFEST, "artifact's manifest", next_step)
 
 
 def manifest_of(path: Path) -> ArtifactManifest | None:
-    """The manifest of the artifact that `path`, a folder or one of its files, belongs to, or None.
+    """The manifest of the artifact at `path`, a folder or one of its files; None if there is none.
 
-    One that merely lies beside a file need not be about it. Raises `InputError` for a damaged
-    manifest of a folder, or of a file that it names.
+    A manifest beside a file counts only if it lists the file. Raises `InputError` for a damaged
+    manifest of a folder, or of a file whose name it contains.
     """
     if path.is_dir():
         return read_manifest(path)

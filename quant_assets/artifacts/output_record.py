@@ -1,8 +1,8 @@
-"""Which job made a file: `<file>.job.json` beside it, by which a later run knows what lies there.
+"""The record of the job that made a file: `<file>.job.json` beside it, for later runs.
 
-The record is written before the file gets its name, so that there is no moment at which a finished
-file has none. A file that is replaced only with the user's agreement is one that this project did
-not make, that somebody changed, or that was made of another source.
+The record is written before the file gets its name, so that a finished file always has one. A file
+is replaced only with the user's agreement if this project did not make it, if it was changed, or if
+it was made from another source.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,16 +17,16 @@ from quant_assets.host.own_files import read_own_file
 from quant_assets.models.identity import sha256_of
 
 _SUFFIX = ".job.json"
-_MAX_BYTES = 1_000_000  # records have a few thousand
+_MAX_BYTES = 1_000_000  # records take a few thousand
 _SOURCE = "source"
-_AGREE = "Choose another --output-dir, or replace the file with --overwrite."
+_REPLACE_HINT = "Choose another --output-dir, or replace the file with --overwrite."
 
 
 class OutputRecord(BaseModel):
-    """What made a file.
+    """The job that made a file.
 
     `source` is the path of the model; `identity` everything that decides the file's bytes, with the
-    source's content hash under `source`; `result` what the run reported.
+    source's content hash under `source`; `result` the run's result.
     """
 
     source: str
@@ -36,7 +36,7 @@ class OutputRecord(BaseModel):
 
 
 def record_path(output: Path) -> Path:
-    """Where the record of the file `output` lies."""
+    """The path of the record of the file `output`."""
     return output.with_name(f"{output.name}{_SUFFIX}")
 
 
@@ -51,7 +51,7 @@ class RecordedJob(Protocol):
 def settle_record(
     job: RecordedJob, identity: Mapping[str, str], sha256: str, result: BaseModel
 ) -> None:
-    """Write the record of a file that is about to get its name, or remove an earlier file's."""
+    """Write the record of a file that is about to get its name, or remove an earlier record."""
     if not job.record:
         record_path(job.output).unlink(missing_ok=True)
         return
@@ -65,7 +65,7 @@ def settle_record(
 
 
 def read_record(output: Path) -> OutputRecord | None:
-    """The record of `output`; None where there is none that can be read."""
+    """The record of `output`; None if it is missing or unreadable."""
     try:
         return OutputRecord.model_validate_json(read_own_file(record_path(output), _MAX_BYTES))
     except ValidationError:
@@ -78,19 +78,19 @@ def finished_output(
     source: Path,
     *,
     overwrite: bool,
-    report: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> OutputRecord | None:
-    """The record of `output` when this very job has finished it and it is whole; else None.
+    """The record of `output` if this job has finished it and it is intact; else None.
 
-    None means that the file may be made; `report` is told why one that is there is made anew.
-    Without `overwrite`, raises `ConfirmationRequired` where that would replace a file of another
-    source, a file that was changed since, or one that is not known. A link is a name only: it is
-    replaced, and what it points to stays. Raises `ResourceError` when `output` is a folder.
+    None means that the file may be written; `log` gets the reason why an existing one is rewritten.
+    Without `overwrite`, raises `ConfirmationRequired` if that would replace a file of another
+    source, a file changed since, or one of unknown origin. A link is replaced; its target stays.
+    Raises `ResourceError` when `output` is a folder.
     """
     if output.is_dir():
         raise ResourceError(
             f"The output {output} is a folder.",
-            "A file is to be written under this name.",
+            "A file would be written under this name.",
             "Remove or rename the folder, or choose another --output-dir.",
         )
     record = read_record(output)
@@ -107,25 +107,25 @@ def finished_output(
         return None
     if record is None:
         raise ConfirmationRequired(
-            f"The file {output} exists, and nothing says that it was made of {source}.",
+            f"The file {output} exists, and it is not known to be made from {source}.",
             f"It has no readable record {record_path(output).name}, so another model or tool may "
             "have made it.",
-            _AGREE,
+            _REPLACE_HINT,
         )
     if not known_source:
         raise ConfirmationRequired(
-            f"The file {output} was made of another model.",
-            f"It comes from {record.source} ({_short(record.identity)}); this run would make it of "
+            f"The file {output} was made from another model.",
+            f"It comes from {record.source} ({_short(record.identity)}); this run would make it from "
             f"{source} ({_short(identity)}).",
-            _AGREE,
+            _REPLACE_HINT,
         )
     if not unchanged:
         raise ConfirmationRequired(
-            f"The file {output} was changed after it was made of {source}.",
-            "Its SHA-256 is not that of its record.",
-            _AGREE,
+            f"The file {output} was changed after it was made from {source}.",
+            "Its SHA-256 differs from its record.",
+            _REPLACE_HINT,
         )
-    report(f"Made anew: {'; '.join(differences(record.identity, identity))}.")
+    log(f"Rewriting: {'; '.join(differences(record.identity, identity))}.")
     return None
 
 
@@ -134,7 +134,7 @@ def _short(identity: Mapping[str, str]) -> str:
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """In words, what makes the job `new` another one than `old`."""
+    """The differences between the jobs `old` and `new`, in words."""
     return [
         f"{key.replace('_', ' ')} was {old.get(key, 'unknown')}, is {new.get(key, 'unknown')}"
         for key in sorted(old.keys() | new.keys())

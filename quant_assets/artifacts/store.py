@@ -1,4 +1,4 @@
-"""The artifact store: one folder a job, whole or not there at all."""
+"""The artifact store: one folder per job, complete or absent."""
 
 import shutil
 from collections.abc import Iterator
@@ -19,22 +19,22 @@ _REJECTED = ".rejected"
 class ArtifactStore:
     """Artifacts under `root`, found by job id.
 
-    A job works in its staging folder, which outlives a killed process so that the job can resume;
-    `commit` gives the folder its final name. Rejected artifacts are kept apart, in `.rejected`.
+    A job works in its staging folder, which survives a killed process so that the job can resume;
+    `commit` gives the folder its final name. Rejected artifacts are kept in `.rejected`.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def folder(self, job_id: str) -> Path:
-        """Where the finished artifact of a job lies, or will lie."""
+        """The folder of a job's finished artifact, whether it exists yet or not."""
         return self.root / job_id
 
     def find(self, job_id: str, *, verify_content: bool = False) -> ArtifactManifest | None:
-        """The manifest of a finished artifact whose files are all there with their sizes.
+        """The manifest of a finished artifact, if all its files exist with the right sizes.
 
         `verify_content` also compares every file's SHA-256. None when anything differs, or the
-        manifest is damaged or of another job: the artifact is then made again.
+        manifest is damaged or of another job; the artifact is then rebuilt.
         """
         folder = self.folder(job_id)
         try:
@@ -59,10 +59,10 @@ class ArtifactStore:
 
     @contextmanager
     def staging(self, job_id: str) -> Iterator[Path]:
-        """The staging folder of a job, held by this process alone while the block runs.
+        """The staging folder of a job, locked by this process while the block runs.
 
-        Raises `ResourceError` when another process holds it for hours, or when the name is that of
-        somebody else's folder.
+        Raises `ResourceError` when another process holds it for hours, or when a folder of another
+        user has its name.
         """
         folder = self.root / _STAGING / job_id
         own_folder(folder.parent)
@@ -74,7 +74,7 @@ class ArtifactStore:
     def commit(self, staging: Path, manifest: ArtifactManifest) -> Path:
         """Write the manifest, make everything durable and give the folder its final name.
 
-        Files in the staging folder that the manifest does not name are removed.
+        Files in the staging folder that the manifest does not list are removed.
         """
         named = {file.name for file in manifest.files}
         for path in staging.iterdir():
@@ -91,7 +91,7 @@ class ArtifactStore:
         return self._put(self.folder(manifest.job_id), manifest)
 
     def _put(self, folder: Path, manifest: ArtifactManifest) -> Path:
-        """Write the manifest and bring the folder to where valid or rejected artifacts are."""
+        """Write the manifest and move the folder to the valid or the rejected artifacts."""
         write_text_atomically(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2))
         rejected = manifest.status == "rejected"
         final = (self.root / _REJECTED if rejected else self.root) / manifest.job_id

@@ -1,8 +1,8 @@
-"""The host while a cell was measured: was the benchmark alone?
+"""Contention on the host while a cell is measured.
 
 Load average, steal and the processor time of other processes come from the kernel's counters, the
-processes on the GPU from `nvidia-smi`. The load average is recorded and does not decide: it still
-remembers the cell before.
+processes on the GPU from `nvidia-smi`. The load average is recorded but not decisive: it still
+reflects the previous cell.
 """
 
 import os
@@ -17,7 +17,7 @@ import psutil
 from pydantic import BaseModel
 
 BEFORE_INTERVAL_S = 0.5
-# An idle desktop or server stays below; one busy process is 1.0.
+# An idle desktop or server stays below this; one busy process counts 1.0.
 OTHERS_BUSY_CORES_LIMIT = 0.2
 STEAL_FRACTION_LIMIT = 0.02
 
@@ -25,11 +25,11 @@ _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 
 class HostConditions(BaseModel):
-    """What else the host did, before and while a cell was measured. Null: not readable here.
+    """Other load on the host, before and while a cell was measured; null if not readable.
 
     `others_busy_cores` is the processor time of all other processes over wall time (1.0 is one
-    core), the higher of the time before and the time of the runs; `steal_fraction` is the part of
-    all processor time that the hypervisor gave to others.
+    core), the higher value of before and during the runs; `steal_fraction` is the share of all
+    processor time that the hypervisor gave to other guests.
     """
 
     load_average_1m: float | None
@@ -66,7 +66,7 @@ def _read_counters() -> _Counters:
 
 
 def _others(start: _Counters, end: _Counters) -> tuple[float, float] | None:
-    """(busy cores of others, fraction stolen) between two readings."""
+    """(cores kept busy by others, fraction stolen) between two readings."""
     wall, total = end.wall_s - start.wall_s, end.total_s - start.total_s
     if wall <= 0 or total <= 0:
         return None
@@ -75,14 +75,14 @@ def _others(start: _Counters, end: _Counters) -> tuple[float, float] | None:
 
 
 def gpu_processes() -> list[str]:
-    """Compute processes of others on the GPUs of this machine, as `pid name MiB`."""
+    """Other compute processes on the GPUs of this machine, as `pid, name, MiB`."""
     lines = nvidia_smi("--query-compute-apps=pid,process_name,used_memory")
     own = str(os.getpid())
     return [line for line in lines if line.split(",")[0].strip() != own]
 
 
 def nvidia_smi(query: str) -> list[str]:
-    """The lines `nvidia-smi` answers to a query; none without an NVIDIA driver."""
+    """The output lines of an `nvidia-smi` query; none without an NVIDIA driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
@@ -118,7 +118,7 @@ def cpu_name() -> str | None:
 class HostWatch:
     """Watches the host from its creation until `finish`.
 
-    Creation takes `BEFORE_INTERVAL_S` seconds in which this process does nothing.
+    Creation blocks for `BEFORE_INTERVAL_S` seconds to measure the idle host.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class HostWatch:
         self._gpu_before = gpu_processes()
 
     def finish(self) -> HostConditions:
-        """What the host did meanwhile, and whether it was too much."""
+        """The host's conditions since creation."""
         during = _others(self._start, _read_counters())
         seen = [reading for reading in (self._before, during) if reading is not None]
         others = max((reading[0] for reading in seen), default=None)
@@ -152,7 +152,7 @@ def host_conditions(
     governor: str | None,
     gpu_processes: list[str],
 ) -> HostConditions:
-    """Decide whether these readings mean that the benchmark was not alone."""
+    """Conditions with their verdict: `contended`, and the reasons, if a reading is over its limit."""
     reasons = []
     if others_busy_cores is not None and others_busy_cores > OTHERS_BUSY_CORES_LIMIT:
         reasons.append(f"other processes kept {others_busy_cores:.2f} cores busy")

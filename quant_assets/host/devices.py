@@ -1,4 +1,4 @@
-"""Processors of this machine: which one a job may use, and how many cores of it."""
+"""Devices that a job may run on, and the cores available to it."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ _CGROUP_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 def available_physical_cores() -> int:
-    """Physical cores that this process may use: the machine's, its affinity and its CPU quota."""
+    """Physical cores available to this process, within its affinity and CPU quota."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = [psutil.cpu_count(logical=False) or 1, affinity or 1]
     if _CGROUP_QUOTA.exists():

@@ -1,4 +1,4 @@
-"""One way to wait for a file lock: the wait is announced, says who holds the lock, and ends."""
+"""File locks whose waits are announced, name the holder, and time out."""
 
 import logging
 import os
@@ -12,13 +12,13 @@ from filelock import FileLock, Timeout
 from quant_assets.errors import ResourceError
 
 ANNOUNCED_AFTER_S = 2.0
-"""Shorter waits are part of ordinary work; nobody needs to read of them."""
+"""Shorter waits are part of ordinary work and not worth a log line."""
 
 SHORT_WAIT_S = 120.0
-"""For locks that are held while one small file is rewritten."""
+"""For locks held while one small file is rewritten."""
 
 LONG_WAIT_S = 2 * 3600.0
-"""For locks that are held while a model is fetched, made or measured."""
+"""For locks held while a model is fetched, quantized or measured."""
 
 _LOG = logging.getLogger(__name__)
 _PROC = Path("/proc")
@@ -26,10 +26,10 @@ _PROC = Path("/proc")
 
 @contextmanager
 def exclusive_lock(path: Path, purpose: str, *, wait_s: float = SHORT_WAIT_S) -> Iterator[None]:
-    """Hold the lock file `path` alone among all processes of this machine.
+    """Hold the lock file `path` exclusively among all processes of this machine.
 
     `purpose` names what the lock protects, as in "the benchmarks of this machine". The lock ends
-    with the process, whatever ends it. A wait of more than `ANNOUNCED_AFTER_S` seconds is logged
+    with the process, however that ends. A wait of more than `ANNOUNCED_AFTER_S` seconds is logged
     as a warning. Raises `ResourceError` after `wait_s` seconds (0: at once), and when the lock
     file cannot be written.
     """
@@ -80,7 +80,7 @@ def _held(path: Path, purpose: str, wait_s: float) -> ResourceError:
     held = _held_by(path, holder)
     return ResourceError(
         f"Another process is using {purpose}.",
-        f"{held[0].upper()}{held[1:]}, and it was not free for {wait_s:.0f} s.",
+        f"{held[0].upper()}{held[1:]}, and did not release it for {wait_s:.0f} s.",
         "Wait for the other command to end"
         + (f", or end it (`kill {holder}`)" if holder else "")
         + ", then run the same command again.",
@@ -88,18 +88,18 @@ def _held(path: Path, purpose: str, wait_s: float) -> ResourceError:
 
 
 def lock_holder(path: Path) -> int | None:
-    """The process that holds the `flock` of `path`; None where the system does not tell (macOS)."""
+    """The process that holds the `flock` of `path`; None where unknown (macOS)."""
     try:
         locked = path.stat()
         lines = (_PROC / "locks").read_text().splitlines()
     except OSError:
         return None
     for line in lines:
-        # "1: FLOCK ADVISORY WRITE <pid> <device>:<inode> 0 EOF"; waiters have "->" in front.
+        # "1: FLOCK ADVISORY WRITE <pid> <device>:<inode> 0 EOF"; waiters are marked "->".
         fields = line.split()
         if len(fields) > 5 and fields[1] == "FLOCK" and fields[5].endswith(f":{locked.st_ino}"):
             pid = int(fields[4])
-            # Inodes repeat between file systems, so the process must have this very file open.
+            # Inodes repeat across file systems, so check that the process has this file open.
             if pid > 0 and _has_open(pid, locked):
                 return pid
     return None

@@ -1,8 +1,8 @@
-"""Files in folders that others may write to: opened only where they are this user's, and locked.
+"""Opening and locking files safely in folders that other users can write to.
 
-A name in a shared folder can be a link to somebody's file, a pipe, or a second name of a file that
-must not be touched. A file that is about to be changed in place is therefore opened without
-following links and looked at before it is used.
+A name in a shared folder can be a link to another user's file, a pipe, or a hard link to a file
+that must not be touched. A file that is to be changed in place is therefore opened without
+following links and inspected before use.
 """
 
 import errno
@@ -17,16 +17,16 @@ from pathlib import Path
 from quant_assets.errors import ResourceError
 
 _MODE = 0o644
-_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe must not block the opening
-# What `open` says of a link (Linux and macOS, FreeBSD), a socket, and a folder.
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a pipe must not block
+# Errors of `open` for a link (Linux and macOS, FreeBSD), a socket and a folder.
 _NOT_A_FILE = frozenset({errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EOPNOTSUPP, errno.EISDIR})
 _MOST_TRIES = 100
 
 
 def open_own_file(path: Path, flags: int) -> int:
-    """Open `path` with `flags` (as of `os.open`); returns the descriptor.
+    """Open `path` with the `flags` of `os.open`; returns the descriptor.
 
-    Raises `ResourceError` unless it is a regular file of this user with one name, and `OSError`
+    Raises `ResourceError` unless it is a regular file of this user without hard links, `OSError`
     when it cannot be opened.
     """
     try:
@@ -40,7 +40,7 @@ def open_own_file(path: Path, flags: int) -> int:
         if not stat.S_ISREG(status.st_mode):
             raise _refused(path, "is a pipe or a device, not a regular file")
         if status.st_nlink > 1:
-            raise _refused(path, "is a second name (a hard link) of another file")
+            raise _refused(path, "is a hard link to another file")
         if status.st_uid != os.geteuid() and status.st_uid != _owner_of_new_files(path.parent):
             raise _refused(path, f"belongs to another user (number {status.st_uid})")
     except BaseException:
@@ -50,7 +50,7 @@ def open_own_file(path: Path, flags: int) -> int:
 
 
 def read_own_file(path: Path, most_bytes: int) -> bytes:
-    """What a small file of this user holds; nothing when it is missing, longer, or not such a file."""
+    """The content of a small file of this user; empty if it is missing, longer, or another kind."""
     try:
         descriptor = open_own_file(path, os.O_RDONLY)
     except (OSError, ResourceError):
@@ -61,7 +61,7 @@ def read_own_file(path: Path, most_bytes: int) -> bytes:
 
 
 def _owner_of_new_files(folder: Path) -> int:
-    """The owner that a file system gives to what this user creates; some have one for all users."""
+    """The owner that the file system gives new files; some use one owner for all users."""
     with tempfile.TemporaryFile(dir=folder) as new:
         return os.fstat(new.fileno()).st_uid
 
@@ -69,16 +69,16 @@ def _owner_of_new_files(folder: Path) -> int:
 def _refused(path: Path, why: str) -> ResourceError:
     return ResourceError(
         f"Nothing is written to {path}.",
-        f"It {why}; somebody else's data could be lost.",
+        f"It {why}; another user's data could be lost.",
         "Remove it, or choose another output folder.",
     )
 
 
 def own_folder(path: Path) -> None:
-    """Make the folder `path`, with its parents, unless it exists.
+    """Create the folder `path` and its parents unless it exists.
 
-    Raises `ResourceError` for a name that is taken by something else than a folder of this user: a
-    link would lead what is written there, and removed, to somebody else's folder.
+    Raises `ResourceError` if the name belongs to anything but a folder of this user: through a
+    link, files would be written and removed in another user's folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -101,12 +101,11 @@ def is_named(path: Path, descriptor: int) -> bool:
 
 @contextmanager
 def locked_file(path: Path, purpose: str, *, remove: bool = False) -> Iterator[int]:
-    """Hold `path`, created if missing, open and locked while the block runs; its descriptor.
+    """Open and lock `path`, created if missing, while the block runs; yields its descriptor.
 
-    The lock is that of the file which has this name once it is locked: when another process renamed
-    or removed the file between opening and locking, the new file of that name is taken. The content
-    is left alone. The lock ends with the process. With `remove` the file is deleted at the end,
-    still under its lock.
+    If another process renames or removes the file between opening and locking, the new file of that
+    name is locked instead. The content is not touched. The lock ends with the process. With
+    `remove` the file is deleted at the end, still locked.
 
     Raises `ResourceError` when another process holds it, named by `purpose` ("the file x.gguf"),
     and what `open_own_file` raises.

@@ -13,7 +13,7 @@ _CGROUP_USED = Path("/sys/fs/cgroup/memory.current")
 
 
 def check_output_folder(folder: Path) -> None:
-    """Make `folder` and see that files can be written there; raises `ResourceError` when not."""
+    """Create `folder` and check that files can be written there; raises `ResourceError` if not."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -33,12 +33,12 @@ def check_disk(folder: Path, needed_bytes: int) -> None:
         raise ResourceError(
             f"The disk of {folder} has too little space.",
             f"The output needs {needed_bytes / 1e9:.3f} GB, {free / 1e9:.3f} GB are free.",
-            "Free some space, choose another folder or a smaller level.",
+            "Free some space, or choose another folder or a smaller level.",
         )
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process can still take, within its container's limit."""
+    """Bytes of memory still available to this process, within its container's limit."""
     available = int(psutil.virtual_memory().available)
     try:
         limit = int(_CGROUP_MEMORY.read_text()) - int(_CGROUP_USED.read_text())
@@ -48,12 +48,12 @@ def available_memory() -> int:
 
 
 def check_memory(needed_bytes: int, available_bytes: int | None = None) -> None:
-    """Raise `ResourceError` when the work needs more memory than there is."""
+    """Raise `ResourceError` when the work needs more memory than is available."""
     available = available_memory() if available_bytes is None else available_bytes
     if available < needed_bytes:
         raise ResourceError(
             "There is too little memory.",
             f"The work needs about {needed_bytes / 1e9:.2f} GB, "
             f"{available / 1e9:.2f} GB are available.",
-            "Close other programs, or take a machine with more memory.",
+            "Close other programs, or use a machine with more memory.",
         )

@@ -1,4 +1,4 @@
-"""The Python environments workers run in: their interpreters, and the variables they are given."""
+"""The Python environments of workers: their interpreters and their environment variables."""
 
 import os
 import re
@@ -62,9 +62,9 @@ _PASSED_PREFIXES = re.compile(
 
 
 def interpreter(environment: EnvironmentName) -> Path:
-    """The Python of `environment`: `main` is this process's own.
+    """The Python interpreter of `environment`; `main` is this process's own.
 
-    Raises `EnvironmentNotReady` when a worker environment has not been made.
+    Raises `EnvironmentNotReady` when a worker environment is not installed.
     """
     if environment == "main":
         return Path(sys.executable)
@@ -80,10 +80,10 @@ def interpreter(environment: EnvironmentName) -> Path:
 
 
 def worker_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """What a worker is given of this process's `environment`: what it needs, and no secret.
+    """The variables of `environment` that a worker needs, without secrets.
 
-    Workers read local files alone, so no token is among it. They run code of many packages on
-    files of strangers; what they do not know they cannot leak.
+    Workers read local files only and need no token. They run third-party code on untrusted files;
+    a secret that they do not have cannot leak.
     """
     passed = {
         name: value
@@ -91,7 +91,7 @@ def worker_variables(environment: Mapping[str, str]) -> dict[str, str]:
         if (name.upper() in _PASSED_NAMES or _PASSED_PREFIXES.match(name))
         and not is_secret_name(name)
     }
-    # A worker environment does not have the project installed; it sees its source.
+    # The project is not installed in worker environments; they import it from its source.
     passed["PYTHONPATH"] = os.pathsep.join(
         part for part in (str(PROJECT_ROOT), environment.get("PYTHONPATH", "")) if part
     )

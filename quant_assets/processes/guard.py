@@ -1,9 +1,9 @@
-"""Run one command, and let nothing of it outlive the process that asked for it.
+"""Run one command and end all of it when the process that requested it ends.
 
-`python -I -S guard.py <parent> <grace> <command>...`, standard library alone; parent 0: none. A process that is
-killed by SIGKILL can end none of its children; its guard notices within `POLL_S` seconds that the
-parent is gone and kills the command with all of its descendants. The same happens to what is left
-when the command ends: a grandchild that holds a pipe would keep its reader waiting.
+`python -I -S guard.py <parent> <grace> <command>...`, standard library only; parent 0: none. A
+process killed by SIGKILL cannot end its children; its guard notices within `POLL_S` seconds that
+the parent is gone and kills the command with all its descendants. Descendants left over when the
+command ends are killed too: a grandchild that holds a pipe would keep its reader waiting.
 
 Life cycle: start the command, in a session of its own unless the guard leads one already (then a
 terminal's Ctrl-C reaches the guard alone); wait; on SIGINT, SIGTERM or SIGHUP pass the signal on and
@@ -29,7 +29,7 @@ _LINUX = sys.platform == "linux"
 
 
 class Guard:
-    """One command and what it started."""
+    """One command and its descendants."""
 
     def __init__(self, parent: int, grace_s: float, command: list[str]) -> None:
         self._parent = parent
@@ -40,21 +40,21 @@ class Guard:
         self._stops: list[int] = []
 
     def run(self) -> int:
-        """Run the command to its end; its wait status."""
-        # A signal ends the `select` below by way of this pipe, at whatever moment it comes.
+        """Run the command to its end; returns its wait status."""
+        # A signal wakes the `select` below through this pipe, whenever it arrives.
         wake_reader, wake_writer = os.pipe()
         os.set_blocking(wake_reader, False)
         os.set_blocking(wake_writer, False)
         signal.set_wakeup_fd(wake_writer, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in _STOP_SIGNALS:
-            # `nohup` ignores SIGHUP, and that is meant; shells ignore SIGINT for all in the background.
+            # SIGHUP ignored by `nohup` stays ignored; SIGINT, ignored by shells in the background, does not.
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda number, _: self._stops.append(number))
         if _LINUX:
-            # Descendants whose own parent ended become children of this process.
+            # Orphaned descendants become children of this process.
             ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
-            # A guard that is guarded has work to do when its own guard is killed.
+            # A nested guard must outlive its own guard to clean up.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)
         self._child = self._start()
         deadline: float | None = None
@@ -65,7 +65,7 @@ class Guard:
             if self._stops and deadline is None:
                 deadline = time.monotonic() + self._grace_s
                 with contextlib.suppress(ProcessLookupError):
-                    # dbt and Dagster end in order on SIGINT and SIGTERM; SIGHUP is foreign to them.
+                    # dbt and Dagster shut down cleanly on SIGINT and SIGTERM but do not handle SIGHUP.
                     first = self._stops[0]
                     os.kill(self._child, signal.SIGTERM if first == signal.SIGHUP else first)
             if deadline is not None and time.monotonic() >= deadline:
@@ -87,18 +87,20 @@ class Guard:
             if os.getsid(0) != guard:
                 os.setsid()
             if _LINUX:
-                # It fires when the thread that forked ends; the guard has one thread only.
+                # The signal fires when the forking thread ends; the guard has only one.
                 ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
                 if os.getppid() != guard:
                     os._exit(1)
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # Python ignores it, and exec keeps that
+            signal.signal(
+                signal.SIGPIPE, signal.SIG_DFL
+            )  # Python ignores it, and exec inherits that
             os.execvp(self._command[0], self._command)  # noqa: S606
         except OSError as error:
             os.write(2, f"{self._command[0]}: {error.strerror}\n".encode())
         os._exit(127)
 
     def _reap(self) -> None:
-        """Collect what ended, and keep the command's wait status."""
+        """Reap ended children and keep the command's wait status."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, ended = os.waitpid(-1, os.WNOHANG)
@@ -108,7 +110,7 @@ class Guard:
                     self._status = ended
 
     def _kill(self) -> None:
-        """Kill all descendants, also those that appear meanwhile."""
+        """Kill all descendants, including new ones that appear meanwhile."""
         limit = time.monotonic() + KILL_LIMIT_S
         while (left := descendants(os.getpid())) and time.monotonic() < limit:
             for pid in left:
@@ -120,7 +122,7 @@ class Guard:
 
 
 def descendants(ancestor: int) -> list[int]:
-    """Processes below `ancestor` that have not ended."""
+    """The running descendants of `ancestor`."""
     children: dict[int, list[int]] = {}
     for pid, parent in _processes():
         children.setdefault(parent, []).append(pid)
@@ -134,7 +136,7 @@ def descendants(ancestor: int) -> list[int]:
 
 
 def _processes() -> list[tuple[int, int]]:
-    """(process, its parent) of everything that runs here; zombies are left out."""
+    """(process, its parent) of all running processes, without zombies."""
     if not _LINUX:
         with os.popen("exec /bin/ps -axo pid=,ppid=,stat=,ucomm=") as listing:  # noqa: S605, S607
             rows = [line.split(None, 3) for line in listing]
@@ -162,7 +164,7 @@ def main(arguments: list[str]) -> int:
     status = Guard(int(arguments[0]), float(arguments[1]), arguments[2:]).run()
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        # The command has left its core file, if any.
+        # The command has already written its core file, if any.
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         if number not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(number, signal.SIG_DFL)

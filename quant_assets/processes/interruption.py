@@ -1,9 +1,9 @@
-"""Ctrl-C, SIGTERM and a closed terminal end this process and all below it, within a limit.
+"""Ctrl-C, SIGTERM and a closed terminal end this process and its descendants within a time limit.
 
-The first signal raises `KeyboardInterrupt` (or what a library put in its place) in the main thread,
-so that work ends in order. Whoever swallows it, or waits where Python cannot interrupt, is ended by
-a thread after `GRACE_S` seconds, or by a second signal: all descendants are killed, then this
-process. Life cycle: `prompt_end` around the whole command.
+The first signal raises `KeyboardInterrupt` (or calls the handler that a library installed) in the
+main thread, so that work ends cleanly. Code that swallows it, or blocks where Python cannot
+interrupt, is ended by a thread after `GRACE_S` seconds or on a second signal: all descendants are
+killed, then this process. Life cycle: `prompt_end` around the whole command.
 """
 
 import os
@@ -20,37 +20,37 @@ import psutil
 
 GRACE_S = 3.0
 SECOND_SIGNAL_AFTER_S = 0.5
-"""Sooner it is the same Ctrl-C, sent by the terminal and passed on by `make` or a shell."""
+"""An earlier one is the same Ctrl-C, sent by the terminal and forwarded by `make` or a shell."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _received: list[int] = []
 
 
 def received_signal() -> int | None:
-    """The signal that told this process to end, if one did."""
+    """The signal that asked this process to end, or None."""
     return _received[0] if _received else None
 
 
 @contextmanager
 def prompt_end() -> Iterator[None]:
-    """Keep the promise of this module while the block runs; for the main thread."""
+    """End this process promptly on a signal while the block runs; for the main thread only."""
     _received.clear()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     before = {number: signal.getsignal(number) for number in _SIGNALS}
-    # Told to Python's C code, it is written whichever handler is in place, Dagster's for one.
+    # Python's C code writes to it whichever handler is installed, such as Dagster's.
     former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    # Shells ignore SIGINT for what runs in the background; it is heeded all the same.
+    # Shells ignore SIGINT for background jobs; it is handled here all the same.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _as_interrupt)
-    if before[signal.SIGHUP] is not signal.SIG_IGN:  # as `nohup` wants it
+    if before[signal.SIGHUP] is not signal.SIG_IGN:  # as `nohup` requires
         signal.signal(signal.SIGHUP, _as_interrupt)
     watch = threading.Thread(target=_watch, args=(reader,), daemon=True)
     watch.start()
     try:
         yield
     finally:
-        # Told to end, the interpreter may still wait for a thread: the watch stays on.
+        # After a signal the interpreter may still wait for a thread, so the watch stays on.
         if not _received:
             signal.set_wakeup_fd(former)
             writer.close()
@@ -61,7 +61,7 @@ def prompt_end() -> Iterator[None]:
 
 
 def _as_interrupt(number: int, frame: FrameType | None) -> None:
-    """Do what SIGINT would do now."""
+    """Act as SIGINT would."""
     _received.append(number)
     handler = signal.getsignal(signal.SIGINT)
     if callable(handler) and handler is not _as_interrupt:

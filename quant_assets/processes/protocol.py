@@ -34,7 +34,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class ProgressEvent(BaseModel):
-    """How far a step is: `done` of `total` units."""
+    """The progress of a step: `done` of `total` units."""
 
     event: Literal["progress"] = "progress"
     step: str
@@ -44,7 +44,7 @@ class ProgressEvent(BaseModel):
 
 
 class LogEvent(BaseModel):
-    """One line for a person."""
+    """One line for the user."""
 
     event: Literal["log"] = "log"
     level: Literal["debug", "info", "warning"]
@@ -52,7 +52,7 @@ class LogEvent(BaseModel):
 
 
 class MemoryEvent(BaseModel):
-    """Resident memory of the worker in bytes, now and at its highest."""
+    """Resident memory of the worker in bytes, current and peak."""
 
     event: Literal["memory"] = "memory"
     rss_bytes: int
@@ -60,14 +60,14 @@ class MemoryEvent(BaseModel):
 
 
 class ResultEvent(BaseModel):
-    """The answer; nothing follows it."""
+    """The result; the last event."""
 
     event: Literal["result"] = "result"
     result: dict[str, Any]
 
 
 class ErrorEvent(BaseModel):
-    """The job failed and the worker knows why; nothing follows it."""
+    """The error that ended the job; the last event."""
 
     event: Literal["error"] = "error"
     error_type: str
@@ -81,15 +81,15 @@ Event = Annotated[
 ]
 EVENT_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 EventT = TypeVar("EventT", bound=BaseModel)
-_WORDS_OF_THE_PROTOCOL = frozenset({"event", "level", "error_type"})
+_PROTOCOL_FIELDS = frozenset({"event", "level", "error_type"})
 
 
 def redacted(event: EventT) -> EventT:
-    """`event` without secrets in its texts."""
+    """`event` with secrets redacted from its texts."""
     texts = {
         name: redact_values(value)
         for name, value in event
-        if name not in _WORDS_OF_THE_PROTOCOL and isinstance(value, str | dict)
+        if name not in _PROTOCOL_FIELDS and isinstance(value, str | dict)
     }
     return event.model_copy(update=texts)
 
@@ -97,8 +97,8 @@ def redacted(event: EventT) -> EventT:
 def resident_memory() -> tuple[int, int]:
     """Resident memory of this process in bytes: (now, peak).
 
-    The peak is `VmHWM`, which starts anew at exec. `ru_maxrss` does not: on Linux a child inherits
-    in it the memory of the parent that started it.
+    The peak is `VmHWM`, which is reset at exec. `ru_maxrss` is not: on Linux a child inherits the
+    value of the parent that started it.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -114,7 +114,7 @@ def resident_memory() -> tuple[int, int]:
 
 
 class EventChannel:
-    """Sends the events of one job, to the parent and, under Dagster Pipes, to the run's log."""
+    """Sends the events of one job to the parent and, under Dagster Pipes, to the run's log."""
 
     def __init__(self, stream: IO[str], pipes: "PipesContext | None" = None) -> None:
         self._stream = stream
@@ -123,8 +123,8 @@ class EventChannel:
         self._last_pipes_progress: tuple[str, float] = ("", 0.0)
 
     def _send(self, event: BaseModel) -> None:
-        # Before it is serialized: a secret that looks like a number or a word of the protocol must
-        # not break the stream.
+        # Redact before serializing: a secret that looks like a number or a protocol keyword must not
+        # break the stream.
         line = redacted(event).model_dump_json()
         with self._lock:
             self._stream.write(line + "\n")
@@ -142,7 +142,7 @@ class EventChannel:
             self._pipes.log.info(f"{step}: {done:g} of {total:g} {unit}")
 
     def log(self, message: str, level: Literal["debug", "info", "warning"] = "info") -> None:
-        """Send one line for a person."""
+        """Send one line for the user."""
         self._send(LogEvent(level=level, message=message))
         if self._pipes is not None:
             self._pipes.log.log(logging.getLevelNamesMapping()[level.upper()], redact(message))
@@ -153,7 +153,7 @@ class EventChannel:
         self._send(MemoryEvent(rss_bytes=rss_bytes, peak_rss_bytes=peak_rss_bytes))
 
     def result(self, result: BaseModel) -> None:
-        """Send the answer."""
+        """Send the result."""
         self._send(ResultEvent(result=result.model_dump(mode="json")))
 
     def error(self, error: QuantAssetsError) -> None:
@@ -169,30 +169,30 @@ class EventChannel:
 
 
 def _known_error(error: Exception) -> QuantAssetsError:
-    """The three-part error for anything a job can raise."""
+    """The three-part error for any exception of a job."""
     return explained(error) or QuantAssetsError(
         f"The job failed with {type(error).__name__}.",
         str(error) or "The library gave no reason.",
-        "If the input is sound, report it with the worker's log.",
+        "If the input is valid, report this error with the worker's log.",
     )
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to kill this process when its parent dies, so that no orphan keeps computing."""
+    """Have Linux kill this process when its parent dies, so that no orphan keeps computing."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
 def _reported_memory(channel: EventChannel) -> Iterator[None]:
-    """Send a memory event every `MEMORY_INTERVAL_S` while the block runs, and one at its end."""
+    """Send a memory event every `MEMORY_INTERVAL_S` while the block runs, and one at the end."""
     stop = threading.Event()
 
-    def report() -> None:
+    def send_periodically() -> None:
         while not stop.wait(MEMORY_INTERVAL_S):
             channel.memory()
 
-    reporter = threading.Thread(target=report, daemon=True)
+    reporter = threading.Thread(target=send_periodically, daemon=True)
     reporter.start()
     try:
         yield
@@ -210,7 +210,7 @@ def serve(
 ) -> None:
     """Run one job in this process and exit: 0 with a result sent, 1 with an error sent.
 
-    Standard output carries events only; what libraries print there goes to standard error.
+    Standard output carries only events; output of libraries is redirected to standard error.
     `report_memory=False` is for measurements, which no other thread may disturb.
     """
     _die_with_parent()

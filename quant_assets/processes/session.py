@@ -1,4 +1,4 @@
-"""A worker session: who follows the workers of one piece of work, and what they are told besides."""
+"""A worker session: the event handler and extra environment variables of a job's workers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,20 +12,20 @@ EventHandler = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class WorkerSession:
-    """Given to every worker that a piece of work starts.
+    """Shared by all workers that a job starts.
 
-    `on_event` sees every event in order; None: nobody follows. `variables` are environment
-    variables beyond those of `worker_variables`; they are read when a worker starts, so that a
-    mapping may open something (Dagster Pipes) at that moment.
+    `on_event` receives every event in order, if set. `variables` extend those of
+    `worker_variables`; they are read when a worker starts, so that a mapping can open a resource
+    (Dagster Pipes) at that moment.
     """
 
     on_event: EventHandler | None = None
     variables: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def with_defaults(self, variables: Mapping[str, str]) -> "WorkerSession":
-        """The same session with `variables` below its own."""
+        """This session with `variables` added, except where it sets them itself."""
         return replace(self, variables={**variables, **self.variables})
 
 
 UNATTENDED: Final = WorkerSession()
-"""Nobody follows, and there is nothing besides."""
+"""No event handler and no extra variables."""

@@ -1,7 +1,7 @@
-"""The parent's side of a worker: start it, follow its events, and turn every end into an answer.
+"""The parent's side of a worker: start it, follow its events, and turn every ending into an answer.
 
-Whatever happens to the worker (a signal, an abort of a native library, no memory, no disk, a
-hang), the parent gets a result or one error with three parts, and lives on.
+Whatever happens to the worker (a signal, an abort in a native library, lack of memory or disk, a
+hang), the parent gets a result or one three-part error, and survives.
 """
 
 import contextlib
@@ -39,9 +39,9 @@ ResultT = TypeVar("ResultT", bound=BaseModel)
 STDERR_LINES_KEPT = 8
 DEFAULT_STALL_TIMEOUT_S = 1800.0
 LONGEST_EVENT_BYTES = 64 << 20
-"""The answers of a long evaluation take a few MB; what is longer is not an event."""
+"""The results of a long evaluation take a few MB; a longer line is not an event."""
 EXIT_LIMIT_S = 60.0
-"""A worker that has answered has nothing left to do; one that lingers is ended."""
+"""A worker has nothing left to do after its answer; one that lingers is ended."""
 KILL_LIMIT_S = 2.0
 _POLL_S = 1.0
 _STDERR_LINE_BYTES = 1 << 16
@@ -59,9 +59,9 @@ def run_worker(
 ) -> ResultT:
     """Run `job` in the worker `quant_assets.workers.<worker>` and return its validated result.
 
-    `session` follows every event in order. A worker that sends nothing but memory events for
-    `stall_timeout_s` seconds is killed. Raises the worker's own error when it sent one, and
-    `WorkerError` when it died, hung, or broke the protocol.
+    `session` receives every event in order. A worker that sends only memory events for
+    `stall_timeout_s` seconds is killed. Raises the worker's own error if it sent one, and
+    `WorkerError` if it died, hung, or broke the protocol.
     """
     job_json = _as_json(job)
     process = _start(worker, environment, session.variables)
@@ -71,7 +71,7 @@ def run_worker(
         target=_follow_stderr, args=(process.stderr, stderr_tail), daemon=True
     )
     stderr_reader.start()
-    # A thread, since a worker that never reads its job must not keep this process.
+    # In a thread, because a worker that never reads its job must not block this process.
     job_writer = threading.Thread(target=_write_job, args=(process.stdin, job_json), daemon=True)
     job_writer.start()
     outcome: ResultEvent | ErrorEvent | None = None
@@ -101,9 +101,9 @@ def run_worker(
         return result_type.model_validate(outcome.result)
     except ValidationError as error:
         raise WorkerError(
-            f"The worker {worker!r} sent an answer of the wrong form.",
+            f"The worker {worker!r} sent an answer with the wrong structure.",
             str(error),
-            "Bring its environment to the project's version with `make setup` or "
+            "Update its environment to the project's version with `make setup` or "
             "`make setup-groupwise`, then run the same command again.",
         ) from error
 
@@ -117,7 +117,7 @@ def _start(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env={**worker_variables(os.environ), **variables},
-        # A group of its own: Ctrl-C reaches the parent only, which then ends the whole group.
+        # A separate process group: Ctrl-C reaches only the parent, which then ends the whole group.
         start_new_session=True,
     )
 
@@ -127,14 +127,14 @@ def _as_json(job: BaseModel) -> bytes:
         return job.model_dump_json().encode()
     except PydanticSerializationError as error:
         raise InputError(
-            "A file or folder of this job has a name that is not UTF-8.",
+            "The name of a file or folder of this job is not UTF-8.",
             f"{error}.",
             "Rename it.",
         ) from error
 
 
 def _write_job(stream: IO[bytes], job: bytes) -> None:
-    # A worker that died at once reads nothing; its return code says how.
+    # A worker that died immediately reads nothing; its return code tells how.
     with contextlib.suppress(BrokenPipeError):
         stream.write(job)
     with contextlib.suppress(BrokenPipeError):
@@ -147,17 +147,17 @@ def _follow_stderr(stream: IO[bytes], tail: deque[str]) -> None:
 
 
 def _ended(process: "subprocess.Popen[bytes]") -> bool:
-    """Whether the process has ended; it is not reaped, so its id still names its group."""
+    """Whether the process has ended; it is not reaped, so its id still identifies its group."""
     if process.returncode is not None:
         return True
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _end(process: "subprocess.Popen[bytes]") -> bool:
-    """End the worker with all that it started, and reap it; whether it had ended by itself.
+    """End the worker and its descendants and reap it; returns whether it had ended by itself.
 
-    The guard kills what it guards when it is told to end. Should it not do so in time, or be dead
-    itself, the group that it led is killed here.
+    The guard kills its command when it is told to end. If it does not do so in time, or is dead
+    itself, its process group is killed here.
     """
     ended = _ended(process)
     if not ended:
@@ -179,7 +179,7 @@ def _kill_group(process: "subprocess.Popen[bytes]") -> None:
 def _events(
     worker: str, process: "subprocess.Popen[bytes]", stall_timeout_s: float
 ) -> Iterator[Event]:
-    """Yield the worker's events until its output ends; raise when it stalls or breaks the rules.
+    """Yield the worker's events until its output ends; raise if it stalls or breaks the protocol.
 
     Returns after `EXIT_LIMIT_S` seconds when a worker that has answered does not end.
     """
@@ -200,12 +200,12 @@ def _events(
                 raise WorkerError(
                     f"The worker {worker!r} was stopped.",
                     f"It made no progress for {stall_timeout_s:.0f} s.",
-                    "Run the same command again; if it hangs once more, use a smaller model or "
+                    "Run the same command again; if it hangs again, use a smaller model or "
                     "fewer threads.",
                 )
             if not selector.select(min(remaining, _POLL_S)):
                 if _ended(process):
-                    # The guard was killed, and what it guarded may hold the pipe open.
+                    # The guard was killed, and its command may still hold the pipe open.
                     _kill_group(process)
                     return
                 continue
@@ -217,7 +217,7 @@ def _events(
                 event = _parse(worker, bytes(buffer) + line)
                 buffer.clear()
                 if answered:
-                    raise _breach(worker, "something after its answer", line)
+                    raise _breach(worker, "an event after its answer", line)
                 answered = isinstance(event, ResultEvent | ErrorEvent)
                 if not isinstance(event, MemoryEvent):
                     last_sign = time.monotonic()
@@ -232,8 +232,8 @@ def _parse(worker: str, line: bytes) -> Event:
     try:
         event = EVENT_ADAPTER.validate_json(line)
     except (ValidationError, RecursionError) as error:
-        raise _breach(worker, "something that is no event", line) from error
-    # This process knows secrets that the worker was not given. An answer is used, not shown.
+        raise _breach(worker, "an invalid event", line) from error
+    # This process knows secrets that the worker does not. A result is used, not shown.
     return event if isinstance(event, ResultEvent) else redacted(event)
 
 
@@ -241,7 +241,7 @@ def _breach(worker: str, sent: str, line: bytes) -> WorkerError:
     return WorkerError(
         f"The worker {worker!r} sent {sent}.",
         f"It sent {redact(line[:200].decode(errors='replace'))!r}.",
-        "Something in the worker writes to its event stream; report this.",
+        "Code in the worker writes to its event stream; report this.",
     )
 
 
@@ -263,23 +263,23 @@ def _death(
     if progress is not None:
         during = f" during {progress.step!r} ({progress.done:g} of {progress.total:g})"
     why: list[str] = []
-    next_step = "Run the same command again; if it fails once more, its last lines say where."
+    next_step = "Run the same command again; if it fails again, its last lines tell where."
     if return_code < 0:
         number = signal.Signals(-return_code)
         what = f"The worker {worker!r} was ended by {number.name}{during}."
         if number is signal.SIGKILL:
-            why.append("SIGKILL comes from a person or from the system when memory runs out.")
+            why.append("SIGKILL comes from a user, or from the system when memory runs out.")
             next_step = (
-                "Look for an out-of-memory line in the kernel's log; with enough free memory, run "
+                "Look for an out-of-memory line in the kernel's log; once enough memory is free, run "
                 "the same command again."
             )
         elif number is signal.SIGABRT:
-            why.append("A native library gave up on its input or its state.")
-            next_step = (
-                "Check the model's files; the last lines of the library's log name the spot."
-            )
+            why.append("A native library aborted because of its input or its state.")
+            next_step = "Check the model's files; the last lines of the library's log tell where."
         elif number in _NATIVE_CRASHES:
-            why.append("A native library crashed, often one built for another processor.")
+            why.append(
+                "A native library crashed, often because it was built for another processor."
+            )
             next_step = (
                 "Rebuild with `python3 environments/bootstrap.py main --rebuild`, then run the "
                 "same command again."

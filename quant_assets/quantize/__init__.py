@@ -1,1 +1,4 @@
-"""Quantization jobs: what they are, what they leave behind, and the passes that do them."""
+"""Quantization and conversion jobs: their settings, their workers' answers, their artifacts.
+
+Tensor arithmetic belongs in `workers`, the artifact store in `artifacts`.
+"""

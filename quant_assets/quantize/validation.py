@@ -27,27 +27,28 @@ def validate_artifact(
     device: Device = "auto",
     session: WorkerSession = UNATTENDED,
 ) -> dict[str, str]:
-    """What each check found, by its name; `text` is what perplexity is measured on.
+    """Findings by check; perplexity is measured on `text`.
 
-    Raises `CheckFailed` for the first that fails, `InputError` for a path that is no artifact.
+    Raises `CheckFailed` for the first check that fails, `InputError` for a path that is not an
+    artifact.
     """
-    report: dict[str, str] = {}
+    findings: dict[str, str] = {}
     folder = path if path.is_dir() else path.parent
     model = path
     manifest = manifest_of(path)
     if manifest is not None:
-        report["files"] = _check_files(folder, manifest)
+        findings["files"] = _check_files(folder, manifest)
         if path.is_dir() and manifest.job.target_format == "gguf":
             model = folder / manifest.files[0].name
     elif (folder / MANIFEST_NAME).exists():
-        report["files"] = f"not compared: {folder / MANIFEST_NAME} says nothing about {path.name}"
+        findings["files"] = f"not compared: {folder / MANIFEST_NAME} does not list {path.name}"
     if model.is_file():
         check_gguf(model)
         seen = validate_gguf(ValidateGgufJob(path=model), session=session)
-        report["loads and generates"] = repr(seen.generated_text)
-        return report
+        findings["loads and generates"] = repr(seen.generated_text)
+        return findings
     method = groupwise_config(model).method
-    report["layout"] = f"{check_layout(model)} packed matrices are as config.json says"
+    findings["layout"] = f"{check_layout(model)} packed matrices match config.json"
     scored = evaluation_text(text or "auto", get_settings().cache)
     (measured,) = measure_checkpoints(
         [Checkpoint(path=model, format=method)],
@@ -58,9 +59,9 @@ def validate_artifact(
         context=WINDOW_TOKENS,
         session=session,
     )
-    report["loads and generates"] = repr(measured.generated_text)
-    report["perplexity"] = f"{measured.perplexity:.3f} on {scored.name}"
-    return report
+    findings["loads and generates"] = repr(measured.generated_text)
+    findings["perplexity"] = f"{measured.perplexity:.3f} on {scored.name}"
+    return findings
 
 
 def _check_files(folder: Path, manifest: ArtifactManifest) -> str:
@@ -68,8 +69,8 @@ def _check_files(folder: Path, manifest: ArtifactManifest) -> str:
         path = folder / file.name
         if not path.is_file() or sha256_of(path) != file.sha256:
             raise CheckFailed(
-                f"The artifact in {folder} is not as it was made.",
+                f"The artifact in {folder} is damaged.",
                 f"{file.name} is {'changed' if path.is_file() else 'missing'}.",
-                "Make the artifact again.",
+                "Rebuild the artifact.",
             )
-    return f"{len(manifest.files)} files have the manifest's checksums"
+    return f"{len(manifest.files)} files match the manifest's checksums"

@@ -1,4 +1,4 @@
-"""The text that quantizers are calibrated on: a file, a hub data set, or the default."""
+"""Calibration text for quantizers: a file, a hub data set, or the default."""
 
 import hashlib
 import json
@@ -16,11 +16,11 @@ from quant_assets.texts.hub import hub_file, reach_hub, wikitext
 
 _HUB_PREFIX = "hub:"
 _TEXT_FIELDS = ("text", "content", "prompt", "instruction", "question")
-_SHORTEST_TEXT = 200  # characters; less than this calibrates nothing
+_SHORTEST_TEXT = 200  # characters; less is useless for calibration
 
 
 class CalibrationText(BaseModel):
-    """A text by name and content; `warning` says why it is not the preferred one."""
+    """A text by name and content; `warning` is set if it is not the preferred one."""
 
     name: str
     path: Path
@@ -29,11 +29,11 @@ class CalibrationText(BaseModel):
 
 
 def calibration_text(choice: str | None, cache: Path) -> CalibrationText:
-    """The text that `choice` names: a file, `hub:owner/name`, or the default for None.
+    """The text named by `choice`: a file, `hub:owner/name`, or the default for None.
 
-    A file is plain text (UTF-8), JSONL or Parquet; of the latter two, and of a data set, the
-    column `text` is taken, or the first that is called like one. Raises `InputError` for a file
-    that is missing, empty, too short or no text, and for a data set that cannot be had.
+    A file is plain text (UTF-8), JSONL or Parquet; from the latter two, and from a data set, the
+    first of the usual text columns is taken, `text` first. Raises `InputError` for a file that is
+    missing, empty, too short or not text, and for a data set that cannot be fetched.
     """
     if choice is None:
         return default_calibration_text(cache)
@@ -61,7 +61,7 @@ def _kept(name: str, text: str, cache: Path) -> CalibrationText:
         raise InputError(
             f"The calibration text {name} is {'too short' if text.strip() else 'empty'}.",
             f"It has {len(text.strip())} characters.",
-            "Use some pages of text like that which the model will see.",
+            "Use some pages of text similar to what the model will see.",
         )
     digest = hashlib.sha256(text.encode()).hexdigest()
     path = cache / "texts" / f"calibration-{digest[:16]}.txt"
@@ -73,21 +73,21 @@ def _read_utf8(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"The calibration file {path} is no text.",
+            f"The calibration file {path} is not text.",
             f"Reading it as UTF-8 failed: {error}.",
-            "Give plain text, JSONL with a field text, or Parquet with a column text.",
+            "Use plain text, JSONL with a field `text`, or Parquet with a column `text`.",
         ) from error
     if "\0" in text:
         raise InputError(
-            f"The calibration file {path} is no text.",
-            "It holds zero bytes.",
-            "Give plain text, JSONL with a field text, or Parquet with a column text.",
+            f"The calibration file {path} is not text.",
+            "It contains null bytes.",
+            "Use plain text, JSONL with a field `text`, or Parquet with a column `text`.",
         )
     return text
 
 
 def _joined(rows: Iterable[Any], choice: str) -> str:
-    """The texts of rows, each a string or a mapping with a field that holds one."""
+    """The joined texts of rows, each a string or a mapping with a text field."""
     texts: list[str] = []
     for row in rows:
         if isinstance(row, dict):
@@ -96,7 +96,7 @@ def _joined(rows: Iterable[Any], choice: str) -> str:
             texts.append(row)
     if not texts:
         raise InputError(
-            f"The calibration data {choice} holds no text.",
+            f"The calibration data {choice} has no text.",
             f"No row has a field {', '.join(_TEXT_FIELDS)}.",
             "Rename the field with the text to `text`.",
         )
@@ -110,7 +110,7 @@ def _json_rows(path: Path) -> Iterator[Any]:
                 yield json.loads(line)
             except ValueError as error:
                 raise InputError(
-                    f"Line {number} of {path} is no JSON.", f"{error}.", "Correct the line."
+                    f"Line {number} of {path} is not JSON.", f"{error}.", "Correct the line."
                 ) from error
 
 
@@ -143,7 +143,7 @@ def _hub_rows(repository: str) -> list[dict[str, Any]]:
         if name is None:
             raise FileNotFoundError("it has no Parquet file")
         file = hub_file(repository, name)
-    except Exception as error:  # the hub's client raises many kinds
+    except Exception as error:  # the hub's client raises many types
         raise InputError(
             f"The data set {repository} cannot be fetched.",
             f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
@@ -153,16 +153,16 @@ def _hub_rows(repository: str) -> list[dict[str, Any]]:
 
 
 def default_calibration_text(cache: Path) -> CalibrationText:
-    """WikiText-2's training split from the hub, kept under `cache`; offline, Python's reference.
+    """WikiText-2's training split from the hub, cached; offline, Python's language reference.
 
-    Perplexity is measured on other text: WikiText-2's test split, or the reference's first half,
-    of which this takes the second.
+    Perplexity is measured on other text: WikiText-2's test split. Offline, calibration takes only
+    the second half of the reference.
     """
     kept = cache / "texts" / "wikitext-2-train.txt"
     try:
         if not is_kept(kept):
             kept = kept_text(kept, wikitext("train"))
-    except Exception as error:  # the hub's client raises many kinds when there is no network
+    except Exception as error:  # the hub's client raises many types without a network
         reference = kept_text(
             cache / "texts" / "python-reference-second-half.txt", _python_reference_second_half()
         )

@@ -1,4 +1,4 @@
-"""The text that perplexity is measured on: WikiText-2 from the hub, or the shipped one offline."""
+"""Evaluation text for perplexity: WikiText-2 from the hub, or Python's language reference offline."""
 
 import hashlib
 from pathlib import Path
@@ -25,10 +25,10 @@ class EvaluationText(BaseModel):
 
 
 def evaluation_text(choice: TextChoice | Path, cache: Path) -> EvaluationText:
-    """The chosen text as a file; `auto` is WikiText-2 where the hub, or its cache, has it.
+    """The chosen text as a file; `auto` is WikiText-2 if the hub or its cache provides it.
 
-    `python-reference` is the language reference that every Python carries (`pydoc_data.topics`),
-    about 700 KB of English. Raises `InputError` when the text cannot be had.
+    `python-reference` is the language reference that ships with Python (`pydoc_data.topics`), about
+    700 KB of English. Raises `InputError` when the text is not available.
     """
     if isinstance(choice, Path):
         return _described(choice.stem, choice)
@@ -60,13 +60,13 @@ def _python_reference(cache: Path) -> Path:
 
 
 def _wikitext(cache: Path) -> Path:
-    """The test split, kept as a file."""
+    """The test split as a cached file."""
     path = cache / "texts" / "wikitext-2.txt"
     if is_kept(path):
         return path
     try:
         text = wikitext("test")
-    except Exception as error:  # the hub's client raises many kinds when there is no network
+    except Exception as error:  # the hub's client raises many types without a network
         raise InputError(
             "WikiText-2 cannot be fetched.",
             f"{type(error).__name__}: {error}",

@@ -1,4 +1,4 @@
-"""WikiText-2 and other data sets of the hub."""
+"""WikiText-2 and other data sets from the hub."""
 
 from pathlib import Path
 from typing import Final, Literal
@@ -12,9 +12,9 @@ _TIMEOUT_S: Final = 10
 
 
 def wikitext(split: Literal["train", "test"]) -> str:
-    """A split of WikiText-2 as one text, as in the file `wiki.<split>.raw`, from cache or hub.
+    """A split of WikiText-2 as one text, equal to the file `wiki.<split>.raw`, from cache or hub.
 
-    Raises what the hub's client does when neither has it.
+    Raises what the hub's client raises when neither provides it.
     """
     import duckdb
 
@@ -26,7 +26,7 @@ def wikitext(split: Literal["train", "test"]) -> str:
 
 
 def hub_file(repository: str, file: str) -> Path:
-    """A file of a data set, from the hub's cache or the hub; raises what its client does."""
+    """A file of a data set from the hub's cache or the hub; raises what its client raises."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -38,10 +38,7 @@ def hub_file(repository: str, file: str) -> Path:
 
 
 def reach_hub() -> None:
-    """Raise at once when the hub cannot be reached.
-
-    The hub's client repeats a request for half a minute before it says so.
-    """
+    """Raise immediately when the hub cannot be reached; its client retries for half a minute."""
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE:

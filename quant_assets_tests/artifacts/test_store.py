@@ -1,4 +1,4 @@
-"""The artifact store: whole artifacts or none."""
+"""The artifact store: complete artifacts or none."""
 
 import datetime
 from pathlib import Path
@@ -57,12 +57,12 @@ def commit(store: ArtifactStore, spec: JobSpec, *, status: str = "valid") -> Pat
         {"library_versions": {"llama-cpp-python": "0.3.37"}},
     ],
 )
-def test_whatever_decides_the_bytes_changes_the_job_id(change: dict[str, object]):
+def test_anything_that_decides_the_bytes_changes_the_job_id(change: dict[str, object]):
     assert job(**change).job_id != job().job_id
     assert job(**change).job_id == job(**change).job_id
 
 
-def test_a_committed_artifact_is_found_whole(tmp_path: Path):
+def test_a_committed_artifact_is_found_complete(tmp_path: Path):
     store = ArtifactStore(tmp_path)
     folder = commit(store, job())
     assert sorted(path.name for path in folder.iterdir()) == ["manifest.json", "model.gguf"]
@@ -76,14 +76,14 @@ def test_damage_is_noticed(tmp_path: Path):
     store = ArtifactStore(tmp_path)
     folder = commit(store, job())
     (folder / "model.gguf").write_bytes(b"weightz")
-    assert store.find(job().job_id) is not None, "the size alone is right"
+    assert store.find(job().job_id) is not None, "the size is still right"
     assert store.find(job().job_id, verify_content=True) is None
     (folder / "model.gguf").write_bytes(b"weight")
     assert store.find(job().job_id) is None
     assert store.all() == []
 
 
-def test_what_is_not_committed_is_not_found(tmp_path: Path):
+def test_an_uncommitted_artifact_is_not_found(tmp_path: Path):
     store = ArtifactStore(tmp_path)
     with store.staging(job().job_id) as staging:
         (staging / "model.gguf").write_bytes(b"weights")

@@ -151,7 +151,7 @@ def test_leaving_without_an_answer_is_an_error(worker):
 
 
 def test_rubbish_among_the_events_is_an_error(worker):
-    with pytest.raises(WorkerError, match="no event"):
+    with pytest.raises(WorkerError, match="an invalid event"):
         worker("channel._stream.write('hello\\n'); channel._stream.flush(); time.sleep(5)")
 
 
@@ -255,8 +255,8 @@ def test_a_worker_is_given_what_it_needs_and_no_secret(worker, monkeypatch: pyte
     ("written", "said"),
     [
         ("b'x' * 300_000", "more than 0 MiB"),
-        ("b'\\xff\\xfe{\\n'", "no event"),
-        ("b'[' * 100_000 + b'\\n'", "no event"),
+        ("b'\\xff\\xfe{\\n'", "an invalid event"),
+        ("b'[' * 100_000 + b'\\n'", "an invalid event"),
     ],
 )
 def test_a_stream_that_is_not_the_protocol_is_an_error(
@@ -273,7 +273,7 @@ def test_events_after_the_answer_are_an_error(worker):
 
 
 def test_an_answer_of_the_wrong_form_is_an_error(worker):
-    with pytest.raises(WorkerError, match="wrong form"):
+    with pytest.raises(WorkerError, match="wrong structure"):
         worker(
             """
             class Other(BaseModel):

@@ -37,10 +37,10 @@ def test_text_jsonl_and_parquet(tmp_path: Path) -> None:
         ("empty.txt", b"", "is empty"),
         ("blank.txt", b" \n \n", "is empty"),
         ("short.txt", b"A few words.", "is too short"),
-        ("image.png", b"\x89PNG\r\n\x1a\n\x00\xff", "is no text"),
-        ("zeros.txt", b"\x00" * 1000, "is no text"),
+        ("image.png", b"\x89PNG\r\n\x1a\n\x00\xff", "is not text"),
+        ("zeros.txt", b"\x00" * 1000, "is not text"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "Line 2 of"),
-        ("numbers.jsonl", b'{"number": 3}\n', "holds no text"),
+        ("numbers.jsonl", b'{"number": 3}\n', "has no text"),
         ("broken.parquet", b"PAR1 not really", "cannot be read as Parquet"),
     ],
 )

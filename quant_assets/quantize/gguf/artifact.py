@@ -1,4 +1,4 @@
-"""A GGUF artifact in the store: found finished, or made, validated and committed."""
+"""A GGUF artifact in the store: found finished, or quantized, validated and committed."""
 
 import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ from quant_assets.quantize.gguf.job import QuantizeGgufJob, quantize_gguf
 
 
 class GgufArtifact(NamedTuple):
-    """An artifact's manifest, its folder, and whether it was there already."""
+    """A GGUF artifact; `reused` if an earlier run made it."""
 
     manifest: ArtifactManifest
     folder: Path
@@ -29,7 +29,7 @@ class GgufArtifact(NamedTuple):
 def gguf_job(
     model_name: str, source: SourceModel, level: str, imatrix: ImportanceMatrixRecord | None = None
 ) -> JobSpec:
-    """The job that makes `source` into a GGUF file at `level`, weighted where a matrix is given."""
+    """The job that quantizes `source` to a GGUF file at `level`, weighted by `imatrix` if given."""
     return JobSpec(
         model_name=model_name,
         source_identity=source.identity,
@@ -52,7 +52,7 @@ def make_gguf_artifact(
 ) -> GgufArtifact:
     """Return the artifact of a level, quantizing and validating it unless the store has it.
 
-    A job that a crash interrupted goes on in its staging folder. Raises what `quantize_gguf` does.
+    An interrupted job resumes in its staging folder. Raises what `quantize_gguf` does.
     """
     job = gguf_job(model_name, source, level, imatrix)
     with store.staging(job.job_id) as staging:

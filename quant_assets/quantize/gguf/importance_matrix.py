@@ -1,4 +1,4 @@
-"""A model's importance matrix: found, or measured once for its source and calibration text."""
+"""A model's importance matrix: found, or measured once per source and calibration text."""
 
 import datetime
 import hashlib
@@ -17,7 +17,7 @@ from quant_assets.texts.calibration import CalibrationText
 
 
 class ImportanceMatrixRecord(BaseModel):
-    """An importance matrix in llama.cpp's GGUF form, and what it was measured on."""
+    """An importance matrix file in llama.cpp's GGUF format, and what it was measured on."""
 
     model_name: str
     path: Path
@@ -43,7 +43,7 @@ def model_importance_matrix(
     threads: int | None = None,
     session: WorkerSession = UNATTENDED,
 ) -> ImportanceMatrixRecord:
-    """The importance matrix of a source over a text, from `folder`, measured there if need be.
+    """The importance matrix of a source over a text, kept in `folder` and measured at most once.
 
     Raises what `make_imatrix` does.
     """
@@ -93,7 +93,7 @@ def model_importance_matrix(
 
 
 def _read(record: Path, path: Path) -> ImportanceMatrixRecord | None:
-    """What is recorded of the matrix at `path`; None unless the file is the one recorded."""
+    """The record of the matrix at `path`; None unless its checksum matches the file."""
     try:
         known = ImportanceMatrixRecord.model_validate_json(record.read_bytes())
         whole = sha256_of(path) == known.sha256

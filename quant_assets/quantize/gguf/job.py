@@ -1,7 +1,7 @@
-"""GGUF jobs: what goes to the worker `quant_assets.workers.gguf`, and what comes back.
+"""GGUF jobs for the worker `quant_assets.workers.gguf`, and its results.
 
 The functions start that worker in a child process; nothing here loads a model. The engine writes
-one output file and knows nothing of the artifact store.
+one output file and does not know the artifact store.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ Kernel = Literal["own", "ggml"]
 TypePolicy = Literal["library", "dry_run"]
 
 MOST_THREADS: Final = 512
-"""What llama.cpp takes (GGML_MAX_N_THREADS)."""
+"""llama.cpp's limit (GGML_MAX_N_THREADS)."""
 _WORKER = "gguf"
 
 
@@ -25,7 +25,7 @@ class GgufPlanJob(BaseModel):
     """Plan a quantization without writing anything.
 
     `source` is a Hugging Face folder (`source_kind` hf) or an F16, BF16 or F32 GGUF file (gguf);
-    `level` a name that `quant_assets.formats.gguf_levels.parse_level` knows; `imatrix` a GGUF
+    `level` a name known to `quant_assets.formats.gguf_levels.parse_level`; `imatrix` a GGUF
     importance matrix; `threads` the number of quantizing threads, all cores when None.
     """
 
@@ -49,11 +49,12 @@ class TensorGroup(BaseModel):
 
 
 class GgufPlan(BaseModel):
-    """What a quantization will make.
+    """The expected result of a quantization.
 
     `file_bytes` is the exact size of the output. `intermediate` is the float type that the weights
-    pass through, as in a two-step conversion. `type_policy` says how llama.cpp was asked for the
-    types. `estimated_seconds` is measured on samples of this machine, without reading and loading.
+    pass through, as in a two-step conversion. `type_policy` says how the tensor types
+    were obtained from llama.cpp. `estimated_seconds` extrapolates from samples quantized on this
+    machine, without reading and loading.
     """
 
     architecture: str
@@ -73,12 +74,12 @@ class QuantizeGgufJob(BaseModel):
     """Quantize `source` to the file `output`; see `GgufPlanJob` for the shared fields.
 
     `source_identity` is a content hash of the source. With `resume` an interrupted run of the same
-    job goes on after its last whole layer; without it the job starts over. `validate_output` loads
-    the file and generates a token before it gets its name.
+    job resumes after its last complete layer; otherwise it starts over. `validate_output` loads the
+    file and generates a token before the file gets its final name.
 
-    With `record`, a record beside the file says which job made it, and the same job does nothing
-    when it finds its file whole. `overwrite` lets it replace a file of another model, or one that
-    is not known.
+    With `record`, a record beside the file names the job that made it, and the same job does
+    nothing when its file is intact. `overwrite` allows replacing a file of another model or of
+    unknown origin.
     """
 
     task: Literal["quantize"] = "quantize"
@@ -99,11 +100,11 @@ class QuantizeGgufResult(BaseModel):
     """A finished GGUF file.
 
     Sizes and memory are bytes. `bits_per_weight` counts all tensor data over all parameters;
-    `tensor_types` counts tensors by type; `kernels` says by quantized type whose code made it, in the
-    same bytes either way; `resumed_from_layer` is the index of the first layer that
-    this run made itself, null for a run from the beginning; `bytes_written` counts this run alone.
-    `peak_rss_bytes` is the quantizing process's own; the validation runs in another. `reused` says
-    that an earlier run made the file, and that the figures are that run's.
+    `tensor_types` counts tensors by type; `kernels` names the implementation used for each quantized
+    type (both produce the same bytes); `resumed_from_layer` is the index of the first layer of this
+    run, null if it started from the beginning; `bytes_written` counts this run only.
+    `peak_rss_bytes` is that of the quantizing process; validation runs in another. `reused` means
+    that an earlier run made the file and that the figures are from that run.
     """
 
     output: Path
@@ -132,8 +133,8 @@ class QuantizeGgufResult(BaseModel):
 class ImatrixJob(BaseModel):
     """Compute an importance matrix of `source` over the text in `calibration`.
 
-    `chunk_tokens` tokens a chunk, at most `max_chunks` chunks. `calibration_name` is stored in the
-    file as the data set's name. `record` and `overwrite` are those of `QuantizeGgufJob`.
+    `chunk_tokens` tokens per chunk, at most `max_chunks` chunks. `calibration_name` is stored in
+    the file as the name of the data set. `record` and `overwrite` are those of `QuantizeGgufJob`.
     """
 
     task: Literal["imatrix"] = "imatrix"
@@ -165,7 +166,7 @@ class ImatrixResult(BaseModel):
 
 
 class ValidateGgufJob(BaseModel):
-    """Load a GGUF file and let it generate."""
+    """Load a GGUF file and generate with it."""
 
     task: Literal["validate"] = "validate"
     path: Path
@@ -175,7 +176,7 @@ class ValidateGgufJob(BaseModel):
 
 
 class ValidateGgufResult(BaseModel):
-    """What the loaded file said; `generated_text` is null for a model that generates no text."""
+    """Facts about the loaded file; `generated_text` is null for a model that cannot generate."""
 
     generated_text: str | None
     n_parameters: int
@@ -192,8 +193,8 @@ def quantize_gguf(
 
     The reference converts to the source's own float type (bf16 to BF16, f16 to F16, f32 to F32), so
     nothing is lost before the quantization. Raises `InputError` for a damaged or unsupported
-    source, `ResourceError` for too little disk or memory, `CheckFailed` when the finished file does
-    not load and generate.
+    source, `ResourceError` for too little disk or memory, `CheckFailed` when the finished file fails
+    to load and generate.
     """
     return run_worker(_WORKER, job, QuantizeGgufResult, session=session)
 
@@ -203,7 +204,7 @@ def plan_gguf(
     *,
     session: WorkerSession = UNATTENDED,
 ) -> GgufPlan:
-    """Plan a quantization; raises as `quantize_gguf` does before its work."""
+    """Plan a quantization; raises what `quantize_gguf` raises before it starts work."""
     return run_worker(_WORKER, job, GgufPlan, session=session)
 
 
@@ -212,9 +213,9 @@ def make_imatrix(
     *,
     session: WorkerSession = UNATTENDED,
 ) -> ImatrixResult:
-    """Run the source over a calibration text and store what every matrix saw, in GGUF.
+    """Run the source over a calibration text and store its activation statistics in GGUF.
 
-    Raises `InputError` when the text is too short or the model gives no finite activations.
+    Raises `InputError` when the text is too short or the model's activations are not finite.
     """
     return run_worker(_WORKER, job, ImatrixResult, session=session)
 
@@ -224,5 +225,5 @@ def validate_gguf(
     *,
     session: WorkerSession = UNATTENDED,
 ) -> ValidateGgufResult:
-    """Load a GGUF file and generate; raises `CheckFailed` when it does not."""
+    """Load a GGUF file and generate; raises `CheckFailed` if either fails."""
     return run_worker(_WORKER, job, ValidateGgufResult, session=session)

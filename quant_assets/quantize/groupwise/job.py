@@ -1,7 +1,7 @@
-"""GPTQ and AWQ jobs: what goes to their workers, what comes back, and what is refused before work.
+"""GPTQ and AWQ jobs for their workers, the results, and the checks before any work.
 
-A job turns a Hugging Face folder into another one whose linear layers are packed by groups. It
-names no artifact store; `groupwise_artifact` puts the folder there.
+A job turns a Hugging Face folder into one whose linear layers are packed by groups. It does not
+know the artifact store; `quantize.groupwise.artifact` puts the folder there.
 """
 
 from pathlib import Path
@@ -28,26 +28,26 @@ AUTOAWQ_ARCHITECTURES: Final = frozenset({
     "opt", "phi3", "phi3_v", "qwen", "qwen2", "qwen2_5_omni", "qwen2_5_vl", "qwen2_vl", "qwen3",
     "qwen3_moe", "stablelm", "starcoder2",
 })  # fmt: skip
-"""What AutoAWQ 0.2.9 knows; it is archived, so that no more will follow."""
+"""Architectures of AutoAWQ 0.2.9; the project is archived, so the list is final."""
 DEFAULT_SAMPLES: Final = 32
 DEFAULT_SEQUENCE_LENGTH: Final = 512
 ENVIRONMENT: Final[dict[Engine, EnvironmentName]] = {"gptqmodel": "gptq", "autoawq": "awq"}
-# gptqmodel's loader and the kernels demand at least two workers, also on a machine with one core.
+# gptqmodel's loader and kernels require at least two workers, even on a machine with one core.
 _WORKER_ENV: Final = {
     "GPTQMODEL_CPU_WORKERS": "2",
     "TOKENIZERS_PARALLELISM": "false",
-    # Threads that wait by spinning slow down everything else on a machine with few cores.
+    # Threads that spin while waiting slow down everything else on a machine with few cores.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 _PACKED_OUT_FEATURES: Final = {2: 16, 3: 32, 4: 8, 8: 4}
 
 
 class GroupwiseSettings(BaseModel):
-    """How weights are packed and what they are calibrated with.
+    """How weights are packed and calibrated.
 
-    `desc_act` orders columns by their activations (act-order; GPTQ only). `sym` puts the zero point
-    in the middle; AWQ here always has a zero point. `samples` windows of `sequence_length` tokens
-    are taken evenly from the calibration text.
+    `desc_act` orders columns by their activations (act-order; GPTQ only). `sym` centers the zero
+    point; AWQ here always stores one. `samples` windows of `sequence_length` tokens are taken at
+    even distances from the calibration text.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,12 +63,12 @@ class GroupwiseSettings(BaseModel):
 
     @property
     def quantization(self) -> GroupQuantization:
-        """Bits and group size by their common name."""
+        """Method, bits and group size."""
         return GroupQuantization(method=self.format, bits=self.bits, group_size=self.group_size)
 
 
 class GroupwiseJob(BaseModel):
-    """Quantize the folder `source` into the folder `output`; unfinished work is kept in `work`."""
+    """Quantize the folder `source` to the folder `output`, with unfinished layers in `work`."""
 
     source: Path
     source_identity: str
@@ -86,8 +86,8 @@ class GroupwiseResult(BaseModel):
     """A finished GPTQ or AWQ folder.
 
     Sizes and memory are bytes, times seconds of this run. `bits_per_weight` counts all tensor data
-    over all parameters. `resumed_from_layer` is the first layer that this run made itself, null for
-    a run from the beginning.
+    over all parameters. `resumed_from_layer` is the first layer of this run, null if it started
+    from the beginning.
     """
 
     files: list[str]
@@ -109,7 +109,7 @@ class GroupwiseResult(BaseModel):
 
 
 def default_engine(method: GroupwiseFormat, architecture: str | None) -> Engine:
-    """The engine for models of an architecture, by its name in config.json; None is a known one."""
+    """The engine for a `model_type` of config.json; None stands for a supported one."""
     if method == "awq" and architecture and architecture not in AUTOAWQ_ARCHITECTURES:
         return "gptqmodel"
     return DEFAULT_ENGINE[method]
@@ -125,25 +125,25 @@ def groupwise_settings(
     samples: int = DEFAULT_SAMPLES,
     sequence_length: int = DEFAULT_SEQUENCE_LENGTH,
 ) -> GroupwiseSettings:
-    """Settings of a job, checked; raises `InputError` for a combination that does not exist.
+    """Validated settings of a job; raises `InputError` for an unsupported combination.
 
-    Without an `engine` it is the best one that knows the model's `architecture`.
+    Without an `engine`, the preferred one that supports the model's `architecture` is taken.
     """
     method = quantization.method
     if method == "awq" and desc_act:
         raise InputError(
             "AWQ has no act-order.",
             "Its format stores no group index.",
-            "Leave --desc-act out, or use --to gptq.",
+            "Omit --desc-act, or use --to gptq.",
         )
     if method == "gptq" and engine == "autoawq":
         raise InputError(
-            "AutoAWQ writes no GPTQ.", "It knows AWQ alone.", "Use the engine gptqmodel."
+            "AutoAWQ does not write GPTQ.", "It supports AWQ only.", "Use the engine gptqmodel."
         )
     if method == "awq" and quantization.group_size == PER_CHANNEL:
         raise InputError(
-            "AWQ is not made with one group a row here.",
-            "The kernels that read its gemm layout take groups of 32, 64 or 128.",
+            "AWQ with one group per row is not supported.",
+            "The kernels that read its GEMM layout take groups of 32, 64 or 128.",
             "Use --group-size 128.",
         )
     return GroupwiseSettings(
@@ -166,9 +166,9 @@ def check_shape(shape: ModelShape, settings: GroupwiseSettings) -> None:
         inputs["intermediate size"] = shape.intermediate_size
     if shape.n_experts:
         raise InputError(
-            f"Mixture-of-experts models ({shape.architecture}) are not made into "
+            f"Mixture-of-experts models ({shape.architecture}) cannot be quantized to "
             f"{settings.format.upper()} here.",
-            "Their experts are stored as one tensor, which the layer loop does not take apart.",
+            "Their experts are stored as one tensor, which the layer loop does not split.",
             "Use --to gguf, which quantizes experts.",
         )
     if settings.group_size != PER_CHANNEL:
@@ -179,7 +179,7 @@ def check_shape(shape: ModelShape, settings: GroupwiseSettings) -> None:
                 ]
                 raise InputError(
                     f"Groups of {settings.group_size} do not divide this model's {name} {size}.",
-                    "Every row is cut into whole groups.",
+                    "Every row is split into whole groups.",
                     f"Use --group-size {' or '.join(fitting)}."
                     if fitting
                     else "Use --group-size -1 with --to gptq.",
@@ -200,12 +200,12 @@ def quantize_groupwise(
     *,
     session: WorkerSession = UNATTENDED,
 ) -> GroupwiseResult:
-    """Quantize layer by layer, resumable after each; nothing is validated here.
+    """Quantize layer by layer, resumable after each layer; the result is not validated.
 
     Raises `InputError` for a source or calibration text that cannot be used, `ResourceError` for
     too little disk or memory, `EnvironmentNotReady` when the engine's environment is missing.
     """
-    # AutoAWQ takes a GPU wherever it sees one.
+    # AutoAWQ uses any GPU that it can see.
     hidden_gpu = {"CUDA_VISIBLE_DEVICES": ""} if job.device == "cpu" else {}
     return run_worker(
         f"groupwise.{job.settings.format}",

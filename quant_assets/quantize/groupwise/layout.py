@@ -1,4 +1,4 @@
-"""Is a GPTQ or AWQ folder what its configuration says, tensor by tensor? Headers alone are read.
+"""Check that a GPTQ or AWQ folder matches its configuration, tensor by tensor, from headers alone.
 
 Layouts: GPTQ has `qweight` (inputs * bits / 32 x outputs), `qzeros` (groups x outputs * bits / 32),
 `scales` (groups x outputs) and `g_idx` (inputs); AWQ's GEMM format has `qweight` (inputs x
@@ -18,9 +18,9 @@ _FLOATS = ("F16", "BF16")
 
 
 def check_layout(folder: Path) -> int:
-    """Check files, configuration and every packed tensor; the number of packed matrices.
+    """Check files, configuration and every packed tensor; returns the number of packed matrices.
 
-    Raises `CheckFailed` for the first tensor that is not as the configuration says, and
+    Raises `CheckFailed` for the first tensor that does not match the configuration, and
     `InputError` for files that are missing or damaged.
     """
     quantization = groupwise_config(folder)
@@ -30,7 +30,7 @@ def check_layout(folder: Path) -> int:
     gptq = quantization.method == "gptq"
     names = [name.removesuffix(".qweight") for name in tensors if name.endswith(".qweight")]
     if not names:
-        raise _failed(folder, "It holds no packed tensor.")
+        raise _failed(folder, "It has no packed tensors.")
     for name in names:
         parts = {
             part: tensors.get(f"{name}.{part}")
@@ -66,5 +66,5 @@ def check_layout(folder: Path) -> int:
 
 def _failed(folder: Path, why: str) -> CheckFailed:
     return CheckFailed(
-        f"The tensors in {folder} are not as its config.json says.", why, "Make the artifact again."
+        f"The tensors in {folder} do not match its config.json.", why, "Rebuild the artifact."
     )

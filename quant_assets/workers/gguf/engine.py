@@ -176,7 +176,7 @@ def quantize(job: QuantizeGgufJob, channel: EventChannel) -> QuantizeGgufResult:
             identity,
             job.source,
             overwrite=job.overwrite,
-            report=lambda why: channel.log(why, "warning"),
+            log=lambda why: channel.log(why, "warning"),
         )
         if finished is not None and (known := _result_of(finished, job)) is not None:
             channel.log("Nothing is to be done: this job has finished, and its file is whole.")

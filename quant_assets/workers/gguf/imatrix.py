@@ -136,7 +136,7 @@ def compute_imatrix(job: ImatrixJob, channel: EventChannel) -> ImatrixResult:
             identity,
             job.source,
             overwrite=job.overwrite,
-            report=lambda why: channel.log(why, "warning"),
+            log=lambda why: channel.log(why, "warning"),
         )
         if finished is not None and (known := _result_of(finished, job)) is not None:
             channel.log("Nothing is to be done: this job has finished, and its file is whole.")

@@ -1,4 +1,4 @@
-"""The gate's rule, and settings that do not exist."""
+"""The perplexity gate's rules, and unsupported settings."""
 
 import math
 
@@ -38,11 +38,11 @@ def test_rule(
     assert (reason is None) == passes
 
 
-def test_a_perplexity_that_is_no_number_is_one_and_rejects() -> None:
+def test_a_perplexity_that_is_not_a_number_is_rejected() -> None:
     measured = CheckpointQuality(
         perplexity=math.nan, standard_error=math.nan, scored_tokens=8, generated_text="The"
     )
-    # What a worker sends is JSON, which writes it as null.
+    # Workers send JSON, which writes NaN as null.
     sent = CheckpointQuality.model_validate_json(measured.model_dump_json())
     assert math.isnan(sent.perplexity)
     assert rejection(
@@ -50,7 +50,7 @@ def test_a_perplexity_that_is_no_number_is_one_and_rejects() -> None:
     )
 
 
-def test_better_than_rounding_can_be_of_no_use() -> None:
+def test_better_than_rounding_can_still_be_useless() -> None:
     assert quality_warning(1.5) is None
     assert "86.9 times the source's" in str(quality_warning(86.9))
 
@@ -61,12 +61,12 @@ def quantization(method: str, bits: int = 4, group_size: int = 64) -> GroupQuant
     )
 
 
-def test_combinations_that_do_not_exist() -> None:
+def test_unsupported_combinations() -> None:
     with pytest.raises(InputError, match="no act-order"):
         groupwise_settings(quantization("awq"), desc_act=True)
-    with pytest.raises(InputError, match="writes no GPTQ"):
+    with pytest.raises(InputError, match="does not write GPTQ"):
         groupwise_settings(quantization("gptq"), engine="autoawq")
-    with pytest.raises(InputError, match="one group a row"):
+    with pytest.raises(InputError, match="one group per row"):
         groupwise_settings(quantization("awq", group_size=-1))
     assert not groupwise_settings(quantization("awq")).sym
 

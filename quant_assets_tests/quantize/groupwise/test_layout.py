@@ -1,4 +1,4 @@
-"""Folders whose tensors are not what their configuration says."""
+"""Folders whose tensors do not match their configuration."""
 
 import json
 from pathlib import Path

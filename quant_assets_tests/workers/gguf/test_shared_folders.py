@@ -231,7 +231,7 @@ def test_the_same_models_file_of_other_versions_is_made_anew(
     monkeypatch.setattr(engine, "library_versions", lambda _: {"llama-cpp-python": "99"})
     made, messages = run(user_job)
     assert not made.reused
-    assert any("Made anew" in line and "llama cpp python was" in line for line in messages)
+    assert any("Rewriting" in line and "llama cpp python was" in line for line in messages)
 
 
 def test_an_importance_matrix_is_as_careful(
@@ -256,7 +256,7 @@ def test_an_importance_matrix_is_as_careful(
     assert imatrix.compute_imatrix(job, channel) == first
     assert job.output.stat().st_mtime_ns == made
     other = job.model_copy(update={"source_identity": "another model"})
-    with pytest.raises(ConfirmationRequired, match="made of another model"):
+    with pytest.raises(ConfirmationRequired, match="made from another model"):
         imatrix.compute_imatrix(other, channel)
     victim = tmp_path / "victim"
     victim.write_text("somebody else's")
