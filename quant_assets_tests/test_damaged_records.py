@@ -393,11 +393,11 @@ def test_a_damaged_baseline_is_computed_again(
     store = QualityStore(tmp_path, tmp_path)
     path = tmp_path / "x.kld"
     data = whole_baseline(path)
-    assert store.whole_baseline(path) and path.exists()
+    assert store.has_valid_baseline(path) and path.exists()
     path.write_bytes(change(data))
     with bounded(), pytest.raises(InputError, match="no file of baseline"):
         Baseline(path)
-    assert not store.whole_baseline(path) and not path.exists()
+    assert not store.has_valid_baseline(path) and not path.exists()
 
 
 def read_whole_baseline(path: Path) -> None:

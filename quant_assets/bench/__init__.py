@@ -1,1 +1,4 @@
-"""Benchmarks: the run matrix, what a cell measures, its statistics, and the quality of answers."""
+"""Benchmarks: variants, the run matrix, its measurements, their records, statistics and thresholds.
+
+Loading and running models belongs to `workers`, estimates of unmeasured speed to `speed`.
+"""

@@ -12,7 +12,7 @@ from quant_assets.spreadsheet_cells import neutralized
 
 
 def collect_csv(results: Path, output: Path) -> int:
-    """Write all records of a folder to a CSV file, oldest first; return how many there are.
+    """Write all records of a folder to a CSV file, oldest first; return their number.
 
     Raises `InputError` when the folder has none.
     """

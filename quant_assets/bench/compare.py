@@ -1,4 +1,4 @@
-"""Comparing two sets of records: ratios of run times with confidence intervals."""
+"""Compares two sets of records: ratios of run times with confidence intervals."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -44,7 +44,7 @@ class Comparison(BaseModel):
 
 
 def open_side(name: str, results: ResultStore) -> Side:
-    """What `name` means: a result file, a folder of them, or a variant of the result store."""
+    """The side called `name`: a result file, a folder of them, or a variant of the result store."""
     path = Path(name)
     if path.is_dir():
         store = ResultStore(path)
@@ -55,7 +55,7 @@ def open_side(name: str, results: ResultStore) -> Side:
     if not records:
         raise InputError(
             f"There is nothing to compare called {name!r}.",
-            f"It is no file, no folder, and no variant with records in {results.folder}.",
+            f"It is not a file, a folder, or a variant with records in {results.folder}.",
             "Name a result file, a results folder, or a variant that was benchmarked.",
         )
     return Side(name, results, _latest(records))
@@ -75,7 +75,7 @@ def _equal_settings(a: BenchmarkRecord, b: BenchmarkRecord) -> bool:
 
 
 def compare(a: Side, b: Side) -> list[Comparison]:
-    """Compare all cells that both sides have, under equal settings and on an equal machine.
+    """Compare all cells that both sides have, with equal settings on equal machines.
 
     Sides of one variant each are paired by batch size, others by variant and batch size. Raises
     `InputError` when no cell of both has equal settings.
@@ -119,5 +119,5 @@ def _compare_cell(
 
 
 def _mean_steps(samples: Sequence[RunSample]) -> list[float]:
-    """A run's mean decoding step: the steps of one run are not independent of each other."""
+    """Each run's mean decoding step: the steps within a run are not independent."""
     return [sum(run.token_ms) / len(run.token_ms) for run in samples if run.token_ms]

@@ -1,10 +1,10 @@
 """Perplexity, KL divergence and top-1 agreement from logits, by llama.cpp's definitions.
 
 A text is cut into windows of `context` tokens; the first token of each becomes BOS where the
-vocabulary asks for it; only the second half of each window is scored, so that every scored token
-has at least half a window before it. The baseline's log probabilities are kept in the file format
-of `llama-perplexity --kl-divergence-base` (16 bits a value, 16 nats below the most likely token),
-so that files made here and there can be exchanged. Source of all formulas: llama.cpp,
+vocabulary requires it; only the second half of each window is scored, so that every scored token
+has at least half a window of context. The baseline's log probabilities are kept in the file format
+of `llama-perplexity --kl-divergence-base` (16 bits per value, down to 16 nats below the most
+likely token), so the files are interchangeable. Source of all formulas: llama.cpp,
 tools/perplexity/perplexity.cpp.
 """
 
@@ -39,7 +39,7 @@ def scored_targets(window: Tokens) -> Tokens:
 
 
 def scored_rows(context: int) -> int:
-    """How many tokens of a window are scored."""
+    """The number of scored tokens per window."""
     return context - 1 - context // 2
 
 
@@ -122,7 +122,7 @@ def baseline_writer(path: Path, windows: Tokens, n_vocab: int) -> Iterator[Basel
 class Baseline:
     """A baseline file: the windows' tokens and the log probabilities of their scored rows.
 
-    Raises `InputError` when the file is none, is cut off, or names tokens that its vocabulary lacks.
+    Raises `InputError` when the file is invalid, truncated, or has token ids outside its vocabulary.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,7 +132,7 @@ class Baseline:
                     stream.read(_HEADER.size)
                 )
                 if magic != _MAGIC:
-                    raise ValueError("it does not begin as one")
+                    raise ValueError("it has another header")
                 _check_size(
                     os.fstat(stream.fileno()).st_size, self.context, self.n_vocab, self.count
                 )
@@ -141,7 +141,7 @@ class Baseline:
                 self.count, self.context
             )
             if self.windows.min() < 0 or self.windows.max() >= self.n_vocab:
-                raise ValueError("it names tokens that its vocabulary lacks")
+                raise ValueError("it has token ids outside its vocabulary")
             self._rows: Any = np.memmap(
                 path,
                 dtype="<u2",
@@ -151,9 +151,9 @@ class Baseline:
             )
         except (OSError, ValueError, struct.error) as error:
             raise InputError(
-                f"{path} is no file of baseline log probabilities.",
+                f"{path} is not a valid file of baseline log probabilities.",
                 f"Reading it failed: {error}.",
-                "Delete it; the next run makes it again.",
+                "Delete it; the next run recomputes it.",
             ) from error
 
     def log_probabilities(self, window: int, block: slice) -> Logits:
@@ -167,11 +167,11 @@ class Baseline:
 
 def _check_size(size: int, context: int, n_vocab: int, count: int) -> None:
     if context < 2 or n_vocab < 1 or count < 1:
-        raise ValueError("it holds no window, or windows of no token")
+        raise ValueError("it has no windows, or windows without tokens")
     rows = scored_rows(context) * count * _row_width(n_vocab)
     whole = _HEADER.size + 4 * context * count + 2 * rows
     if size != whole:
-        raise ValueError(f"it has {size:,} bytes and should have {whole:,}")
+        raise ValueError(f"it has {size:,} bytes instead of {whole:,}")
 
 
 class Divergence:
@@ -209,14 +209,14 @@ class Divergence:
 
     @property
     def top1_agreement(self) -> float:
-        """Fraction of scored tokens where both find the same token most likely."""
+        """Fraction of scored tokens where both rank the same token first."""
         return self._same_top / len(self.kl)
 
 
 def cut_windows(tokens: Sequence[int], context: int, limit: int | None) -> Tokens:
     """Whole windows of a text's tokens, at most `limit`.
 
-    Raises `InputError` when the text is shorter than two windows, as llama.cpp demands.
+    Raises `InputError` when the text is shorter than two windows, as llama.cpp does.
     """
     if len(tokens) < 2 * context:
         raise InputError(

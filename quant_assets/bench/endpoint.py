@@ -26,13 +26,13 @@ from quant_assets.record_files import TokenCount
 _DATA = b"data:"
 _DONE = b"[DONE]"
 _BARRIER_S = 60.0
-_SHORTEST_SECRET = 3  # replacing a letter would garble the message and so say what it is
+_SHORTEST_SECRET = 3  # masking shorter text would garble the message and thereby reveal it
 _URL_IN_MESSAGE = re.compile(r"(?: for| with)? url: \S+")
 _Answer = TypeVar("_Answer")
 
 
 class EndpointLimits(NamedTuple):
-    """What an answer may take: seconds to connect, between two pieces and in all, and bytes."""
+    """Limits of one response: seconds to connect, of silence and in total; bytes."""
 
     connect_s: float = 5.0
     silence_s: float = 600.0
@@ -60,13 +60,13 @@ class _ChatAnswer(BaseModel):
     choices: list[_ChatChoice] = Field(min_length=1)
 
 
-class _Piece(BaseModel):
+class _CompletionChoice(BaseModel):
     text: str | None = None
     finish_reason: str | None = None
 
     @property
     def is_token(self) -> bool:
-        """Whether it is a token, not only the reason for the end."""
+        """Whether it carries a token, not just the finish reason."""
         return bool(self.text) or self.finish_reason is None
 
 
@@ -75,7 +75,7 @@ class _Usage(BaseModel):
 
 
 class _Event(BaseModel):
-    choices: list[_Piece] | None = None
+    choices: list[_CompletionChoice] | None = None
     usage: _Usage | None = None
     error: Any = None
 
@@ -97,8 +97,8 @@ class StreamedReply(NamedTuple):
 class Endpoint:
     """A server at `base_url` (with or without `/v1`), and the model it serves.
 
-    The attribute `base_url` holds no credentials and no query. Raises `InputError` for a URL that
-    is none, and `ResourceError` when no server answers as it should, here as in all methods.
+    The attribute `base_url` holds no credentials and no query. Raises `InputError` for an invalid
+    URL. The constructor and all methods raise `ResourceError` for an invalid response or none.
     """
 
     def __init__(
@@ -110,10 +110,10 @@ class Endpoint:
         except ValueError:
             host = None
         if not host or parts.scheme not in ("http", "https"):
-            # What stands before an @ or behind a ? may be a secret.
+            # The text before an @ or after a ? may be a secret.
             shown = base_url.rpartition("@")[2].partition("?")[0]
             raise InputError(
-                f"{shown!r} is no endpoint.",
+                f"{shown!r} is not an endpoint.",
                 "An endpoint is an http or https URL.",
                 "Give a URL such as http://127.0.0.1:8000.",
             )
@@ -132,7 +132,7 @@ class Endpoint:
         self.model = model or self._first_model()
 
     def _first_model(self) -> str:
-        content = self._in_time(lambda: self._json("GET", "/v1/models", None))
+        content = self._in_time(lambda: self._content("GET", "/v1/models", None))
         return self._parsed(TypeAdapter(_Models), content).data[0].id
 
     def chat(self, prompt: str, max_tokens: int) -> str:
@@ -143,11 +143,11 @@ class Endpoint:
             "temperature": 0.0,
             "max_tokens": max_tokens,
         }
-        content = self._in_time(lambda: self._json("POST", "/v1/chat/completions", body))
+        content = self._in_time(lambda: self._content("POST", "/v1/chat/completions", body))
         return self._parsed(TypeAdapter(_ChatAnswer), content).choices[0].message.content or ""
 
     def stream_all(self, prompts: Sequence[str], tokens: int) -> list[StreamedReply]:
-        """Stream the completions of all prompts at once; note when each piece arrives."""
+        """Stream the completions of all prompts concurrently and time their tokens."""
         barrier = Barrier(len(prompts))
 
         def ready() -> None:
@@ -165,7 +165,7 @@ class Endpoint:
             "temperature": 0.0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            # vLLM: go on to the asked length; others ignore it.
+            # vLLM: generate to the requested length; others ignore it.
             "ignore_eos": True,
         }
         ready()
@@ -184,7 +184,7 @@ class Endpoint:
                     break
                 event = self._parsed(_EVENT, content)
                 if event.error is not None:
-                    raise self._wrong(f"It reports an error: {str(event.error)[:500]}")
+                    raise self._bad_response(f"It reports an error: {str(event.error)[:500]}")
                 pieces = event.choices or []
                 if any(piece.is_token for piece in pieces):
                     arrivals.append(arrived)
@@ -192,11 +192,11 @@ class Endpoint:
                 if event.usage is not None:
                     prompt_tokens = event.usage.prompt_tokens
         if not ended:
-            raise self._wrong("It closed the connection in the middle of an answer.")
+            raise self._bad_response("It closed the connection in the middle of an answer.")
         return StreamedReply(started, arrivals, prompt_tokens)
 
     def _request(self, method: str, path: str, body: object) -> requests.Response:
-        """Send a request; its answer has a good status and its content is not read yet."""
+        """The response to a request, with a success status and its content unread."""
         query = f"?{self._query}" if self._query else ""
         answer = requests.request(
             method,
@@ -211,17 +211,21 @@ class Endpoint:
         )
         try:
             if answer.is_redirect:
-                raise self._wrong("It redirects, which is not followed; give the final address.")
+                raise self._bad_response(
+                    "It redirects, and redirects are not followed; give the final address."
+                )
             if not answer.ok:
-                raise self._wrong(f"It answers {answer.status_code} {answer.reason}.")
+                raise self._bad_response(f"It answers {answer.status_code} {answer.reason}.")
             if answer.headers.get("content-encoding", "identity").lower() != "identity":
-                raise self._wrong("It compresses its answers, though that is declined.")
+                raise self._bad_response(
+                    "It compresses its responses although the request declines that."
+                )
         except BaseException:
             answer.close()
             raise
         return answer
 
-    def _json(self, method: str, path: str, body: object) -> bytes:
+    def _content(self, method: str, path: str, body: object) -> bytes:
         with self._request(method, path, body) as answer:
             content = bytearray()
             for piece in answer.iter_content(1 << 16):
@@ -244,48 +248,50 @@ class Endpoint:
 
     def _check_size(self, size: int) -> None:
         if size > self._limits.answer_bytes:
-            raise self._wrong(f"An answer has more than {self._limits.answer_bytes:,} bytes.")
+            raise self._bad_response(
+                f"An answer has more than {self._limits.answer_bytes:,} bytes."
+            )
 
-    def _in_time(self, work: Callable[[], _Answer]) -> _Answer:
-        (answer,) = self._all_in_time([work])
+    def _in_time(self, call: Callable[[], _Answer]) -> _Answer:
+        (answer,) = self._all_in_time([call])
         return answer
 
-    def _all_in_time(self, works: Sequence[Callable[[], _Answer]]) -> list[_Answer]:
-        """The answers of all `works`, done at once; the first error ends the waiting.
+    def _all_in_time(self, calls: Sequence[Callable[[], _Answer]]) -> list[_Answer]:
+        """The results of all `calls`, run concurrently; the first error ends the wait.
 
-        The threads are daemons: a server that never ends its answer holds neither Ctrl-C nor the
-        end of the process up.
+        The threads are daemons, so that a server that never finishes its response blocks neither
+        Ctrl-C nor the end of the process.
         """
         done: queue.SimpleQueue[tuple[int, _Answer | None, Exception | None]] = queue.SimpleQueue()
 
-        def run(number: int, work: Callable[[], _Answer]) -> None:
+        def run(number: int, call: Callable[[], _Answer]) -> None:
             try:
-                done.put((number, work(), None))
+                done.put((number, call(), None))
             except Exception as error:
                 done.put((number, None, error))
 
-        for number, work in enumerate(works):
-            threading.Thread(target=run, args=(number, work), daemon=True).start()
+        for number, call in enumerate(calls):
+            threading.Thread(target=run, args=(number, call), daemon=True).start()
         deadline = time.monotonic() + self._limits.answer_s
         answers: dict[int, Any] = {}
-        while len(answers) < len(works):
+        while len(answers) < len(calls):
             try:
                 number, answer, error = done.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise self._wrong(
+                raise self._bad_response(
                     f"An answer took more than {self._limits.answer_s:.0f} s."
                 ) from None
             if error is not None:
                 raise self._explained(error) from None
             answers[number] = answer
-        return [answers[number] for number in range(len(works))]
+        return [answers[number] for number in range(len(calls))]
 
     def _explained(self, error: Exception) -> Exception:
         if isinstance(
             error, requests.RequestException | urllib3.exceptions.HTTPError | ValueError | OSError
         ):
-            said = _URL_IN_MESSAGE.sub("", str(error))
-            return self._wrong(f"{type(error).__name__}: {said}")
+            message = _URL_IN_MESSAGE.sub("", str(error))
+            return self._bad_response(f"{type(error).__name__}: {message}")
         return error
 
     def _parsed(self, form: TypeAdapter[_Answer], content: bytes) -> _Answer:
@@ -294,20 +300,20 @@ class Endpoint:
         except ValidationError as error:
             (problem, *_) = error.errors(include_url=False, include_input=False)
             place = ".".join(map(str, problem["loc"])) or "the answer"
-            raise self._wrong(f"{place}: {problem['msg']}") from None
+            raise self._bad_response(f"{place}: {problem['msg']}") from None
 
-    def _wrong(self, why: str) -> ResourceError:
+    def _bad_response(self, why: str) -> ResourceError:
         for secret in self._secrets:
             why = why.replace(secret, "<redacted>")
         return ResourceError(
-            f"The endpoint {self.base_url} does not answer as it should.",
+            f"The endpoint {self.base_url} does not respond as expected.",
             why,
             "Start the server, and check the address and that it serves /v1/completions.",
         )
 
 
 def _secrets(password: str | None, query: str) -> list[str]:
-    """What must not be shown of a URL, as it is written and as it is meant; the longest first."""
+    """The secrets of a URL, both percent-encoded and decoded, the longest first."""
     written = [password, query, *(value for _, value in parse_qsl(query))]
     known = {text for text in written if text}
     known |= {unquote(text) for text in known}

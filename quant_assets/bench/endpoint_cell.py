@@ -30,9 +30,9 @@ _WORDS = (
 def _measured_run(
     endpoint: Endpoint, batch_size: int, settings: BenchSettings, generator: random.Random
 ) -> tuple[RunSample, int | None]:
-    """(the batch as one run, prompt tokens as the server counts them).
+    """(the batch as one run, the server's mean count of prompt tokens).
 
-    The run's first token is there when every sequence has one; a step ends when all have the next.
+    The first token counts when every sequence has one; a step ends when all have the next.
     """
     prompts = [
         " ".join(generator.choices(_WORDS, k=settings.prompt_tokens)) for _ in range(batch_size)
@@ -68,7 +68,7 @@ def run_endpoint_cell(
 ) -> MeasuredCell:
     """Measure one batch size on a running server. Memory and load time stay null.
 
-    The host's conditions stay null too: the server's own work is not to be told from others'.
+    So do the host's conditions: the server's own work cannot be separated from other load.
     """
     generator = random.Random(batch_size)  # noqa: S311 - words of a prompt, no secret
     with machine_lock(locks):

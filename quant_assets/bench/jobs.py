@@ -1,4 +1,4 @@
-"""What passes between the benchmark workers and their parent."""
+"""Jobs of the benchmark workers and their results."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -27,9 +27,9 @@ class CellJob(BaseModel):
 
 
 class RunSample(BaseModel):
-    """One run: the prefill of all prompts, then one step a generated token. Milliseconds.
+    """One run in milliseconds: the prefill of all prompts, then one step per generated token.
 
-    `time_to_first_token_ms` ends when the logits of every prompt's last token are there.
+    `time_to_first_token_ms` ends when the logits of every prompt's last token are computed.
     """
 
     time_to_first_token_ms: float
@@ -38,10 +38,10 @@ class RunSample(BaseModel):
 
 
 class CellMeasurement(BaseModel):
-    """What a benchmark worker saw. Times in milliseconds, memory in bytes, null: not measured.
+    """Measurements of a benchmark worker: times in milliseconds, memory in bytes.
 
-    `kv_cache_bytes` is what the backend says it allocated, `kv_cache_bytes_expected` the
-    arithmetic over layers, heads, cells and block sizes.
+    `kv_cache_bytes` is the allocation that the backend reports, `kv_cache_bytes_expected` is
+    computed from layers, heads, cells and block sizes. Null: not measured.
     """
 
     load_time_ms: float | None
@@ -59,10 +59,10 @@ class CellMeasurement(BaseModel):
 
 
 class QualityJob(BaseModel):
-    """Perplexity of a model on a text, and its divergence from a baseline where one is given.
+    """Perplexity of a model on a text, and its divergence from a baseline if one is given.
 
     With `baseline_path`, text and windows are those of the baseline file, and `text_path` is not
-    read. `save_baseline_path` writes such a file. `windows` limits how many are scored.
+    read. `save_baseline_path` writes such a file. `windows` limits the number scored.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -19,8 +19,8 @@ from quant_assets.bench.variants import Variant
 from quant_assets.errors import QuantAssetsError
 from quant_assets.record_files import recency
 
-# Rough processor speed for the estimate of a cell that was never run: bytes of weights read a
-# second in decoding, and how many prompt tokens cost as much as one decoded token.
+# Rough processor speed for estimating a cell that has never run: weight bytes read per second in
+# decoding, and the number of prompt tokens that cost as much as one decoded token.
 _ASSUMED_BYTES_PER_S = 8e9
 _PROMPT_TOKENS_PER_STEP = 4
 
@@ -29,7 +29,7 @@ RunCell = Callable[[Subject, int], MeasuredCell]
 
 
 class PlannedCell(BaseModel):
-    """One cell: what it will run, how long it may take, or why it is skipped."""
+    """One cell: its artifact and its estimated time, or the reason to skip it."""
 
     variant: str
     batch_size: int
@@ -40,7 +40,7 @@ class PlannedCell(BaseModel):
 
 
 class CellOutcome(NamedTuple):
-    """How a cell ended: with a record, skipped, or with an error; or it was there already."""
+    """How a cell ended: with a record (`resumed`: an earlier one), skipped, or with an error."""
 
     cell: PlannedCell
     record: BenchmarkRecord | None
@@ -55,7 +55,7 @@ def plan_matrix(
     results: ResultStore,
     model_name: str,
 ) -> list[PlannedCell]:
-    """All cells in the order in which they run, each with an estimate or a reason to skip it."""
+    """All cells in execution order, each with an estimate or a reason to skip it."""
     earlier = list(results.records())
     plan = []
     for variant in variants.values():
@@ -104,7 +104,7 @@ def _estimate(
 
 
 class _Journal(BaseModel):
-    """The cells of an unfinished matrix that have their record: cell key to record id."""
+    """Resume journal of an unfinished matrix: cell key to record id of the finished cells."""
 
     finished: dict[str, str] = {}
 
@@ -135,10 +135,10 @@ def run_matrix(
     *,
     restart: bool = False,
 ) -> Iterator[CellOutcome]:
-    """Run the planned cells one after the other and append each record as soon as it is there.
+    """Run the planned cells one after the other and append each record as soon as it is measured.
 
-    A matrix that was interrupted (the same model, settings, cells and artifacts) goes on after its
-    last finished cell, unless `restart`. A cell that fails does not stop the others.
+    An interrupted matrix (same model, settings, cells and artifacts) resumes after its last
+    finished cell, unless `restart`. A failing cell does not stop the others.
     """
     path = _journal_path(plan, settings, model_name, results)
     journal = _Journal() if restart else _read_journal(path)

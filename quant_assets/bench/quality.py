@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class QualityResult(BaseModel):
-    """The quality of a variant, on which text and against which baseline."""
+    """The quality of a variant on a text, measured against a baseline artifact."""
 
     variant: str
     model: str
@@ -42,9 +42,9 @@ _RESULT = TypeAdapter(QualityResult)
 
 
 class QualityStore:
-    """Quality results and baseline files, found again by what they were measured on.
+    """Quality results and baseline files, keyed by what they were measured on.
 
-    A damaged result or baseline counts as none: it is measured again and replaced.
+    A damaged result or baseline is measured again and replaced.
     """
 
     def __init__(self, results: Path, cache: Path) -> None:
@@ -52,37 +52,37 @@ class QualityStore:
         self.baselines = cache / "baselines"
 
     def path(self, variant: Variant, key: str) -> Path:
-        """Where the result of a variant is kept."""
+        """The file of a variant's result."""
         return self.folder / f"{variant.name}_{key}.json"
 
     def find(self, variant: Variant, key: str) -> QualityResult | None:
-        """A result measured before, or None."""
+        """An earlier result, or None."""
         path = self.path(variant, key)
-        return _read_if_whole(path) if path.exists() else None
+        return _read_or_warn(path) if path.exists() else None
 
     def save(self, variant: Variant, key: str, result: QualityResult) -> None:
-        """Keep a result; raises `ResourceError` when it cannot be written."""
+        """Write a result; raises `ResourceError` when it cannot be written."""
         write_record(self.path(variant, key), result.model_dump_json(indent=2), "quality result")
 
     def all(self) -> list[QualityResult]:
-        """All results kept that can be read; a warning names the others."""
-        found = map(_read_if_whole, sorted(self.folder.glob("*.json")))
+        """All readable results; a warning names the others."""
+        found = map(_read_or_warn, sorted(self.folder.glob("*.json")))
         return [result for result in found if result is not None]
 
-    def whole_baseline(self, path: Path) -> bool:
-        """Whether a baseline file is there and whole; a damaged one is removed."""
+    def has_valid_baseline(self, path: Path) -> bool:
+        """Whether a valid baseline file exists; a damaged one is deleted."""
         if not path.exists():
             return False
         try:
             Baseline(path)
         except InputError as error:
-            _log.warning("A damaged baseline is computed again. %s", error)
+            _log.warning("A damaged baseline is recomputed. %s", error)
             path.unlink()
             return False
         return True
 
 
-def _read_if_whole(path: Path) -> QualityResult | None:
+def _read_or_warn(path: Path) -> QualityResult | None:
     try:
         return read_record(path, _RESULT, "quality result", "It is ignored until measured again.")
     except InputError as error:
@@ -104,10 +104,10 @@ def measure_quality(
     session: WorkerSession = UNATTENDED,
     locks: Path | None = None,
 ) -> QualityResult:
-    """Measure a variant against the F16 baseline, or find the result of an earlier run.
+    """Measure a variant against the F16 baseline, or return the result of an earlier run.
 
-    The baseline's log probabilities are computed once a text and kept in the cache; GPTQ and AWQ
-    artifacts are scored on the very tokens that the baseline's file holds.
+    The baseline's log probabilities are computed once per text and kept in the cache; GPTQ and AWQ
+    artifacts are scored on the same tokens, which the baseline file holds.
     """
     variant, artifact, settings = subject.variant, subject.artifact, subject.settings
     key = _key(
@@ -121,7 +121,7 @@ def measure_quality(
         f"{_key(baseline.artifact_id, text.sha256, WINDOW_TOKENS, windows)}.kld"
     )
     with machine_lock(locks):
-        if not store.whole_baseline(baseline_file):
+        if not store.has_valid_baseline(baseline_file):
             run_worker(
                 "llama_cpp.quality",
                 QualityJob(

@@ -1,4 +1,4 @@
-"""The benchmark record: one cell's summary, as it is written to the result files."""
+"""The benchmark record: one cell's summary, as written to the result files."""
 
 import datetime
 import uuid
@@ -20,7 +20,7 @@ SCHEMA_FILE_NAME = "benchmark_record.schema.json"
 
 
 class RecordMetadata(BaseModel):
-    """What was measured, with what, where and how. Null: not known here."""
+    """Subject, settings, software and host of a measurement. Null: unknown."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,15 +48,16 @@ class RecordMetadata(BaseModel):
 
 
 class BenchmarkRecord(BaseModel):
-    """One run of one cell (variant x batch size). Null means: not measured.
+    """The measurement of one cell (variant x batch size). Null: not measured.
 
     A run is one prefill of `prompt_tokens` tokens and `generated_tokens` decoding steps for all
     `batch_size` sequences together. `p50_ms`, `p95_ms`, `mean_ms` and `stddev_ms` are over whole
     runs; `ttft_*` over the time to first token; `per_token_*` over single decoding steps of all
     runs. Throughputs are tokens over the median prefill or decoding time of a run, for all
-    sequences together or for one of them. Memory is in bytes; `peak_rss_bytes` is the worker's
-    alone. `kv_cache_bytes` is what the backend reports, `kv_cache_bytes_expected` the arithmetic.
-    `p95_flagged` says that the runs were too few for a 95th percentile.
+    sequences together or for one of them. Memory is in bytes; `peak_rss_bytes` is that of
+    the worker process alone. `kv_cache_bytes` is reported by the backend,
+    `kv_cache_bytes_expected` computed from the model's shape. `p95_flagged`: too few runs for a
+    95th percentile.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -107,10 +108,10 @@ class BenchmarkRecord(BaseModel):
         return self.model_copy(update=update)
 
     def flat(self) -> dict[str, Any]:
-        """One level of columns for tables: metadata beside the measurements, nested values gone.
+        """The record as one flat row for tables: metadata, then measurements.
 
-        Of the host's conditions, load average, the others' busy cores and the reasons are kept;
-        library versions become one text.
+        Of the host's conditions, load average, other processes' busy cores and the reasons are
+        kept; library versions become one string.
         """
         row = self.model_dump(mode="json", exclude={"metadata"})
         metadata = self.metadata.model_dump(mode="json", exclude={"library_versions", "host_load"})

@@ -19,10 +19,10 @@ _LOCK_NAME = ".results.lock"
 
 
 def read_records(path: Path) -> list[BenchmarkRecord]:
-    """The records of one result file; raise `InputError` when it is no result file.
+    """The records of one result file; raise `InputError` when it is invalid.
 
-    A damaged file is an error wherever records are read: measurements cannot be made again as they
-    were, and a comparison or a table that lacks some would be wrong without a sign.
+    A damaged file is always an error: measurements cannot be repeated exactly, and a comparison or
+    table that silently lacks some would be wrong.
     """
     return read_record(
         path,
@@ -33,7 +33,7 @@ def read_records(path: Path) -> list[BenchmarkRecord]:
 
 
 class ResultStore:
-    """The result files of one folder. Appending is atomic and safe against other processes."""
+    """The result files of one folder. Appending is atomic and safe with concurrent processes."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class ResultStore:
         """Add a record to the file of its variant and day (UTC), and its raw samples beside it.
 
         Returns the record as written: with `samples_file`, relative to the folder, when samples
-        were given. A record whose id is there already is replaced. Raises `ResourceError` when the
+        were given. A record with the same id is replaced. Raises `ResourceError` when the
         disk is full or the folder cannot be written, and `InputError` when the file is damaged.
         """
         day = record.metadata.timestamp.strftime("%Y%m%d")
@@ -67,7 +67,7 @@ class ResultStore:
         return sorted(self.folder.glob("*.json"))
 
     def records(self) -> Iterator[BenchmarkRecord]:
-        """All records, by file and in the order in which they were written."""
+        """All records, by file, in the order they were written."""
         for path in self.files():
             yield from read_records(path)
 
@@ -80,7 +80,7 @@ class ResultStore:
         artifact_id: str | None = None,
         record_id: str | None = None,
     ) -> list[BenchmarkRecord]:
-        """The records that match everything given, by `recency`: the newest last."""
+        """The records that match all arguments given, by `recency`, the newest last."""
         wanted = {
             "variant": variant,
             "batch_size": batch_size,
@@ -99,12 +99,12 @@ class ResultStore:
         return sorted(found, key=lambda record: recency(record.metadata.timestamp))
 
     def samples(self, record: BenchmarkRecord) -> list[RunSample]:
-        """The raw samples of a record; raise `InputError` when they are gone."""
+        """The raw samples of a record; raise `InputError` when they cannot be read."""
         next_step = "Run the cell again, or restore the file from a copy."
         if record.samples_file is None:
             raise InputError(
                 f"The samples of record {record.record_id} cannot be read.",
-                "The record names no file of samples.",
+                "The record has no samples file.",
                 next_step,
             )
         path = path_inside(self.folder, record.samples_file)

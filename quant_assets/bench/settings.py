@@ -1,4 +1,4 @@
-"""How a benchmark is run: counts, lengths, threads and device, and where they are overridden."""
+"""Benchmark settings: counts, lengths, threads and device, and their overrides."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from quant_assets.host.devices import Device, available_physical_cores
 from quant_assets.record_files import MAX_SEQUENCES, MAX_TOKENS
 
 _Sequences = Annotated[int, Field(ge=1, le=MAX_SEQUENCES)]
-_MAX_RUNS = 1_000_000  # the samples of a cell are kept, one by one
+_MAX_RUNS = 1_000_000  # the sample of every run is kept
 
 
 class BenchSettings(BaseModel):
@@ -34,12 +34,12 @@ class BenchSettings(BaseModel):
 
     @field_validator("batch_sizes")
     @classmethod
-    def _each_once(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+    def _without_repeats(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(dict.fromkeys(sizes))
 
     @property
     def effective_threads(self) -> int:
-        """Threads that a worker gets: never more than there are physical cores."""
+        """Threads that a worker gets: at most the physical cores."""
         cores = available_physical_cores()
         return min(self.threads or cores, cores)
 
@@ -57,7 +57,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def split_list(text: str) -> list[str]:
-    """The parts of a list written with commas or spaces."""
+    """The items of a list separated by commas or spaces."""
     return text.replace(",", " ").split()
 
 
@@ -68,7 +68,7 @@ def resolve_settings(
 ) -> BenchSettings:
     """`configured`, overridden by `BATCH_SIZES`, `WARMUPS`, `RUNS`, overridden by flags.
 
-    Flags that are None say nothing. Raises `InputError` for a value that makes no sense.
+    Flags that are None are ignored. Raises `InputError` for an invalid value.
     """
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     overrides = _from_environment(os.environ if environment is None else environment) | given
@@ -76,7 +76,7 @@ def resolve_settings(
         return BenchSettings.model_validate({**configured.model_dump(), **overrides})
     except ValidationError as error:
         raise InputError(
-            "The benchmark settings make no sense.",
+            "The benchmark settings are invalid.",
             "; ".join(
                 f"{'.'.join(map(str, item['loc']))}: {item['msg']} (got {item['input']!r})"
                 for item in error.errors()
@@ -93,7 +93,7 @@ def resolve_variant_names(
 ) -> list[str]:
     """The variants to run, in the file's order: those of the flags, of `VARIANTS`, or all.
 
-    Raises `InputError` for a name that nobody knows.
+    Raises `InputError` for an unknown name.
     """
     variables = os.environ if environment is None else environment
     wanted = list(flags or []) or split_list(variables.get("VARIANTS", "")) or list(known)

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 BOOTSTRAP_RESAMPLES = 10_000
 CONFIDENCE = 0.95
-# Below it, the 95th percentile is little more than the slowest run.
+# With fewer runs, the 95th percentile is little more than the slowest one.
 MINIMUM_RUNS_FOR_P95 = 20
 
 
@@ -51,7 +51,7 @@ def bootstrap_median_ratio(
     """median(numerator) / median(denominator) with a 95% percentile bootstrap interval.
 
     Both samples are resampled independently, with replacement (Efron and Tibshirani, An
-    Introduction to the Bootstrap, chapter 13). The seed makes the answer repeatable.
+    Introduction to the Bootstrap, chapter 13). The seed makes the result reproducible.
     """
     generator = np.random.default_rng(seed)
     resampled = []

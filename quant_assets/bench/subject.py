@@ -1,4 +1,4 @@
-"""The subject of a measurement, the worker that runs it, and the machine to itself meanwhile."""
+"""The subject of a measurement, its worker, and the lock that gives it the machine to itself."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from quant_assets.settings import get_settings
 
 
 class Subject(NamedTuple):
-    """What is measured: a model in one variant, its artifact, and the settings it runs under."""
+    """A model in one variant: its artifact, and the settings it is measured under."""
 
     model_name: str
     variant: Variant

@@ -1,4 +1,4 @@
-"""Thresholds: what a record must not exceed, by model and variant."""
+"""Thresholds: the limits of benchmark records, by model and variant."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,9 +14,9 @@ ANY = "*"
 
 
 class Threshold(BaseModel):
-    """Limits of a record; null means none.
+    """Limits of a record; null: no limit.
 
-    `p95_ms` and `perplexity_ratio` and `rss_max_mb` (MB = 10^6 bytes) are upper limits,
+    `p95_ms`, `rss_max_mb` (MB = 10^6 bytes) and `perplexity_ratio` are upper limits,
     `obedience_pass_rate` is a lower one.
     """
 
@@ -29,7 +29,7 @@ class Threshold(BaseModel):
 
 
 class Breach(NamedTuple):
-    """One limit that a record does not keep."""
+    """One limit that a record breaches."""
 
     model: str
     variant: str
@@ -63,7 +63,7 @@ class Thresholds(BaseModel):
         return Threshold.model_validate(merged)
 
     def breaches(self, record: BenchmarkRecord) -> list[Breach]:
-        """The limits that a record does not keep. What was not measured breaches nothing."""
+        """The limits that a record breaches. Values that were not measured breach none."""
         metadata = record.metadata
         limits = self.of(metadata.model, metadata.variant)
         rss_mb = None if record.peak_rss_bytes is None else record.peak_rss_bytes / 1e6
@@ -87,14 +87,14 @@ class Thresholds(BaseModel):
 
 
 def load_thresholds(path: Path) -> Thresholds:
-    """Read the thresholds of a YAML file; raise `InputError` when it is wrong."""
+    """Read the thresholds of a YAML file; raise `InputError` when it is invalid."""
     try:
         return Thresholds.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise InputError(
             f"The thresholds {path} cannot be used.",
             str(error),
-            "Correct the file; `data/bench_thresholds.yaml` in the project shows the form.",
+            "Correct the file; `data/bench_thresholds.yaml` in the project shows the format.",
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Variants: which artifact, and how it is run."""
+"""Variants: artifacts, and how they are run."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +22,7 @@ class Variant(BaseModel):
     """One way to run a model: the weights' format and level, and the types of the KV cache.
 
     The level of GPTQ and AWQ is bits and group size, such as `4bit-g64`; `bits` and `group_size` may
-    say the same in numbers. `cache_type_k` and `cache_type_v` are ggml
+    repeat them as numbers. `cache_type_k` and `cache_type_v` are ggml
     types and belong to GGUF; transformers keeps its cache in the type of the activations.
     """
 
@@ -39,12 +39,12 @@ class Variant(BaseModel):
 
     @property
     def backend(self) -> Backend:
-        """What runs it."""
+        """The backend that runs it."""
         return "llamacpp" if self.format == "gguf" else "torch"
 
     @property
     def quantization(self) -> GroupQuantization | None:
-        """What a level of GPTQ or AWQ means; None for GGUF. Raises `InputError` for no level."""
+        """Bits and group size of GPTQ and AWQ; None for GGUF. Raises `InputError` for a bad level."""
         if self.format == "gguf":
             return None
         return parse_group_quantization(f"{self.format}-{self.level}")
@@ -62,18 +62,18 @@ class Variant(BaseModel):
 
     def _check_level(self) -> None:
         try:
-            meant = self.quantization
+            parsed = self.quantization
         except InputError as error:
             raise ValueError(f"{error.what} {error.why}") from error
-        if meant is None or meant.name != f"{self.format}-{self.level}":
+        if parsed is None or parsed.name != f"{self.format}-{self.level}":
             raise ValueError(
-                f"the level of a {self.format} variant is like 4bit-g128, not {self.level}"
+                f"the level of a {self.format} variant looks like 4bit-g128, not {self.level}"
             )
-        if (self.bits or meant.bits, self.group_size or meant.group_size) != (
-            meant.bits,
-            meant.group_size,
+        if (self.bits or parsed.bits, self.group_size or parsed.group_size) != (
+            parsed.bits,
+            parsed.group_size,
         ):
-            raise ValueError("`bits` and `group_size` are not those of the level")
+            raise ValueError("`bits` and `group_size` contradict the level")
 
 
 class _VariantsFile(BaseModel):
@@ -101,15 +101,15 @@ def _load(path: Path) -> _VariantsFile:
         raise InputError(
             f"The variants file {path} cannot be used.",
             str(error),
-            "Correct the file; `data/variants.yaml` in the project shows the form.",
+            "Correct the file; `data/variants.yaml` in the project shows the format.",
         ) from error
 
 
 def load_variants(path: Path) -> dict[str, Variant]:
-    """The variants of a YAML file by name, in its order; raise `InputError` when it is wrong."""
+    """The variants of a YAML file by name, in its order; raise `InputError` when it is invalid."""
     return _load(path).variants
 
 
 def load_settings(path: Path) -> BenchSettings:
-    """The section `settings` of the variants file; raise `InputError` when it is wrong."""
+    """The section `settings` of the variants file; raise `InputError` when it is invalid."""
     return _load(path).settings

@@ -34,10 +34,10 @@ def score(
     score_windows: ScoreWindows,
     progress: Progress,
 ) -> QualityMeasurement:
-    """Score a model's windows against their tokens and, where given, against a baseline.
+    """Score a model's windows against their tokens and, if given, against a baseline.
 
     Raises `InputError` for a baseline of another vocabulary or context, or a text that is too short
-    or no UTF-8.
+    or not UTF-8.
     """
     started = time.monotonic()
     baseline = Baseline(Path(job.baseline_path)) if job.baseline_path else None

@@ -1,1 +1,4 @@
-"""Expected speed: what a served model reads and computes, and what a machine can do at most."""
+"""Expected speed: the traffic and operations of served models, host peaks, and model validation.
+
+Measured speed belongs to `bench`, the memory that models need to `capacity`.
+"""

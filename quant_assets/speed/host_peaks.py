@@ -1,4 +1,7 @@
-"""This machine's peaks, measured in a worker and kept as files: CPU runs are compared with them."""
+"""Peak bandwidth and arithmetic throughput of this host, measured in a worker and kept as files.
+
+The speed model compares CPU runs with them.
+"""
 
 import datetime
 import re
@@ -15,7 +18,7 @@ _FOLDER = "hosts"
 
 
 class HostPeaksJob(BaseModel):
-    """How the peaks are measured: threads, sizes and repetitions."""
+    """Threads, sizes and repetitions of the measurement."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -26,9 +29,9 @@ class HostPeaksJob(BaseModel):
 
 
 class HostPeaks(BaseModel):
-    """Peaks of one processor with a number of threads. GB are 10^9 bytes, GFLOP 10^9 operations.
+    """Peaks of one processor at a thread count. GB are 10^9 bytes, GFLOP 10^9 operations.
 
-    `contended` says that other processes were busy meanwhile, so that the peaks may be higher.
+    `contended`: other processes were busy meanwhile, so the true peaks may be higher.
     """
 
     cpu_name: str | None
@@ -41,7 +44,7 @@ class HostPeaks(BaseModel):
 
 
 class RecordedPeaks(HostPeaks):
-    """Peaks and when they were measured."""
+    """Peaks with the time of their measurement."""
 
     measured_at: UtcTime
 
@@ -57,7 +60,7 @@ def measure_host_peaks(
     session: WorkerSession = UNATTENDED,
     locks: Path | None = None,
 ) -> RecordedPeaks:
-    """Measure this machine's peaks alone among its benchmarks, and keep them under `results`.
+    """Measure this host's peaks with the machine to itself, and keep them under `results`.
 
     Takes about ten seconds and 1 GB of memory. Raises `WorkerError` when the worker dies.
     """
@@ -77,7 +80,7 @@ def measure_host_peaks(
 
 
 def recorded_peaks(results: Path) -> list[RecordedPeaks]:
-    """All peaks measured so far, the newest by `recency` last; raise `InputError` naming a damaged file."""
+    """All recorded peaks, the newest by `recency` last; raise `InputError` naming a damaged file."""
     found = []
     for path in sorted((results / _FOLDER).glob("*.json")):
         found.append(

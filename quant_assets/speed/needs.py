@@ -1,4 +1,4 @@
-"""What one served copy of a variant holds, reads and computes: the input of the roofline model.
+"""Memory, traffic and operations of one served copy of a variant: the roofline model's input.
 
 The roofline model (Williams, Waterman and Patterson, 2009) bounds a step's time from below by the
 larger of bytes over memory bandwidth and operations over peak throughput.
@@ -23,7 +23,7 @@ from quant_assets.models.inspection import ModelShape
 
 
 class ServingGrid(BaseModel):
-    """The context lengths (tokens) and batch sizes that the marts answer for."""
+    """The context lengths (tokens) and batch sizes that the marts cover."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -31,7 +31,7 @@ class ServingGrid(BaseModel):
     batches: tuple[PositiveInt, ...] = Field(min_length=1)
 
     def points(self, context_length: int | None) -> Iterator[tuple[int, int]]:
-        """(context, batch), the contexts capped at what the model was made for."""
+        """(context, batch), the contexts capped at the model's own limit."""
         limit = context_length or max(self.contexts)
         for context in sorted({min(context, limit) for context in self.contexts}):
             for batch in sorted(set(self.batches)):
@@ -39,7 +39,7 @@ class ServingGrid(BaseModel):
 
 
 def load_grid(path: Path) -> ServingGrid:
-    """Read the grid's YAML file; raise `InputError` naming it when it is wrong."""
+    """Read the grid's YAML file; raise `InputError` naming it when it is invalid."""
     try:
         return ServingGrid.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
@@ -60,11 +60,11 @@ class StoredWeights(NamedTuple):
 class ServingNeeds(BaseModel):
     """One copy of a variant serving `batch_size` sequences of up to `context_tokens` tokens.
 
-    `weights_bytes`, `kv_cache_bytes` and `compute_bytes` are held in memory. A decoding step of
+    Memory holds `weights_bytes`, `kv_cache_bytes` and `compute_bytes`. A decoding step of
     all sequences reads `decode_bytes` and computes `decode_flops`, at the middle of the generated
     part. The prefill of `prompt_tokens` tokens of every sequence computes `prefill_flops` and
-    reads the weights at least once (`prefill_bytes`). `source` says whether it is a point of the
-    serving grid or the lengths of measured runs.
+    reads the weights at least once (`prefill_bytes`). `source`: a point of the serving
+    grid, or the lengths of measured runs.
     """
 
     model: str
@@ -85,7 +85,7 @@ class ServingNeeds(BaseModel):
 
 
 class _ServingPoint(NamedTuple):
-    """Lengths and batch size of `ServingNeeds`; an average decoding step reads `read_tokens`."""
+    """Lengths and batch size; an average decoding step attends to `read_tokens` per sequence."""
 
     source: Literal["grid", "run"]
     context_tokens: int
@@ -150,7 +150,7 @@ def _needs(
     decode_flops = batch * (
         2 * (token_parameters + head) + attention_flops(shape, point.read_tokens)
     )
-    # The logits of the last token alone are needed; an average token attends to half the prompt.
+    # Only the last token's logits are needed; an average token attends to half the prompt.
     prefill_flops = batch * (
         prompt * (2 * token_parameters + attention_flops(shape, prompt / 2)) + 2 * head
     )
@@ -176,10 +176,10 @@ def _needs(
 
 
 def touched_linear_parameters(shape: ModelShape, tokens: int) -> float:
-    """Parameters of the blocks' matrices that at least one of `tokens` tokens goes through.
+    """Parameters of the blocks' matrices that at least one of `tokens` tokens uses.
 
-    All of them for a dense model. Of a mixture of experts with E experts, of which a token uses k,
-    a layer is expected to use the share 1 - (1 - k / E)^tokens, if tokens spread evenly.
+    All of them in a dense model. In a mixture of E experts of which each token uses k, the
+    expected share is 1 - (1 - k / E)^tokens if tokens spread evenly.
     """
     if not shape.n_experts:
         return shape.n_linear_parameters

@@ -1,19 +1,19 @@
-"""Is the speed model true to what was measured? Every run is predicted from the other runs."""
+"""Validates the speed model: every run is predicted from the other runs."""
 
 import duckdb
 from pydantic import BaseModel
 
 MAX_MEDIAN_ERROR = 0.5
-"""Half of the runs must be predicted within 50%: levels and batch sizes differ that much."""
+"""The median prediction error allowed: levels and batch sizes differ that much."""
 MAX_EFFICIENCY = 1.5
-"""Above it the peaks of the processor cannot be right."""
+"""A higher share of the roofline means that the processor's peaks are wrong."""
 
 
 class SpeedModelCheck(BaseModel):
-    """How the model meets its measured points.
+    """How well the model predicts its measured points.
 
     Errors are shares of the measured decoding throughput. `predicted_points` have at least one
-    other run of the same backend on the same kind of processor. Null: nothing could be predicted.
+    other run of the same backend on the same kind of processor. Null: no run could be predicted.
     """
 
     points: int
@@ -25,7 +25,7 @@ class SpeedModelCheck(BaseModel):
 
     @property
     def passed(self) -> bool:
-        """No measured point contradicts the model; true also when there is none."""
+        """No measured point contradicts the model; also true without any points."""
         return not self.problems
 
 
@@ -52,7 +52,7 @@ def check_speed_model(connection: duckdb.DuckDBPyConnection) -> SpeedModelCheck:
     problems = []
     if median_error is not None and median_error > MAX_MEDIAN_ERROR:
         problems.append(
-            f"Half of the runs are predicted worse than {MAX_MEDIAN_ERROR:.0%}: {median_error:.0%}."
+            f"The median prediction error is {median_error:.0%}; {MAX_MEDIAN_ERROR:.0%} is allowed."
         )
     if highest is not None and highest > MAX_EFFICIENCY:
         problems.append(f"A run reached {highest:.2f} of the roofline; its peaks cannot be right.")

@@ -34,8 +34,8 @@ def test_flags_win_over_the_environment_and_that_over_the_file() -> None:
     "environment",
     [{"RUNS": "0"}, {"RUNS": "many"}, {"BATCH_SIZES": "4,-1"}, {"BATCH_SIZES": "1000000"}],
 )
-def test_senseless_counts_are_refused(environment: dict[str, str]) -> None:
-    with pytest.raises(InputError, match="settings make no sense"):
+def test_invalid_counts_are_refused(environment: dict[str, str]) -> None:
+    with pytest.raises(InputError, match="settings are invalid"):
         resolve_settings(BenchSettings(), {}, environment)
 
 

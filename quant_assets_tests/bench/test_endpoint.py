@@ -69,7 +69,7 @@ def test_an_answer_goes_through_the_chat_template(server: str) -> None:
 
 
 def test_what_is_no_server_is_said_so() -> None:
-    with pytest.raises(InputError, match="is no endpoint"):
+    with pytest.raises(InputError, match="is not an endpoint"):
         Endpoint("file:///etc/passwd")
-    with pytest.raises(ResourceError, match="does not answer"):
+    with pytest.raises(ResourceError, match="does not respond"):
         Endpoint("http://127.0.0.1:9")

@@ -157,7 +157,7 @@ BAD_STREAMS: dict[str, Respond] = {
 def test_a_wrong_list_of_models_is_one_error(server: Server, name: str):
     server.respond["/v1/models"] = BAD_ANSWERS[name]
     started = time.monotonic()
-    with pytest.raises(ResourceError, match="does not answer as it should"):
+    with pytest.raises(ResourceError, match="does not respond as expected"):
         Endpoint(f"http://{server.address}", limits=LIMITS)
     assert time.monotonic() - started < 10
 
@@ -165,7 +165,7 @@ def test_a_wrong_list_of_models_is_one_error(server: Server, name: str):
 @pytest.mark.parametrize("name", ["null inside", "wrong types", "slow", "another host"])
 def test_a_wrong_answer_of_a_chat_is_one_error(server: Server, name: str):
     server.respond["/v1/chat/completions"] = BAD_ANSWERS[name]
-    with pytest.raises(ResourceError, match="does not answer as it should"):
+    with pytest.raises(ResourceError, match="does not respond as expected"):
         Endpoint(f"http://{server.address}", "m", LIMITS).chat("x", 5)
 
 
@@ -174,7 +174,7 @@ def test_a_wrong_stream_is_one_error(server: Server, name: str, tmp_path: Path):
     server.respond["/v1/completions"] = BAD_STREAMS[name]
     endpoint = Endpoint(f"http://{server.address}", "m", LIMITS)
     started = time.monotonic()
-    with pytest.raises(ResourceError, match=r"does not answer as it should|sent an empty answer"):
+    with pytest.raises(ResourceError, match=r"does not respond as expected|sent an empty answer"):
         run_endpoint_cell(endpoint, 2, SETTINGS, locks=tmp_path)
     assert time.monotonic() - started < 10
 
@@ -238,6 +238,6 @@ def failure(call: Callable[[], object]) -> str:
     ],
 )
 def test_a_wrong_url_is_refused_without_its_secrets(url: str):
-    with pytest.raises(InputError, match="is no endpoint") as refused:
+    with pytest.raises(InputError, match="is not an endpoint") as refused:
         Endpoint(url)
     assert "pass-w0rd" not in str(refused.value)

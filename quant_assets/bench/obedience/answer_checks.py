@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field
 
-# The most frequent function words, those shared between these languages left out.
+# The most frequent function words, without those that two of these languages share.
 _FUNCTION_WORDS = {
     "en": {"the", "and", "is", "of", "to", "that", "it", "with", "are", "this", "for", "you"},
     "es": {"el", "los", "las", "y", "es", "que", "una", "con", "por", "para", "muy", "está"},
@@ -62,7 +62,7 @@ class PatternCheck(_Check):
 
 
 class LengthCheck(_Check):
-    """The count of words, sentences, lines or characters lies within bounds."""
+    """The number of words, sentences, lines or characters is within bounds."""
 
     kind: Literal["length"]
     unit: Literal["words", "sentences", "lines", "characters"]
@@ -82,7 +82,7 @@ class LengthCheck(_Check):
 
 
 class WordsCheck(_Check):
-    """Some words must be there and others must not; case does not count."""
+    """Some words must occur and others must not; case is ignored."""
 
     kind: Literal["words"]
     required: list[str] = []
@@ -103,7 +103,7 @@ class WordsCheck(_Check):
 
 
 class LanguageCheck(_Check):
-    """The answer is in a language, judged by its function words."""
+    """The answer is in a language, detected by its function words."""
 
     kind: Literal["language"]
     language: Literal["en", "es", "fr", "de", "it", "pt"]
@@ -124,7 +124,7 @@ class LanguageCheck(_Check):
 
 
 class JsonCheck(_Check):
-    """The answer is JSON, and nothing else, that a schema accepts; a code fence is allowed."""
+    """The answer is nothing but JSON that a schema accepts; `fence_allowed`: in a code fence, too."""
 
     kind: Literal["json"]
     json_schema: dict[str, Any]
@@ -137,13 +137,13 @@ class JsonCheck(_Check):
         except ValueError as error:
             return f"it is not JSON: {error}"
         problem = next(iter(Draft202012Validator(self.json_schema).iter_errors(value)), None)
-        return None if problem is None else f"the schema refuses it: {problem.message}"
+        return None if problem is None else f"the schema rejects it: {problem.message}"
 
 
 class SequenceCheck(_Check):
     """The answer is these items in this order, separated by `separator` and nothing else.
 
-    List markers at the beginning of an item do not count.
+    List markers at the beginning of an item are ignored.
     """
 
     kind: Literal["sequence"]

@@ -34,7 +34,7 @@ class Transcript(BaseModel):
 
 
 class ObedienceResult(BaseModel):
-    """How a variant obeyed. Rates are fractions of the prompts that passed."""
+    """Obedience of a variant; rates are fractions of prompts whose answers passed."""
 
     variant: str
     model: str
@@ -56,7 +56,7 @@ def check_answers(
     model: str,
     artifact_id: str,
 ) -> ObedienceResult:
-    """Check every answer."""
+    """Check every answer and compute the pass rates."""
     transcripts = [
         Transcript(
             id=prompt.id,
@@ -91,12 +91,10 @@ def measure_obedience(
     session: WorkerSession = UNATTENDED,
     locks: Path | None = None,
 ) -> ObedienceResult:
-    """Let a variant answer all prompts, or find the answers of an earlier run.
+    """Have a variant answer all prompts, or return the result of an earlier run.
 
-    A damaged result is measured again and replaced.
-
-    The result, with its transcripts, is kept under `results/obedience/`, by the artifact, the
-    types of its KV cache and the prompts' content.
+    Results with their transcripts are kept under `results/obedience/`, keyed by artifact, KV cache
+    types and the prompts' content. A damaged result is measured again and replaced.
     """
     variant, artifact = subject.variant, subject.artifact
     identity = json.dumps(
@@ -106,7 +104,7 @@ def measure_obedience(
     )
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = results / _FOLDER / f"{variant.name}_{key}.json"
-    known = _read_if_whole(path) if path.exists() else None
+    known = _read_or_warn(path) if path.exists() else None
     if known is not None:
         return known
     worker, environment = subject.worker("chat")
@@ -140,12 +138,12 @@ def measure_obedience(
 
 
 def obedience_results(results: Path) -> list[ObedienceResult]:
-    """All results kept under `results` that can be read; a warning names the others."""
-    found = map(_read_if_whole, sorted((results / _FOLDER).glob("*.json")))
+    """All readable results under `results`; a warning names the others."""
+    found = map(_read_or_warn, sorted((results / _FOLDER).glob("*.json")))
     return [result for result in found if result is not None]
 
 
-def _read_if_whole(path: Path) -> ObedienceResult | None:
+def _read_or_warn(path: Path) -> ObedienceResult | None:
     try:
         return read_record(path, _RESULT, "obedience result", "It is ignored until measured again.")
     except InputError as error:

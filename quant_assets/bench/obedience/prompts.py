@@ -11,9 +11,9 @@ from quant_assets.errors import InputError
 
 
 class ObediencePrompt(BaseModel):
-    """One instruction and the checks that its answer must all pass.
+    """One instruction and the checks, all of which its answer must pass.
 
-    `good` and `bad` are sample answers that the checks must accept and refuse.
+    `good` and `bad` are sample answers that the checks must accept and reject.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,7 +42,7 @@ class _PromptFile(BaseModel):
 
 
 def load_prompts(folder: Path) -> list[ObediencePrompt]:
-    """The prompts of all YAML files of a folder; raise `InputError` when one is wrong."""
+    """The prompts of all YAML files of a folder; raise `InputError` when one is invalid."""
     prompts: list[ObediencePrompt] = []
     for path in sorted(folder.glob("*.yaml")):
         try:
@@ -55,7 +55,7 @@ def load_prompts(folder: Path) -> list[ObediencePrompt]:
             raise InputError(
                 f"The prompts of {path} cannot be used.",
                 str(error),
-                "Correct the file; those in `data/obedience` show the form.",
+                "Correct the file; those in `data/obedience` show the format.",
             ) from error
     ids = [prompt.id for prompt in prompts]
     repeated = sorted({name for name in ids if ids.count(name) > 1})
