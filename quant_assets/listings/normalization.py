@@ -10,8 +10,8 @@ import pandas as pd
 
 from quant_assets.gpus.registry import GpuRegistry
 from quant_assets.listings.exchange_rates import ExchangeRates, load_exchange_rates
-from quant_assets.listings.matching import TitleMatch
-from quant_assets.listings.matching_processes import TitleMatching
+from quant_assets.listings.matching.matcher import TitleMatch
+from quant_assets.listings.matching.processes import TitleMatching
 from quant_assets.listings.prices import PLAUSIBLE_USD_PER_GPU, read_price
 from quant_assets.listings.quarantine import QuarantineReason
 from quant_assets.listings.stages import NormalizedListings, RawListings

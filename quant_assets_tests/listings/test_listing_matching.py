@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quant_assets.gpus.registry import load_registry
-from quant_assets.listings.matching import MatchType, TitleMatcher
+from quant_assets.listings.matching.matcher import MatchType, TitleMatcher
 from quant_assets.listings.quarantine import QuarantineReason
 
 REGISTRY = load_registry()

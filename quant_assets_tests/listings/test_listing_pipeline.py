@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from quant_assets.errors import CheckFailed, InputError
 from quant_assets.gpus.registry import load_registry
-from quant_assets.listings import matching_processes, workspace
+from quant_assets.listings import workspace
 from quant_assets.listings.enrichment import enrich
 from quant_assets.listings.exchange_rates import load_exchange_rates
-from quant_assets.listings.matching import TitleMatcher
-from quant_assets.listings.matching_processes import TitleMatching
+from quant_assets.listings.matching import processes
+from quant_assets.listings.matching.matcher import TitleMatcher
+from quant_assets.listings.matching.processes import TitleMatching
 from quant_assets.listings.normalization import normalize
 from quant_assets.listings.pipeline import PipelineOptions, run_pipeline
 from quant_assets.listings.quarantine import QuarantineReason
@@ -303,9 +304,9 @@ TITLES = [f"{gpu.canonical_name} {word}" for gpu in REGISTRY.all for word in ("n
 def test_titles_are_matched_alike_in_several_processes_and_when_one_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interpreter: str
 ) -> None:
-    monkeypatch.setattr(matching_processes, "WORTH_A_PROCESS", 100)
-    monkeypatch.setattr(matching_processes.os, "cpu_count", lambda: 3)
-    monkeypatch.setattr(matching_processes.sys, "executable", interpreter)
+    monkeypatch.setattr(processes, "WORTH_A_PROCESS", 100)
+    monkeypatch.setattr(processes.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(processes.sys, "executable", interpreter)
     matching = TitleMatching(TITLES, REGISTRY, tmp_path)
     assert sorted(tmp_path.glob("titles_*.json")) == [
         tmp_path / "titles_1.json",

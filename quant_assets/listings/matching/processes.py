@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.gpus.registry import GpuRegistry
-from quant_assets.listings.matching import TitleMatch, TitleMatcher
+from quant_assets.listings.matching.matcher import TitleMatch, TitleMatcher
 from quant_assets.processes.guarded import guarded
 
 WORTH_A_PROCESS = 8_000
