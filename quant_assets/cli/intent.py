@@ -10,7 +10,8 @@ from rich.table import Table
 from quant_assets.cli.output import LiteralConsole, print_json
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import load_registry
-from quant_assets.serving.intent import Backend, BackendParams, Method, UnifiedQuantizationConfig
+from quant_assets.serving.backend import BackendParams, Method
+from quant_assets.serving.intent import Backend, UnifiedQuantizationConfig
 
 
 def intent(
