@@ -59,7 +59,7 @@ class LlamaCpp(ServingBackend):
         if stored.format != "gguf":
             raise impossible(
                 f"llama.cpp does not load {model}.",
-                f"It is a {stored.format} checkpoint; llama.cpp loads GGUF.",
+                f"Its format is {stored.format}; llama.cpp loads GGUF.",
                 f"quant-assets convert {shlex.quote(model)} --to gguf",
             )
         layers = _gpu_layers(gpu)

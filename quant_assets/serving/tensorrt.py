@@ -76,6 +76,6 @@ class TensorRtLlm(ServingBackend):
         del gpu
         raise impossible(
             f"TensorRT-LLM does not build an engine from {model} here.",
-            f"It is a {stored.format} checkpoint; engines are built from 16-bit weights.",
+            f"Its format is {stored.format}; engines are built from 16-bit weights.",
             f"{stored.method} on tensorrt with the model's 16-bit checkpoint",
         )
