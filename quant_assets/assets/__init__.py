@@ -1,1 +1,4 @@
-"""The asset graph, one file a stage."""
+"""The asset graph: one file per stage; what stages share is in conventions, partitions, previews.
+
+Jobs, schedules, sensors and checks belong in automation; the work itself in the packages below.
+"""

@@ -1,14 +1,22 @@
-"""Benchmarks: one asset a model, partitioned by variant and batch size."""
+"""Benchmarks: one asset per model, partitioned by variant and batch size."""
 
 from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
-from quant_assets.assets.artifacts import OWNERS, artifact_keys
-from quant_assets.assets.quality import (
-    materialized_partitions,
-    variant_partitions,
+from quant_assets.assets.conventions import (
+    DEVICE_POOL,
+    OWNERS,
+    artifact_keys,
+    benchmark_results_key,
     variant_quality_key,
+)
+from quant_assets.assets.partitions import (
+    BATCH_SIZE,
+    VARIANT,
+    benchmark_grid,
+    materialized_partitions,
+    observe_skipped,
 )
 from quant_assets.bench.artifact_finder import artifact_finder
 from quant_assets.bench.obedience.measurement import ObedienceResult, obedience_results
@@ -19,7 +27,6 @@ from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import ModelConfig
 from quant_assets.record_files import recency
-from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
@@ -27,12 +34,9 @@ from quant_assets.resources.torch import Torch, backend_of
 from quant_assets.settings import Settings
 from quant_assets.warehouse.loads import load_benchmarks
 
-VARIANT = "variant"
-BATCH_SIZE = "batch_size"
-
 
 class BenchmarkConfig(dg.Config):
-    """Launch-time settings; a null keeps what the variants file says."""
+    """Launch-time overrides; a null keeps the value of the variants file."""
 
     warmups: int | None = None
     runs: int | None = None
@@ -41,26 +45,9 @@ class BenchmarkConfig(dg.Config):
     threads: int | None = None
 
     def applied_to(self, settings: BenchSettings) -> BenchSettings:
-        """The settings with everything that was given here."""
+        """`settings` with the fields that are set here."""
         given = {name: value for name, value in self.model_dump().items() if value is not None}
         return BenchSettings.model_validate({**settings.model_dump(), **given})
-
-
-def benchmark_results_key(model: ModelConfig) -> dg.AssetKey:
-    """Key of the asset that is a model's benchmark records."""
-    return dg.AssetKey([model.slug, "benchmark_results"])
-
-
-def benchmark_grid(
-    variants: Mapping[str, Variant], settings: BenchSettings
-) -> dg.MultiPartitionsDefinition:
-    """The partitions of the benchmarks: variant x batch size."""
-    return dg.MultiPartitionsDefinition(
-        {
-            VARIANT: variant_partitions(variants),
-            BATCH_SIZE: dg.StaticPartitionsDefinition([str(n) for n in settings.batch_sizes]),
-        }
-    )
 
 
 def build_benchmark_results(
@@ -70,8 +57,8 @@ def build_benchmark_results(
 
     @dg.asset(
         key=benchmark_results_key(model),
-        # A variant needs one level, and Dagster has no mapping from one dimension of a grid to
-        # other keys; a missing level is found at run time and its cell skipped.
+        # A variant needs one level, but Dagster cannot map a dimension of a grid to keys of other
+        # names. A level that is missing is noticed at run time, and its cells are skipped.
         deps=[
             *(
                 dg.AssetDep(key, partition_mapping=dg.AllPartitionMapping())
@@ -90,9 +77,9 @@ def build_benchmark_results(
         backfill_policy=dg.BackfillPolicy.single_run(),
         output_required=False,
         description=(
-            f"Latency, throughput, load time and memory of {model.name}: the sequences of a batch "
-            "are decoded together in one llama.cpp batch, in a process of its own, with the "
-            "machine to itself. Records are JSON files; DuckDB is loaded from them."
+            f"Latency, throughput, load time and memory of {model.name}. Each cell runs in a "
+            "process of its own, alone on the machine, and decodes the sequences of a batch "
+            "together in one llama.cpp batch. Records are JSON files, from which DuckDB is loaded."
         ),
     )
     def benchmark_results(
@@ -134,10 +121,7 @@ def build_benchmark_results(
                 measured[key] = _record_metadata(record)
             with data_root.warehouse.write() as connection:
                 load_benchmarks(connection, results)
-        for key, reason in skipped.items():
-            context.log_event(
-                dg.AssetObservation(context.asset_key, partition=key, metadata={"skipped": reason})
-            )
+        observe_skipped(context, skipped)
         yield from materialized_partitions(context, measured, complete=not skipped)
 
     return benchmark_results
@@ -146,7 +130,7 @@ def build_benchmark_results(
 def known_quality(
     settings: Settings, variant: str, artifact_id: str
 ) -> tuple[QualityResult | None, ObedienceResult | None]:
-    """What was last measured of an artifact's quality when run as `variant`."""
+    """The newest quality and obedience results of an artifact run as `variant`."""
     wanted = (variant, artifact_id)
     quality = [
         item
@@ -165,7 +149,7 @@ def known_quality(
 
 
 def _record_metadata(record: BenchmarkRecord) -> dict[str, dg.MetadataValue]:
-    """What the partition's page shows and plots over time."""
+    """Metadata that the partition's page shows and plots over time."""
     numbers = {
         "p50 (ms)": record.p50_ms,
         "p95 (ms)": record.p95_ms,

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ artifacts: one asset a model and format, partitioned by variant."""
+"""GPTQ and AWQ artifacts: one asset per model and format, partitioned by variant."""
 
 from collections.abc import Iterator, Mapping
 
@@ -6,13 +6,14 @@ import dagster as dg
 
 from quant_assets.artifacts.job import library_versions
 from quant_assets.artifacts.manifest import MANIFEST_NAME
-from quant_assets.assets.artifacts import (
+from quant_assets.assets.conventions import (
+    DEVICE_POOL,
     OWNERS,
     groupwise_artifacts_key,
     groupwise_variants,
     source_model_key,
 )
-from quant_assets.assets.quality import materialized_partitions
+from quant_assets.assets.partitions import materialized_partitions
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import CheckFailed
 from quant_assets.formats.artifact_formats import GroupwiseFormat
@@ -29,7 +30,6 @@ from quant_assets.quantize.groupwise.job import (
     groupwise_settings,
 )
 from quant_assets.quantize.groupwise.layout import check_layout
-from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.resources.torch import Torch
@@ -40,14 +40,14 @@ GATE_CHECK = "perplexity_gate"
 
 
 class GroupwiseConfig(dg.Config):
-    """How the artifacts of a run are calibrated: windows of text, tokens of a window, act-order."""
+    """Calibration of a run's artifacts: windows of text, tokens per window, act-order."""
 
     samples: int = DEFAULT_SAMPLES
     sequence_length: int = DEFAULT_SEQUENCE_LENGTH
     act_order: bool = False
 
     def applied_to(self, quantization: GroupQuantization, architecture: str) -> GroupwiseSettings:
-        """The settings of one artifact; raises `InputError` for what does not exist."""
+        """The settings of one artifact; raises `InputError` for an unsupported combination."""
         return groupwise_settings(
             quantization,
             architecture=architecture,
@@ -60,10 +60,10 @@ class GroupwiseConfig(dg.Config):
 def build_groupwise_artifacts(
     model: ModelConfig, method: GroupwiseFormat, variants: Mapping[str, Variant]
 ) -> dg.AssetsDefinition:
-    """The asset that makes a model's folders of one format, one partition a variant of it.
+    """The asset that quantizes a model to one format, one partition per variant.
 
     It needs the worker environments of GPTQ and AWQ. An artifact that the gate rejects fails the
-    check and the run, and is no materialization; the others of the run are.
+    check and the run, and its partition is not materialized; the run's other partitions are.
     """
     chosen = groupwise_variants(variants, method)
     key = groupwise_artifacts_key(model, method)
@@ -88,20 +88,20 @@ def build_groupwise_artifacts(
             dg.AssetCheckSpec(
                 FILES_CHECK,
                 asset=key,
-                description="Every packed tensor has the shape and type that config.json says.",
+                description="Every packed tensor has the shape and type that config.json declares.",
             ),
             dg.AssetCheckSpec(
                 GATE_CHECK,
                 asset=key,
                 description=(
-                    "The artifact loads, generates, and has a lower perplexity than plain "
-                    "rounding; from 1B parameters up it is close to the source's."
+                    "The artifact loads, generates text, and has a lower perplexity than plain "
+                    "rounding; from 1B parameters up, its perplexity is close to the source's."
                 ),
             ),
         ],
         description=(
             f"{method.upper()} folders of {model.name} for vLLM and transformers, calibrated on "
-            "WikiText-2 and judged by their perplexity. Needs `make setup-groupwise`."
+            "WikiText-2 and gated by their perplexity. Needs `make setup-groupwise`."
         ),
     )
     def groupwise_artifacts(
@@ -136,7 +136,7 @@ def build_groupwise_artifacts(
         if complete:
             yield from checks
             return
-        # A step that fails still says what its checks saw.
+        # A failed step yields no check results: they are logged before it fails.
         for check in checks:
             context.log_event(
                 dg.AssetCheckEvaluation(

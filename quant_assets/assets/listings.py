@@ -1,4 +1,4 @@
-"""GPU listings: raw, normalized, quarantined, enriched. Each stage is kept as Parquet."""
+"""GPU listings: live, raw, normalized, quarantined, enriched. Each stage is kept as Parquet."""
 
 import datetime
 from collections.abc import Iterator
@@ -6,9 +6,13 @@ from collections.abc import Iterator
 import dagster as dg
 from pydantic import Field
 
-from quant_assets.assets.artifacts import OWNERS
+from quant_assets.assets.conventions import (
+    LISTINGS_GROUP,
+    LIVE_GROUP,
+    OWNERS,
+    WAREHOUSE_POOL,
+)
 from quant_assets.assets.previews import PREVIEW_ROWS, preview_table, table_metadata
-from quant_assets.assets.tables import WAREHOUSE_POOL
 from quant_assets.gpus.registry import load_registry
 from quant_assets.listings.enrichment import enrich
 from quant_assets.listings.live import fetch_live_listings
@@ -21,26 +25,24 @@ from quant_assets.resources.stores import DataRoot
 from quant_assets.warehouse.loads import load_listing_table
 from quant_assets.warehouse.price_history import record_prices
 
-GROUP = "listings"
-LIVE_GROUP = "live"
 LIVE_CHECK = "offers_are_fresh"
 
 
 class LiveConfig(dg.Config):
-    """Names of providers as gpuhunt has them; none means all with a public catalog."""
+    """Providers by their gpuhunt names; an empty list means all that have a public catalog."""
 
     providers: list[str] = Field(default=[])
 
 
 class EnrichmentConfig(dg.Config):
-    """Bit widths of the capacity columns, and the GB that every GPU keeps for itself."""
+    """Bit widths of the capacity columns, and the GB of each GPU that models cannot use."""
 
     bits: list[int] = Field(default=[4])
     overhead_gb: float = 2.0
 
 
 def build_listings() -> list[dg.AssetsDefinition]:
-    """All assets of the listings."""
+    """The assets of all listing stages."""
 
     @dg.asset(
         key="live_listings",
@@ -51,12 +53,12 @@ def build_listings() -> list[dg.AssetsDefinition]:
             dg.AssetCheckSpec(
                 LIVE_CHECK,
                 asset="live_listings",
-                description="The offers were fetched by the last attempt and are not old.",
+                description="The last attempt fetched the offers, and they are recent.",
             )
         ],
         description=(
             "Offers of cloud providers with their hourly prices, fetched by the library gpuhunt "
-            "(extra `live`). Without a network those fetched last stay in use."
+            "(extra `live`). Without a network, the last fetched offers stay in use."
         ),
     )
     def live_listings(
@@ -86,13 +88,13 @@ def build_listings() -> list[dg.AssetsDefinition]:
     @dg.asset(
         key="raw_listings",
         deps=["live_listings"],
-        group_name=GROUP,
+        group_name=LISTINGS_GROUP,
         owners=OWNERS,
         kinds={"csv"},
         pool=WAREHOUSE_POOL,
         description=(
-            "Offers as sellers write them, from the files of the drop folder. A file whose content "
-            "did not change is not parsed again."
+            "Offers as sellers wrote them, from the files of the drop folder. Files with unchanged "
+            "content are not parsed again."
         ),
     )
     def raw_listings(data_root: DataRoot) -> dg.MaterializeResult[None]:
@@ -120,18 +122,18 @@ def build_listings() -> list[dg.AssetsDefinition]:
             dg.AssetSpec(
                 "normalized_listings",
                 deps=["raw_listings"],
-                group_name=GROUP,
+                group_name=LISTINGS_GROUP,
                 owners=OWNERS,
                 kinds={"parquet"},
-                description="Offers with their card and price; duplicates collapsed and counted.",
+                description="Offers with their GPU and price; duplicates are collapsed and counted.",
             ),
             dg.AssetSpec(
                 "quarantined_listings",
                 deps=["raw_listings"],
-                group_name=GROUP,
+                group_name=LISTINGS_GROUP,
                 owners=OWNERS,
                 kinds={"parquet", "duckdb"},
-                description="Offers that match no GPU, or more than one, each with its reason.",
+                description="Offers that match no GPU or more than one, each with its reason.",
             ),
         ],
         pool=WAREHOUSE_POOL,
@@ -162,13 +164,13 @@ def build_listings() -> list[dg.AssetsDefinition]:
     @dg.asset(
         key="enriched_listings",
         deps=["normalized_listings"],
-        group_name=GROUP,
+        group_name=LISTINGS_GROUP,
         owners=OWNERS,
         kinds={"parquet", "duckdb"},
         pool=WAREHOUSE_POOL,
         description=(
-            "Offers with memory, bandwidth and power of their card, and quantization_capacity: how "
-            "many 7B, 13B and 70B models fit one GPU by the simple rule."
+            "Offers with the memory, bandwidth and power of their GPU, and quantization_capacity: "
+            "how many 7B, 13B and 70B models fit one GPU by the simple rule."
         ),
     )
     def enriched_listings(

@@ -1,4 +1,4 @@
-"""What the pages of table assets show: columns with their types, and the first rows."""
+"""Metadata of table assets: row count, columns with their types, and the first rows."""
 
 import dagster as dg
 import duckdb
@@ -13,7 +13,7 @@ _CELL_CHARACTERS = 60
 def table_metadata(
     connection: duckdb.DuckDBPyConnection, table: str
 ) -> dict[str, dg.MetadataValue]:
-    """Row count, column types and a preview of `table` (`schema.name`, a name of our own)."""
+    """Row count, column types and a preview of `table` (`schema.name`, from code and never from data)."""
     described = connection.execute(f"describe {table}").fetchall()
     rows = connection.execute(f"select count(*) from {table}").fetchall()[0][0]  # noqa: S608
     preview = connection.execute(f"from {table} limit {PREVIEW_ROWS}").df()
@@ -27,7 +27,7 @@ def table_metadata(
 
 
 def preview_table(frame: pd.DataFrame) -> str:
-    """A Markdown table of `frame` with long cells cut; cells and names are shown as they are."""
+    """A Markdown table of `frame`: long cells are cut; cells and column names appear literally."""
 
     def cell(value: object) -> str:
         text = f"{value:.4g}" if isinstance(value, float) else str(value)

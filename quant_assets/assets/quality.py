@@ -1,10 +1,20 @@
-"""Quality: one asset a model, partitioned by variant."""
+"""Quality: one asset per model, partitioned by variant."""
 
 from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
-from quant_assets.assets.artifacts import OWNERS, artifact_keys
+from quant_assets.assets.conventions import (
+    DEVICE_POOL,
+    OWNERS,
+    artifact_keys,
+    variant_quality_key,
+)
+from quant_assets.assets.partitions import (
+    materialized_partitions,
+    observe_skipped,
+    variant_partitions,
+)
 from quant_assets.bench.artifact_finder import artifact_finder
 from quant_assets.bench.obedience.measurement import ObedienceResult
 from quant_assets.bench.obedience.prompts import load_prompts
@@ -13,7 +23,6 @@ from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant
 from quant_assets.models.config import ModelConfig
-from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
@@ -22,20 +31,10 @@ from quant_assets.texts.evaluation import evaluation_text
 
 
 class QualityConfig(dg.Config):
-    """How many windows of 512 tokens are scored, and whether instructions are given as well."""
+    """How many windows of 512 tokens are scored, and whether obedience is measured as well."""
 
     windows: int = DEFAULT_WINDOWS
     obedience: bool = True
-
-
-def variant_quality_key(model: ModelConfig) -> dg.AssetKey:
-    """Key of the asset that is the quality of a model's variants."""
-    return dg.AssetKey([model.slug, "variant_quality_results"])
-
-
-def variant_partitions(variants: Mapping[str, Variant]) -> dg.StaticPartitionsDefinition:
-    """The partitions of the quality results; a dimension of the benchmarks' grid."""
-    return dg.StaticPartitionsDefinition(list(variants))
 
 
 def build_variant_quality(
@@ -92,35 +91,10 @@ def build_variant_quality(
                     else None
                 )
                 measured[name] = _quality_metadata(quality, obeyed)
-        for name, reason in skipped.items():
-            context.log_event(
-                dg.AssetObservation(context.asset_key, partition=name, metadata={"skipped": reason})
-            )
+        observe_skipped(context, skipped)
         yield from materialized_partitions(context, measured, complete=not skipped)
 
     return variant_quality_results
-
-
-def materialized_partitions(
-    context: dg.AssetExecutionContext,
-    measured: Mapping[str, Mapping[str, dg.MetadataValue]],
-    *,
-    complete: bool,
-) -> Iterator[dg.MaterializeResult[None]]:
-    """Materialize the partitions of a run, each with its own metadata.
-
-    One output stands for all partitions of a run. So where some were skipped (not `complete`),
-    there is no output, and those that were measured say so themselves.
-    """
-    if complete:
-        for key, metadata in measured.items():
-            context.add_asset_metadata(metadata, partition_key=key)
-        yield dg.MaterializeResult()
-        return
-    for key, metadata in measured.items():
-        context.log_event(
-            dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
-        )
 
 
 def _quality_metadata(

@@ -1,9 +1,8 @@
-"""The report: the marts on one page."""
+"""The decision report: the marts on one page."""
 
 import dagster as dg
 
-from quant_assets.assets.artifacts import OWNERS
-from quant_assets.assets.tables import FOLLOWS_ITS_INPUTS
+from quant_assets.assets.conventions import FOLLOWS_ITS_INPUTS, OWNERS, REPORT_GROUP
 from quant_assets.report.decision.build import (
     build_decision_report,
     render_markdown,
@@ -23,12 +22,12 @@ REPORTED_MARTS = (
 
 
 def build_report() -> dg.AssetsDefinition:
-    """The asset that writes the report as HTML and Markdown."""
+    """The asset that writes the decision report as HTML and Markdown."""
 
     @dg.asset(
         key="decision_report",
         deps=list(REPORTED_MARTS),
-        group_name="report",
+        group_name=REPORT_GROUP,
         owners=OWNERS,
         kinds={"plotly"},
         automation_condition=FOLLOWS_ITS_INPUTS,

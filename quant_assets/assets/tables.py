@@ -1,24 +1,27 @@
-"""The raw tables of the warehouse that join all models: artifacts, benchmark runs, references."""
+"""Raw tables of the warehouse: references, and the results of all models together."""
 
 from collections.abc import Callable, Iterable, Mapping
 
 import dagster as dg
 import duckdb
 
-from quant_assets.assets.artifacts import OWNERS, artifact_keys
-from quant_assets.assets.benchmarks import benchmark_results_key
+from quant_assets.assets.conventions import (
+    FOLLOWS_ITS_INPUTS,
+    OWNERS,
+    WAREHOUSE_GROUP,
+    WAREHOUSE_POOL,
+    artifact_keys,
+    benchmark_results_key,
+    variant_quality_key,
+)
 from quant_assets.assets.previews import table_metadata
-from quant_assets.assets.quality import variant_quality_key
 from quant_assets.bench.quality import QualityStore
 from quant_assets.bench.variants import Variant
 from quant_assets.gpus.registry import load_registry
-from quant_assets.host.devices import available_physical_cores
 from quant_assets.listings.store import ListingStore
 from quant_assets.models.config import ModelConfig
-from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
-from quant_assets.speed.host_peaks import measure_host_peaks
 from quant_assets.speed.needs import load_grid
 from quant_assets.warehouse.loads import (
     load_artifacts,
@@ -32,15 +35,6 @@ from quant_assets.warehouse.loads import (
     load_variants_table,
 )
 
-WAREHOUSE_POOL = "warehouse"
-GROUP = "warehouse"
-HOST_GROUP = "host"
-
-FOLLOWS_ITS_INPUTS = dg.AutomationCondition.eager().without(
-    # Not every partition of a grid is ever filled; a table takes what there is.
-    ~dg.AutomationCondition.any_deps_missing()
-)
-
 Load = Callable[[duckdb.DuckDBPyConnection, DataRoot], int]
 
 
@@ -52,12 +46,12 @@ def build_table(
     *,
     table: str | None = None,
 ) -> dg.AssetsDefinition:
-    """An asset that is the table `raw.<name>` (or `raw.<table>`), loaded whole by `load`."""
+    """The asset of the table `raw.<name>` (or `raw.<table>`), replaced as a whole by `load`."""
 
     @dg.asset(
         key=name,
         deps=[dg.AssetDep(key, partition_mapping=dg.AllPartitionMapping()) for key in deps],
-        group_name=GROUP,
+        group_name=WAREHOUSE_GROUP,
         owners=OWNERS,
         kinds={"duckdb"},
         pool=WAREHOUSE_POOL,
@@ -79,14 +73,14 @@ def build_table(
 def build_tables(
     models: Iterable[ModelConfig], variants: Mapping[str, Variant]
 ) -> list[dg.AssetsDefinition]:
-    """The reference tables, and the tables that join what all models produced."""
+    """The reference tables, and the tables of the results of all models."""
     models = list(models)
     artifacts = [key for model in models for key in artifact_keys(model, variants)]
     benchmarks = [benchmark_results_key(model) for model in models]
     return [
         build_table(
             "gpus",
-            "The GPU registry: memory, bandwidth, power and throughput of every known card.",
+            "The GPU registry: memory, bandwidth, power and throughput of every known GPU.",
             lambda connection, _: load_gpus(connection, load_registry()),
         ),
         build_table(
@@ -96,7 +90,7 @@ def build_tables(
         ),
         build_table(
             "artifacts",
-            "The manifests of all finished artifacts of all models.",
+            "The manifests of the finished artifacts of all models.",
             lambda connection, root: load_artifacts(connection, root.artifacts),
             artifacts,
         ),
@@ -108,7 +102,7 @@ def build_tables(
         ),
         build_table(
             "serving_needs",
-            "What every variant reads, computes and keeps at each context length and batch.",
+            "Bytes read, operations and memory of every variant per context length and batch size.",
             lambda connection, root: load_serving_needs(
                 connection,
                 root.artifacts,
@@ -143,41 +137,10 @@ def build_tables(
         ),
         build_table(
             "listing_history",
-            "Every change of an offer or its price, by the time it was seen.",
+            "Every change of an offer or its price, with the time at which it was seen.",
             lambda connection, root: load_listing_history(
                 connection, ListingStore(root.settings.listings).price_history
             ),
             ["enriched_listings"],
         ),
     ]
-
-
-def build_host_peaks() -> dg.AssetsDefinition:
-    """The asset that measures what this machine's memory and processor can do at most."""
-
-    @dg.asset(
-        key="host_peaks",
-        group_name=HOST_GROUP,
-        owners=OWNERS,
-        kinds={"json"},
-        pool=DEVICE_POOL,
-        description=(
-            "Memory bandwidth and dense matrix throughput of this machine. Measured runs over these "
-            "peaks give the efficiency by which speeds of other hardware are estimated."
-        ),
-    )
-    def host_peaks(data_root: DataRoot) -> dg.MaterializeResult[None]:
-        with clear_failures():
-            peaks = measure_host_peaks(data_root.settings.results, available_physical_cores())
-        return dg.MaterializeResult(
-            metadata={
-                "processor": peaks.cpu_name or "unknown",
-                "threads": peaks.threads,
-                "memory bandwidth, reading (GB/s)": peaks.read_gb_s,
-                "memory bandwidth, triad (GB/s)": peaks.triad_gb_s,
-                "matrix product (GFLOP/s)": peaks.matmul_gflop_s,
-                "contended": peaks.contended,
-            }
-        )
-
-    return host_peaks

@@ -1,14 +1,15 @@
-"""Asset checks on the invariants of the graph; dbt's tests join them as checks of the marts."""
+"""Asset checks of the graph's invariants; the marts have dbt's tests as their checks."""
 
-import datetime
 from collections.abc import Iterable
 
 import dagster as dg
 
 from quant_assets.artifacts.quality_gate import GATE_PERPLEXITY_RATIO
-from quant_assets.assets.artifacts import gguf_artifacts_key
-from quant_assets.assets.benchmarks import benchmark_results_key
-from quant_assets.assets.quality import variant_quality_key
+from quant_assets.assets.conventions import (
+    benchmark_results_key,
+    gguf_artifacts_key,
+    variant_quality_key,
+)
 from quant_assets.bench.quality import QualityStore, gate_breach
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.thresholds import load_thresholds
@@ -20,16 +21,16 @@ from quant_assets.models.config import ModelConfig
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.speed.validation import check_speed_model
+from quant_assets.warehouse.staleness import BENCHMARKS_STALE_AFTER, LISTINGS_STALE_AFTER
 
-LISTINGS_STALE_AFTER = datetime.timedelta(hours=36)
-BENCHMARKS_STALE_AFTER = datetime.timedelta(days=14)
 MATCH_RATE_DROP = 0.05
+"""The largest drop of the match rate, as a fraction of all rows, from one run to the next."""
 REPORTED_RESOLUTION_BYTES = 2**20 / 100
 """llama.cpp reports buffer sizes in MiB with two decimals."""
 
 
 def build_checks(models: Iterable[ModelConfig]) -> list[dg.AssetChecksDefinition]:
-    """All checks: of the listings, and of the artifacts and benchmarks of every model."""
+    """All checks: of the listings, the speed model, and the results of every model."""
     checks = [
         _rows_are_conserved(),
         _cards_are_registered(),
@@ -72,7 +73,7 @@ def _rows_are_conserved() -> dg.AssetChecksDefinition:
 def _cards_are_registered() -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset="enriched_listings",
-        description="Every canonical name is a card of the GPU registry.",
+        description="Every canonical name is in the GPU registry.",
         blocking=True,
     )
     def cards_are_registered(data_root: DataRoot) -> dg.AssetCheckResult:
@@ -93,8 +94,8 @@ def _match_rate_holds() -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset="normalized_listings",
         description=(
-            f"The share of matched rows is not more than {MATCH_RATE_DROP:.0%} below that of the "
-            "run before."
+            "The share of matched rows is at most "
+            f"{MATCH_RATE_DROP * 100:.0f} percentage points below that of the previous run."
         ),
     )
     def match_rate_holds(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
@@ -106,10 +107,10 @@ def _match_rate_holds() -> dg.AssetChecksDefinition:
             for record in records
             if record.asset_materialization is not None
         ]
-        now, before = rates[0], rates[-1]
+        current, previous = rates[0], rates[-1]
         return dg.AssetCheckResult(
-            passed=now >= before - MATCH_RATE_DROP,
-            metadata={"match rate": now, "match rate of the run before": before},
+            passed=current >= previous - MATCH_RATE_DROP,
+            metadata={"match rate": current, "match rate of the previous run": previous},
         )
 
     return match_rate_holds
@@ -118,7 +119,7 @@ def _match_rate_holds() -> dg.AssetChecksDefinition:
 def _speeds_are_true() -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset="expected_speed",
-        description="The speed model meets the measured points, each predicted from the others.",
+        description="The speed model predicts each measured point from the others.",
     )
     def speeds_are_true(data_root: DataRoot) -> dg.AssetCheckResult:
         with clear_failures(), data_root.warehouse.read() as connection:
@@ -135,7 +136,7 @@ def _artifacts_are_whole(model: ModelConfig) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=gguf_artifacts_key(model),
         name="artifacts_are_whole",
-        description="Every file in the store has the size and the SHA-256 of its manifest.",
+        description="Every file in the store has the size and SHA-256 that its manifest records.",
     )
     def artifacts_are_whole(data_root: DataRoot) -> dg.AssetCheckResult:
         store = data_root.artifacts
@@ -158,8 +159,8 @@ def _records_are_plausible(model: ModelConfig) -> dg.AssetChecksDefinition:
         asset=benchmark_results_key(model),
         name="records_are_plausible",
         description=(
-            "Every record has p50 <= p95, positive throughput, and a KV cache of the size that "
-            "its types, heads and cells give."
+            "Every record has p50 <= p95, positive throughput, and the KV-cache size that follows "
+            "from its types, heads and cells."
         ),
     )
     def records_are_plausible(data_root: DataRoot) -> dg.AssetCheckResult:
@@ -178,7 +179,7 @@ def _thresholds_are_kept(model: ModelConfig) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=benchmark_results_key(model),
         name="thresholds_are_kept",
-        description="The newest record of every cell keeps the limits of bench_thresholds.yaml.",
+        description="The newest record of every cell is within the limits of bench_thresholds.yaml.",
     )
     def thresholds_are_kept(data_root: DataRoot) -> dg.AssetCheckResult:
         with clear_failures():
@@ -200,8 +201,8 @@ def _quality_is_kept(model: ModelConfig) -> dg.AssetChecksDefinition:
         asset=variant_quality_key(model),
         name="quality_is_kept",
         description=(
-            f"Q4_K_M of a model of 1B parameters and up stays within {GATE_PERPLEXITY_RATIO} times "
-            "the perplexity of F16."
+            "For models of 1B parameters and up, the perplexity of Q4_K_M is at most "
+            f"{GATE_PERPLEXITY_RATIO} times that of F16."
         ),
     )
     def quality_is_kept(data_root: DataRoot) -> dg.AssetCheckResult:

@@ -1,16 +1,16 @@
-"""Schedules; they are off until somebody turns them on in the UI."""
+"""Schedules; all are off until turned on in the UI."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
 import dagster as dg
 
-from quant_assets.assets.benchmarks import BATCH_SIZE, VARIANT
+from quant_assets.assets.partitions import cell_key
 from quant_assets.automation.jobs import (
     REFRESH_LISTINGS,
     AssetJob,
     benchmarks_job_name,
+    range_tags,
 )
-from quant_assets.automation.partition_ranges import range_tags
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant
 from quant_assets.models.config import ModelConfig
@@ -23,7 +23,7 @@ def build_schedules(
     settings: BenchSettings,
     full_rebuild: dg.JobDefinition,
 ) -> list[dg.ScheduleDefinition]:
-    """Listings every day, benchmarks every week, everything every month; times are UTC."""
+    """Listings daily, benchmarks weekly, everything monthly; times are UTC."""
     by_name = {job.name: job for job in jobs}
 
     def weekly(model: ModelConfig) -> dg.ScheduleDefinition:
@@ -33,15 +33,12 @@ def build_schedules(
             cron_schedule="0 2 * * 6",
             execution_timezone="UTC",
             default_status=dg.DefaultScheduleStatus.STOPPED,
-            description=f"Measures every variant of {model.name} again, a run a variant.",
+            description=f"Measures every variant of {model.name} again, one run per variant.",
         )
         def weekly_benchmarks(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest]:
             week = context.scheduled_execution_time.strftime("%G-W%V")
             for variant in variants:
-                keys = [
-                    dg.MultiPartitionKey({VARIANT: variant, BATCH_SIZE: str(size)})
-                    for size in settings.batch_sizes
-                ]
+                keys = [cell_key(variant, size) for size in settings.batch_sizes]
                 yield dg.RunRequest(run_key=f"{week} {variant}", tags=range_tags(keys))
 
         return weekly_benchmarks
@@ -61,8 +58,8 @@ def build_schedules(
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.STOPPED,
         description=(
-            "Listings, sources, artifacts (found again unless something changed), all benchmarks "
-            "measured anew, and the marts."
+            "Runs listings, sources, artifacts (reused unless something changed), all benchmarks "
+            "(measured again) and marts."
         ),
     )
     return [daily_listings, monthly_rebuild, *(weekly(model) for model in models)]

@@ -1,4 +1,4 @@
-"""Sensors: what happens in the file system becomes a run."""
+"""Sensors: runs for changed listing files and for new models of the model list."""
 
 import hashlib
 import json
@@ -10,9 +10,9 @@ from quant_assets.automation.jobs import (
     REFRESH_LISTINGS,
     AssetJob,
     artifacts_job_name,
+    range_tags,
     source_job_name,
 )
-from quant_assets.automation.partition_ranges import range_tags
 from quant_assets.models.config import ModelConfig, load_models
 from quant_assets.models.identity import HashCache
 from quant_assets.resources.stores import DataRoot
@@ -22,7 +22,7 @@ _INTERVAL_S = 30
 
 
 def build_sensors(jobs: list[AssetJob], models: Iterable[ModelConfig]) -> list[dg.SensorDefinition]:
-    """Listing files that come, change or go, and models that come into the model list."""
+    """The sensors of the listings drop folder and of the model list; both are off by default."""
     served = {model.name: model for model in models}
 
     @dg.sensor(
@@ -30,7 +30,7 @@ def build_sensors(jobs: list[AssetJob], models: Iterable[ModelConfig]) -> list[d
         job=next(job for job in jobs if job.name == REFRESH_LISTINGS),
         minimum_interval_seconds=_INTERVAL_S,
         default_status=dg.DefaultSensorStatus.STOPPED,
-        description="Notices new, changed and removed files in the listings drop folder.",
+        description="Refreshes the listings when files of the drop folder are added, changed or removed.",
     )
     def listing_files(
         context: dg.SensorEvaluationContext, data_root: DataRoot
@@ -45,7 +45,7 @@ def build_sensors(jobs: list[AssetJob], models: Iterable[ModelConfig]) -> list[d
         }
         known: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
         if seen == known:
-            return dg.SkipReason(f"The {len(seen)} files in {folder} are as they were.")
+            return dg.SkipReason(f"The {len(seen)} files in {folder} are unchanged.")
         changed = sorted(name for name in {*seen, *known} if seen.get(name) != known.get(name))
         state = json.dumps(seen, sort_keys=True)
         run_key = hashlib.sha256(f"{context.cursor}>{state}".encode()).hexdigest()
@@ -57,7 +57,7 @@ def build_sensors(jobs: list[AssetJob], models: Iterable[ModelConfig]) -> list[d
         jobs=[job for job in jobs if job.name.endswith(("_source", "_artifacts"))],
         minimum_interval_seconds=_INTERVAL_S,
         default_status=dg.DefaultSensorStatus.STOPPED,
-        description="Fetches and quantizes a model once it is in the model list.",
+        description="Fetches and quantizes each model that is added to the model list, once.",
     )
     def model_entries(
         context: dg.SensorEvaluationContext, data_root: DataRoot

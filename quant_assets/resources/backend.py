@@ -16,9 +16,6 @@ from quant_assets.host.devices import Device
 from quant_assets.resources.worker_logs import worker_session
 from quant_assets.texts.evaluation import EvaluationText
 
-DEVICE_POOL = "device"
-"""The pool of everything that keeps this machine's processor or GPU busy: one step at a time."""
-
 ResourceT = TypeVar("ResourceT")
 
 

@@ -18,10 +18,9 @@ import dagster as dg
 import psutil
 import pytest
 
-from quant_assets.assets.tables import WAREHOUSE_POOL
+from quant_assets.assets.conventions import DEVICE_POOL, WAREHOUSE_POOL
 from quant_assets.errors import ResourceError
 from quant_assets.resources import executor, run_processes
-from quant_assets.resources.backend import DEVICE_POOL
 from quant_assets.resources.executor import PatientClaims, execute_here
 from quant_assets.resources.instance import dagster_instance
 from quant_assets.resources.run_processes import BOOT_TAG, HOST_TAG, end_dead_runs, process_tags

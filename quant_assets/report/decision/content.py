@@ -6,8 +6,8 @@ from typing import Any, TypeVar
 import duckdb
 from pydantic import BaseModel
 
-LISTINGS_STALE_AFTER = datetime.timedelta(hours=36)
-BENCHMARKS_STALE_AFTER = datetime.timedelta(days=14)
+from quant_assets.warehouse.staleness import BENCHMARKS_STALE_AFTER, LISTINGS_STALE_AFTER
+
 _CONTEXT = 8192
 _PLACES = 3
 _EXAMPLES = 2
