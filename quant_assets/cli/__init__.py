@@ -1,1 +1,4 @@
-"""The command line: one file a command, no logic of its own."""
+"""The command line: one file per command, plus shared options and output.
+
+Commands parse, call and print; a decision belongs to the folder of its subject.
+"""

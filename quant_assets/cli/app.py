@@ -1,4 +1,4 @@
-"""The `quant-assets` command: assembles the commands and prints errors without a traceback."""
+"""The `quant-assets` command: assembles the subcommands and prints errors without a traceback."""
 
 import io
 import os
@@ -37,21 +37,21 @@ from quant_assets.redaction import redact
 
 
 class CommandGroup(TyperGroup):
-    """The commands; complaints about wrong usage quote arguments, which may be file names."""
+    """The subcommands; usage errors quote arguments, which may be file names, so they are escaped."""
 
     def make_context(self, *arguments: Any, **extra: Any) -> Any:
-        """The context of one call, see click."""
-        with _visible_complaints():
+        """Create the context of one call, see click."""
+        with _escaped_usage_errors():
             return super().make_context(*arguments, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command that was named, see click."""
-        with _visible_complaints():
+        """Run the named command, see click."""
+        with _escaped_usage_errors():
             return super().invoke(ctx)
 
 
 @contextmanager
-def _visible_complaints() -> Iterator[None]:
+def _escaped_usage_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -64,7 +64,7 @@ def _visible_complaints() -> Iterator[None]:
 app = typer.Typer(
     name="quant-assets",
     cls=CommandGroup,
-    help="Which quantized variant of a model, on which GPU, at what speed, quality and cost.",
+    help="Find the quantized variant of a model and the GPU to run it on, by speed, quality and cost.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -73,7 +73,7 @@ app = typer.Typer(
 
 @app.callback()
 def root() -> None:
-    """Which quantized variant of a model, on which GPU, at what speed, quality and cost."""
+    """Find the quantized variant of a model and the GPU to run it on, by speed, quality and cost."""
 
 
 app.add_typer(bench, name="bench")
@@ -99,11 +99,11 @@ app.command()(validate)
 def main() -> None:
     """Entry point: exit 0 on success, 2 on wrong usage, else the error's own exit code.
 
-    A command that is told to end exits with 128 plus the signal's number, 130 for Ctrl-C.
+    A command ended by a signal exits with 128 plus the signal's number, 130 for Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A terminal without UTF-8 shows what it lacks as an escape; nothing fails for it.
+            # Characters that a terminal without UTF-8 lacks are escaped instead of raising an error.
             stream.reconfigure(errors="backslashreplace")
     with prompt_end():
         try:
@@ -112,14 +112,14 @@ def main() -> None:
             number = received_signal()
             if number is not None:
                 message_console().print(
-                    f"ended by {signal.Signals(number).name}; what was finished is kept"
+                    f"ended by {signal.Signals(number).name}; finished work is kept"
                 )
                 sys.exit(128 + number)
 
 
 def _run() -> None:
     try:
-        with _whole_output():
+        with _flushed_output():
             app()
     except Exception as raised:
         error = explained(raised)
@@ -134,15 +134,15 @@ def _run() -> None:
 
 
 @contextmanager
-def _whole_output() -> Iterator[None]:
-    """Write what is left of standard output, so that a full disk is an error like any other."""
+def _flushed_output() -> Iterator[None]:
+    """Flush standard output at the end, so that a full disk is an error like any other."""
     try:
         yield
     finally:
         try:
             sys.stdout.flush()
         except OSError:
-            # Python would try once more at its end, and complain in its own way.
+            # Python would flush again at exit and report the error in its own way.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise
 

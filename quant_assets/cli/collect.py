@@ -1,4 +1,4 @@
-"""`quant-assets collect`: all benchmark records as one CSV file, and in the warehouse."""
+"""`quant-assets collect`: gather all benchmark records into one CSV file and the warehouse."""
 
 from pathlib import Path
 from typing import Annotated
@@ -14,10 +14,12 @@ from quant_assets.warehouse.rebuild import warehouse_of
 
 
 def collect(
-    results_dir: Annotated[Path | None, typer.Option(help="Folder of the records.")] = None,
-    output_csv: Annotated[Path, typer.Option(help="The CSV file to write.")] = Path("summary.csv"),
+    results_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the benchmark records.")
+    ] = None,
+    output_csv: Annotated[Path, typer.Option(help="CSV file to write.")] = Path("summary.csv"),
 ) -> None:
-    """Aggregate result files into a CSV file; those of the data root also go into DuckDB."""
+    """Gather benchmark records into a CSV file; those of the data root also go into DuckDB."""
     settings = get_settings()
     folder = results_dir or settings.results
     count = collect_csv(folder, output_csv)

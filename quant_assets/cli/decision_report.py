@@ -1,4 +1,4 @@
-"""`quant-assets decision-report`: the whole project on one page."""
+"""`quant-assets decision-report`: measurements, offers and staleness on one page."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +12,10 @@ from quant_assets.settings import get_settings
 def decision_report(
     output: Annotated[
         Path | None,
-        typer.Option(help="Where to write, as .html and .md; default: the data root's reports."),
+        typer.Option(help="Where to write, as .html and .md; by default the data root's reports."),
     ] = None,
 ) -> None:
-    """Write what was measured, what to rent or buy for it, and what is stale, from the marts."""
+    """Report from the marts what was measured, what to rent or buy for it, and what is stale."""
     from quant_assets.report.decision.build import build_decision_report, write_decision_report
 
     settings = get_settings()

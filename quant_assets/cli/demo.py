@@ -1,4 +1,4 @@
-"""`quant-assets demo`: the whole graph once, for the models of the configuration."""
+"""`quant-assets demo`: run the whole graph once, for the configured models."""
 
 import os
 import warnings
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from quant_assets.cli.output import message_console, output_console, standard_output_unseen
+from quant_assets.cli.output import message_console, output_console, standard_output_hidden
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads import row_counts
@@ -18,24 +18,27 @@ TOP_ROWS = 12
 
 def demo(
     generated_tokens: Annotated[
-        int, typer.Option(help="Tokens generated in a benchmark run, by every sequence.", min=1)
+        int, typer.Option(help="Tokens generated per sequence in a benchmark run.", min=1)
     ] = 8,
     prompt_tokens: Annotated[
-        int, typer.Option(help="Prompt tokens of a benchmark run, for every sequence.", min=1)
+        int, typer.Option(help="Prompt tokens per sequence in a benchmark run.", min=1)
     ] = 16,
     warmups: Annotated[
-        int, typer.Option(help="Runs before the measured ones of every benchmark.", min=0)
+        int, typer.Option(help="Warm-up runs before the measured runs of each benchmark.", min=0)
     ] = 1,
     quality_windows: Annotated[
-        int, typer.Option(help="Windows of 512 tokens over which perplexity is measured.", min=1)
+        int, typer.Option(help="Windows of 512 tokens to measure perplexity on.", min=1)
     ] = 8,
     obedience: Annotated[
-        bool, typer.Option("--obedience", help="Also let every variant follow instructions.")
+        bool,
+        typer.Option(
+            "--obedience", help="Also measure how well each variant follows instructions."
+        ),
     ] = False,
 ) -> None:
-    """Listings, artifacts, benchmarks and marts; then the best offers for what was measured.
+    """Build listings, artifacts, benchmarks and marts, then show the best offers.
 
-    What is there already (artifacts, records with the same settings) is used again.
+    Existing artifacts, and records with the same settings, are reused.
     """
     # Importing Dagster takes seconds; the other commands must not pay for it.
     from quant_assets.resources.instance import dagster_environment
@@ -43,9 +46,9 @@ def demo(
     settings = get_settings()
     os.environ.update(dagster_environment(settings))
     progress = message_console()
-    # What the steps print, dbt's log above all, is in their compute logs.
-    with standard_output_unseen(), warnings.catch_warnings():
-        _ignore_notes_to_developers()
+    # The output of the steps, dbt's log above all, is in their compute logs.
+    with standard_output_hidden(), warnings.catch_warnings():
+        _ignore_maturity_warnings()
         from quant_assets.automation.full_run import run_everything
         from quant_assets.definitions import defs
 
@@ -63,8 +66,8 @@ def demo(
     with Warehouse(settings.warehouse).read() as connection:
         options = cheapest_deployment_options(connection, TOP_ROWS)
         counts = row_counts(connection)
-    table = Table(title="deployment_options: the cheapest slot for every variant")
-    for column in ("to", "variant", "GPU", "seller", "price $", "copies", "$ per slot"):
+    table = Table(title="deployment_options: the cheapest slot per variant")
+    for column in ("offer", "variant", "GPU", "seller", "price $", "copies", "$ per slot"):
         right = column in ("price $", "copies", "$ per slot")
         table.add_column(column, justify="right" if right else "left")
     for option in options:
@@ -86,8 +89,8 @@ def demo(
     console.print(f"Query it:     .venv/bin/quant-assets sql '{query}'", soft_wrap=True)
 
 
-def _ignore_notes_to_developers() -> None:
-    """Silence what Dagster says about the maturity of its own functions."""
+def _ignore_maturity_warnings() -> None:
+    """Silence Dagster's warnings about the maturity of its own API."""
     import dagster as dg
 
     for category in (dg.BetaWarning, dg.PreviewWarning, dg.SupersessionWarning):

@@ -1,4 +1,4 @@
-"""`quant-assets imatrix`: measure the importance matrix that low-bit GGUF levels need."""
+"""`quant-assets imatrix`: compute the importance matrix that low-bit GGUF levels need."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,12 @@ from typing import Annotated
 import typer
 
 from quant_assets.cli.output import print_path
-from quant_assets.cli.worker_progress import Verbosity, WorkerProgress, print_warning
+from quant_assets.cli.worker_progress import (
+    Verbosity,
+    VerbosityOption,
+    WorkerProgress,
+    print_warning,
+)
 from quant_assets.errors import InputError
 from quant_assets.models.source import resolve_source
 from quant_assets.processes.session import WorkerSession
@@ -23,22 +28,22 @@ def imatrix(
         Path | None, typer.Option(help="Calibration text (UTF-8); WikiText-2 by default.")
     ] = None,
     output_dir: Annotated[
-        Path, typer.Option(help="Folder of the output file <model>.imatrix.gguf.")
+        Path, typer.Option(help="Folder for the file <model>.imatrix.gguf.")
     ] = Path(),
-    chunks: Annotated[int, typer.Option(help="Chunks of 512 tokens, at most.", min=1)] = 100,
+    chunks: Annotated[
+        int, typer.Option(help="Maximum number of chunks of 512 tokens.", min=1)
+    ] = 100,
     threads: Annotated[
         int | None, typer.Option(help="Threads; all cores by default.", min=1, max=MOST_THREADS)
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option(help="Replace a file that was made of another model or is not known.")
+        bool, typer.Option(help="Replace a file made from another model or of unknown origin.")
     ] = False,
-    verbosity: Annotated[
-        Verbosity, typer.Option(help="What is shown on standard error.")
-    ] = Verbosity.NORMAL,
+    verbosity: VerbosityOption = Verbosity.NORMAL,
 ) -> None:
-    """Run a model over a text and store what every matrix saw, in llama.cpp's GGUF format.
+    """Run a model over a text and store its matrices' activation statistics, in llama.cpp's GGUF.
 
-    The path of the file goes to standard output. Records and exit codes as of `quantize`.
+    The path of the file goes to standard output. Records and exit codes are those of `quantize`.
     """
     settings = get_settings()
     source = resolve_source(model, settings)

@@ -1,12 +1,13 @@
-"""`quant-assets intent`: what a backend is told for one quantization intent."""
+"""`quant-assets intent`: translate a quantization intent for a serving backend."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.table import Table
 
+from quant_assets.cli.options import OutputFormat
 from quant_assets.cli.output import LiteralConsole, print_json
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import load_registry
@@ -15,29 +16,32 @@ from quant_assets.serving.intent import Backend, UnifiedQuantizationConfig
 
 
 def intent(
-    method: Annotated[Method, typer.Argument(help="What is wanted.")],
-    backend: Annotated[Backend, typer.Option(help="What runs the model.")],
+    method: Annotated[Method, typer.Argument(help="The intended quantization.")],
+    backend: Annotated[Backend, typer.Option(help="The serving backend.")],
     gpu: Annotated[str | None, typer.Option(help="A GPU of the registry, such as L4.")] = None,
     model: Annotated[
         Path | None,
-        typer.Option(help="Folder or GGUF file; auto takes the method from it.", exists=True),
+        typer.Option(
+            help="Folder or GGUF file; with `auto`, the method is read from it.", exists=True
+        ),
     ] = None,
     weight_only: Annotated[
-        bool, typer.Option("--weight-only/--activations", help="Leave activations in 16 bits.")
+        bool,
+        typer.Option(
+            "--weight-only/--activations", help="Keep activations at 16 bits, or quantize them too."
+        ),
     ] = True,
     calibration: Annotated[
-        str | None, typer.Option(help="Data set for methods that measure activations.")
+        str | None, typer.Option(help="Data set for methods that calibrate on activations.")
     ] = None,
     backend_method: Annotated[
-        str | None, typer.Option(help="The backend's own name of the method, such as gptq.")
+        str | None, typer.Option(help="The backend's own name for the method, such as gptq.")
     ] = None,
-    output_format: Annotated[
-        Literal["human", "json"], typer.Option("--format", help="How to print.")
-    ] = "human",
+    output_format: OutputFormat = "human",
 ) -> None:
-    """Translate one intent, such as int4, into a backend's parameters and its launch line.
+    """Translate one intent, such as int4, into a backend's parameters and launch command.
 
-    Exit code 3: the backend or the GPU cannot do it; the message names the nearest that can.
+    Exit code 3: the backend or the GPU does not support it; the message names the nearest that does.
     """
     try:
         config = UnifiedQuantizationConfig(
@@ -50,9 +54,9 @@ def intent(
         raise InputError(
             "The intent contradicts itself.",
             f"{error.errors()[0]['msg']}.",
-            "Leave --backend-method out, or name one that fits the method.",
+            "Omit --backend-method, or name one that fits the method.",
         ) from error
-    # The cards of one family share a generation, which is what decides.
+    # All cards of a family share a generation, which decides what they support.
     card = load_registry().variants(gpu)[0] if gpu else None
     answer = config.to_backend_params(backend, card, model)
     if output_format == "json":

@@ -1,42 +1,43 @@
-"""Standard output and standard error: where answers and messages go.
+"""Standard output for answers, standard error for messages.
 
-Everything that a command prints goes through this module, so that nothing in a file, a server's
-answer or another program's message steers the terminal or is taken for markup.
+Commands print through this module alone, so that nothing in a file, a server's answer or another
+program's message controls the terminal or is interpreted as markup.
 """
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from quant_assets.escaping import json_text, terminal_line, terminal_text
 
 PIPED_WIDTH = 10_000
-"""Columns; a pipe has no width of its own, and no row should be cut."""
+"""Columns; a pipe has no width of its own, and rows must not be truncated."""
 
 
 class LiteralConsole(Console):
-    """A console that shows strings as they are: no markup, no emoji codes, no control characters.
+    """A console that prints strings literally: no markup, no emoji codes, no control characters.
 
-    It holds for whatever rich makes of a string: lines, cells, headings and titles of tables.
+    This covers everything rich renders from a string: lines, and cells, headings and titles of tables.
     """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """The string as rich shows it, with control characters as visible escapes."""
+        """Render the string with control characters as visible escapes."""
         return super().render_str(terminal_text(text), **options)
 
 
 def output_console() -> LiteralConsole:
-    """Standard output. Tables fit a terminal; in a pipe or a file no cell is cut."""
+    """Standard output; tables fit a terminal, and in a pipe or a file no cell is truncated."""
     console = LiteralConsole()
     if not console.is_terminal:
         console.width = PIPED_WIDTH
@@ -44,8 +45,18 @@ def output_console() -> LiteralConsole:
 
 
 def message_console() -> LiteralConsole:
-    """Standard error; lines are not broken."""
+    """Standard error; lines are not wrapped."""
     return LiteralConsole(stderr=True, soft_wrap=True)
+
+
+def facts_table(facts: Mapping[str, str]) -> Table:
+    """Names and values, one pair per row."""
+    table = Table(show_header=False, box=None)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, value)
+    return table
 
 
 def print_line(text: str, *, err: bool = False) -> None:
@@ -54,12 +65,12 @@ def print_line(text: str, *, err: bool = False) -> None:
 
 
 def print_json(document: str) -> None:
-    """Print a JSON document; its value is unchanged."""
+    """Print a JSON document without changing its value."""
     typer.echo(json_text(document))
 
 
 def print_path(path: Path) -> None:
-    """Print a path alone, for scripts: byte by byte in a pipe, visibly on a terminal."""
+    """Print a path alone, for scripts: the exact bytes in a pipe, escaped on a terminal."""
     if sys.stdout.isatty():
         typer.echo(terminal_line(str(path)))
     else:
@@ -67,8 +78,8 @@ def print_path(path: Path) -> None:
 
 
 @contextmanager
-def standard_output_unseen() -> Iterator[None]:
-    """Take the terminal away from this process's standard output and its children's."""
+def standard_output_hidden() -> Iterator[None]:
+    """Redirect standard output to the null device, also for child processes."""
     sys.stdout.flush()
     terminal = os.dup(1)
     with Path(os.devnull).open("wb") as nowhere:

@@ -1,4 +1,4 @@
-"""`quant-assets sql`: a query on the warehouse, read-only."""
+"""`quant-assets sql`: query the warehouse, read-only."""
 
 from typing import Annotated
 
@@ -13,14 +13,14 @@ from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.read_query import QueryAnswer, run_query
 
 _NULL = "NULL"
-_CELL_FRAME = 3  # a cell's two spaces and its line
+_CELL_FRAME = 3  # a cell's two spaces and its border
 
 
 def sql(query: Annotated[str, typer.Argument(help="A DuckDB query.")]) -> None:
-    """Run QUERY on the published DuckDB file and print the rows; nothing can be changed.
+    """Run QUERY on the published DuckDB file, read-only, and print the rows.
 
-    NULL is a missing value; a text that reads so has quotes. Line feeds and control characters are
-    shown as \\n and \\x1b. On a terminal, rows that are too wide are shown column by column.
+    NULL is a missing value; the text NULL is shown in quotes. Line feeds and control characters are
+    shown as \\n and \\x1b. On a terminal, rows that are too wide are shown one column per line.
     """
     with Warehouse(get_settings().warehouse).read() as connection:
         answer = run_query(connection, query)
@@ -30,7 +30,7 @@ def sql(query: Annotated[str, typer.Argument(help="A DuckDB query.")]) -> None:
     else:
         _print(answer, output_console())
     if answer.is_cut:
-        print_line(f"There are more rows; these are the first {len(answer.rows):,}.", err=True)
+        print_line(f"Only the first {len(answer.rows):,} rows are shown.", err=True)
 
 
 def _print(answer: QueryAnswer, console: LiteralConsole) -> None:

@@ -1,13 +1,14 @@
-"""`quant-assets types`: every way to store weights, with exact and nominal bits."""
+"""`quant-assets types`: every quantization type, with exact and nominal bits."""
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from quant_assets.capacity.estimates import parse_parameter_count
 from quant_assets.capacity.quantization_types import QuantizationType, quantization_types
+from quant_assets.cli.options import OutputFormat
 from quant_assets.cli.output import LiteralConsole, print_json
 
 _MIN_WIDTH = 140
@@ -24,25 +25,23 @@ def types(
     params: Annotated[
         str, typer.Option(help="Number of parameters for the size columns, such as 7B.")
     ] = "7B",
-    output_format: Annotated[
-        Literal["human", "json"], typer.Option("--format", help="How to print.")
-    ] = "human",
+    output_format: OutputFormat = "human",
 ) -> None:
-    """Quantization types: exact and nominal bits, compression, size, and when to choose which."""
+    """List quantization types: exact and nominal bits, compression, size and when to choose each."""
     n_parameters = parse_parameter_count(params)
     entries = quantization_types()
     if output_format == "json":
         print_json(json.dumps([_as_json(entry, n_parameters) for entry in entries], indent=2))
         return
     console = LiteralConsole()
-    # Cut into a narrow column, the advice would make every row five lines high.
+    # In a narrow column the advice would make every row five lines high.
     console.width = max(console.width, _MIN_WIDTH)
     for kind, title in _TITLES.items():
         console.print(
             _table(title, [entry for entry in entries if entry.kind == kind], params, n_parameters)
         )
     console.print(
-        "GB are 10^9 bytes; sizes and compression use the exact bits. A whole GPTQ or AWQ model is "
+        "1 GB is 10^9 bytes; sizes and compression use exact bits. A whole GPTQ or AWQ model is "
         "larger: its embeddings stay at 16 bits (see `quant-assets estimate`).",
     )
 

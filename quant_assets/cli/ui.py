@@ -13,13 +13,13 @@ from quant_assets.processes.guarded import become_guarded
 from quant_assets.settings import get_settings
 
 SHUTDOWN_S = 3.0
-"""Webserver and daemon get this long to end by themselves."""
+"""How long webserver and daemon may take to shut down by themselves."""
 
 
 def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 3000,
 ) -> None:
-    """Open the Dagster UI: graph, runs, schedules and sensors, on http://127.0.0.1:PORT."""
+    """Serve the Dagster UI (graph, runs, schedules, sensors) on http://127.0.0.1:PORT."""
     _require_free(port)
     # Importing Dagster takes seconds; the other commands must not pay for it.
     from quant_assets.resources.instance import dagster_environment, dagster_instance
@@ -29,15 +29,18 @@ def ui(
     os.environ.update(dagster_environment(settings))
     with dagster_instance(settings) as instance:
         for run in end_dead_runs(instance):
-            print_line(f"ended run {run.run_id} of {run.job_name}: its process is gone", err=True)
-    print_line(f"Dagster UI: http://127.0.0.1:{port} (Ctrl-C ends it)", err=True)
+            print_line(
+                f"closed run {run.run_id} of {run.job_name}: its process is gone",
+                err=True,
+            )
+    print_line(f"Dagster UI: http://127.0.0.1:{port} (Ctrl-C stops it)", err=True)
     command = [sys.executable, "-m", "quant_assets.webserver.server", str(port)]
     # Dagster's own children outlive it when it is killed.
     become_guarded(command, grace_s=SHUTDOWN_S)
 
 
 def _require_free(port: int) -> None:
-    """Raise `ResourceError` when the port is taken, before Dagster starts for nothing."""
+    """Raise `ResourceError` if the port is taken, before Dagster starts in vain."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -46,5 +49,5 @@ def _require_free(port: int) -> None:
             raise ResourceError(
                 f"The UI cannot listen on port {port}.",
                 f"{error.strerror}.",
-                "End what uses the port, another UI perhaps, or choose one with --port.",
+                "Stop whatever uses the port, perhaps another UI, or choose another one with --port.",
             ) from error

@@ -1,4 +1,4 @@
-"""`quant-assets validate`: is an artifact whole, and does it load and generate?"""
+"""`quant-assets validate`: check that an artifact is complete, loads and generates."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from quant_assets.cli.output import print_line
-from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.cli.worker_progress import Verbosity, VerbosityOption, WorkerProgress
 from quant_assets.host.devices import Device
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.validation import validate_artifact
@@ -18,17 +18,15 @@ def validate(
     text: Annotated[
         Path | None, typer.Option(help="GPTQ, AWQ: file to measure perplexity on.")
     ] = None,
-    verbosity: Annotated[
-        Verbosity, typer.Option(help="What is shown on standard error.")
-    ] = Verbosity.NORMAL,
+    verbosity: VerbosityOption = Verbosity.NORMAL,
 ) -> None:
-    """Check files against the manifest and the tensors' layout, load the model, let it generate.
+    """Check the files against the manifest and the tensor layout, then load the model and generate.
 
-    Exit codes: 0 sound; 3 no artifact, or files missing or damaged; 7 it fails a check.
+    Exit codes: 0 valid; 3 not an artifact, or files missing or damaged; 7 a check failed.
     """
     with WorkerProgress(verbosity) as progress:
-        report = validate_artifact(
+        answers = validate_artifact(
             path, text=text, device=device, session=WorkerSession(progress.show)
         )
-    for check, answer in report.items():
+    for check, answer in answers.items():
         print_line(f"{check}: {answer}")

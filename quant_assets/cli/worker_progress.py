@@ -1,9 +1,11 @@
-"""The events of a worker on standard error: step, percent, time left, memory, and its log."""
+"""A worker's events on standard error: step, percentage, time left, memory and log."""
 
 import time
 from enum import StrEnum
 from types import TracebackType
+from typing import Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,7 +26,7 @@ _SECONDS_PER_MINUTE = 60
 
 
 class Verbosity(StrEnum):
-    """How much is shown: nothing; steps and messages; also finished steps' times; every event."""
+    """How much to show: nothing; steps and messages; also the exact times of steps; every event."""
 
     QUIET = "quiet"
     NORMAL = "normal"
@@ -32,17 +34,20 @@ class Verbosity(StrEnum):
     DEBUG = "debug"
 
 
+VerbosityOption = Annotated[Verbosity, typer.Option(help="How much to show on standard error.")]
+
+
 def print_warning(text: str | None, verbosity: Verbosity) -> None:
-    """Print a warning on standard error, if there is one and anything is to be shown."""
+    """Print a warning on standard error, if there is one and output is not quiet."""
     if text and verbosity is not Verbosity.QUIET:
         LiteralConsole(stderr=True).print(f"warning: {text}")
 
 
 class WorkerProgress:
-    """Shows a worker's events while the block runs; `show` is the handler for `run_worker`.
+    """Shows a worker's events while the block runs; `show` is the session's event handler.
 
-    On a terminal each step is a bar; elsewhere a line every 10 s and one a finished step. Memory is
-    the worker's resident memory, now and at its highest, in GB (10^9 bytes).
+    On a terminal each step has a bar; elsewhere it prints a line every 10 s and one per finished
+    step. Memory is the worker's resident memory, current and peak, in GB (10^9 bytes).
     """
 
     def __init__(self, verbosity: Verbosity, console: Console | None = None) -> None:
@@ -77,7 +82,7 @@ class WorkerProgress:
             self._bars.stop()
 
     def show(self, event: Event) -> None:
-        """Show one event as far as the verbosity wants it."""
+        """Show one event as the verbosity demands."""
         if self._verbosity is Verbosity.QUIET:
             return
         if self._verbosity is Verbosity.DEBUG:
@@ -144,7 +149,7 @@ class WorkerProgress:
 
 
 class _Step:
-    """One step that is or was under way."""
+    """A step in progress or finished."""
 
     def __init__(self, event: ProgressEvent, bar: TaskID | None) -> None:
         self.bar = bar
@@ -157,10 +162,10 @@ class _Step:
         return time.monotonic() - self._started
 
     def time_left(self, event: ProgressEvent) -> str:
-        """The time left at the pace of this run; what an earlier run did does not count."""
+        """The time left at this run's pace; work of an earlier run does not count."""
         made = event.done - self._first_done
         if made <= 0:
-            return "time left not known yet"
+            return "time left unknown"
         return f"{_duration(self.elapsed * (event.total - event.done) / made)} left"
 
 

@@ -1,0 +1,83 @@
+"""GPTQ and AWQ in `quant-assets quantize` and `quant-assets convert`: options and result."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quant_assets.cli.options import CommandOptions
+from quant_assets.cli.output import facts_table, output_console, print_json
+from quant_assets.host.devices import Device
+from quant_assets.quantize.groupwise.artifact import GroupwiseArtifact
+from quant_assets.quantize.groupwise.job import DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH, Engine
+
+
+class GroupOptions(CommandOptions):
+    """How weights are packed."""
+
+    bits: Annotated[int, typer.Option(help="GPTQ: 2, 3, 4 or 8; AWQ: 4.")] = 4
+    group_size: Annotated[
+        int,
+        typer.Option(
+            help="GPTQ, AWQ: weights that share a scale: 32, 64 or 128; GPTQ also -1, a whole row."
+        ),
+    ] = 128
+
+
+class CheckpointOptions(CommandOptions):
+    """How weights are calibrated and the result is checked."""
+
+    engine: Annotated[
+        Engine | None,
+        typer.Option(help="AWQ: autoawq (default for the models it supports) or gptqmodel."),
+    ] = None
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="GPTQ, AWQ: text, JSONL or Parquet file, or hub:owner/name; WikiText-2 by default."
+        ),
+    ] = None
+    calibration_samples: Annotated[
+        int, typer.Option(help="GPTQ, AWQ: windows of calibration text.", min=1)
+    ] = DEFAULT_SAMPLES
+    sequence_length: Annotated[int, typer.Option(help="GPTQ, AWQ: tokens per window.", min=8)] = (
+        DEFAULT_SEQUENCE_LENGTH
+    )
+    device: Annotated[Device, typer.Option(help="GPTQ, AWQ: where to compute.")] = "auto"
+    gate: Annotated[
+        bool,
+        typer.Option("--gate/--no-gate", help="GPTQ, AWQ: reject a result of poor perplexity."),
+    ] = True
+    text: Annotated[
+        Path | None,
+        typer.Option(help="GPTQ, AWQ: file to measure perplexity on; WikiText-2 by default."),
+    ] = None
+
+
+def print_checkpoint(made: GroupwiseArtifact, *, as_json: bool) -> None:
+    """Print the manifest on standard output, as JSON or as a table."""
+    manifest = made.manifest
+    if as_json:
+        print_json(manifest.model_dump_json(indent=2))
+        return
+    facts = {
+        "folder": str(made.folder) + (" (already complete, nothing to do)" if made.reused else ""),
+        "size": f"{manifest.size_bytes:,} bytes ({manifest.size_bytes / 1e9:.3f} GB)",
+        "parameters": f"{manifest.n_parameters:,}",
+        "bits per weight": f"{manifest.bits_per_weight:.4f}",
+        "calibrated on": f"{manifest.engine['calibration']}, "
+        f"{manifest.engine['calibration tokens']} tokens",
+        "time": f"{manifest.seconds:.1f} s",
+        "peak memory": f"{(manifest.peak_rss_bytes or 0) / 1e9:.2f} GB",
+    }
+    checked = manifest.validation
+    if manifest.perplexity is not None:
+        facts |= {
+            "perplexity": f"{manifest.perplexity:.3f} on {checked['text']}",
+            "source perplexity": f"{checked['source_perplexity']:.3f} "
+            f"(ratio {checked['ratio_to_source']:.4f})",
+            "perplexity of rounding": f"{checked['rounding_perplexity']:.3f} "
+            f"(ratio {checked['ratio_to_rounding']:.4f})",
+            "generated": repr(checked["generated_text"]),
+        }
+    output_console().print(facts_table(facts))

@@ -1,0 +1,102 @@
+"""The last step of a conversion: from plain weights to the target format, with its lineage."""
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from quant_assets.artifacts.store import ArtifactStore
+from quant_assets.atomic_files import write_text_atomically
+from quant_assets.formats.gguf_levels import parse_level
+from quant_assets.models.source import SourceModel
+from quant_assets.models.stored_quantization import detect_quantization
+from quant_assets.processes.session import UNATTENDED, WorkerSession
+from quant_assets.quantize.conversion.convert import ConversionLoss, lineage, plain_folder
+from quant_assets.quantize.gguf.job import QuantizeGgufJob, quantize_gguf
+from quant_assets.quantize.groupwise.artifact import GroupwiseArtifact
+from quant_assets.quantize.groupwise.request import GroupwiseRequest, make_requested_artifact
+from quant_assets.settings import Settings
+
+
+class HfTarget(BaseModel):
+    """A Hugging Face folder of plain weights."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal["hf"] = "hf"
+
+
+class GgufTarget(BaseModel):
+    """A GGUF file at `level`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal["gguf"] = "gguf"
+    level: str
+    threads: int | None = None
+
+
+class ConversionRequest(BaseModel):
+    """Convert to `target` inside the folder `output`; the plain weights in between go there too.
+
+    `overwrite` replaces a folder or file of another model, or a file of unknown origin.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    target: HfTarget | GgufTarget | GroupwiseRequest
+    output: Path
+    overwrite: bool = False
+
+
+def convert_model(
+    source: SourceModel,
+    request: ConversionRequest,
+    loss: ConversionLoss,
+    settings: Settings,
+    *,
+    session: WorkerSession = UNATTENDED,
+) -> Path | GroupwiseArtifact:
+    """Convert `source`, whose `loss` was accepted; returns the folder, the file or the artifact.
+
+    A GGUF file gets its lineage beside it (`.lineage.json`), an artifact in its manifest. Raises
+    what `plain_folder`, `quantize_gguf` and `make_requested_artifact` do.
+    """
+    output, target = request.output, request.target
+    plain = plain_folder(
+        source,
+        output / f"{source.name}-hf",
+        settings,
+        overwrite=request.overwrite,
+        session=session,
+    )
+    origin = lineage(source, detect_quantization(source.path), loss)
+    if isinstance(target, GroupwiseRequest):
+        return make_requested_artifact(
+            plain,
+            target,
+            ArtifactStore(output),
+            cache=settings.cache,
+            lineage=origin,
+            session=session,
+        )
+    if isinstance(target, HfTarget):
+        return plain.path
+    level = parse_level(target.level).name
+    file = output / f"{plain.name}-{level}.gguf"
+    quantize_gguf(
+        QuantizeGgufJob(
+            source=plain.path,
+            source_kind=plain.kind,
+            source_identity=plain.identity,
+            level=level,
+            output=file,
+            threads=target.threads,
+            record=True,
+            overwrite=request.overwrite,
+        ),
+        session=session,
+    )
+    write_text_atomically(file.with_suffix(".lineage.json"), json.dumps(origin, indent=2))
+    return file
