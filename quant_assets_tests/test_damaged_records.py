@@ -395,7 +395,7 @@ def test_a_damaged_baseline_is_computed_again(
     data = whole_baseline(path)
     assert store.has_valid_baseline(path) and path.exists()
     path.write_bytes(change(data))
-    with bounded(), pytest.raises(InputError, match="no file of baseline"):
+    with bounded(), pytest.raises(InputError, match="not a valid file of baseline"):
         Baseline(path)
     assert not store.has_valid_baseline(path) and not path.exists()
 
