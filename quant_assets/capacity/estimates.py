@@ -22,6 +22,7 @@ from quant_assets.formats.group_quantization import parse_group_quantization
 from quant_assets.gpus.registry import GpuRegistry
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.models.source import resolve_source
+from quant_assets.quantize.gguf.job import GgufPlanJob, plan_gguf
 from quant_assets.settings import Settings
 
 DEFAULT_LEVEL: Final = "Q4_K_M"
@@ -102,9 +103,6 @@ def _weights(path: Path, shape: ModelShape, level: str | None, settings: Setting
     is_float = set(shape.weight_types) <= _FLOAT_TYPES
     if parse_group_quantization(level) is not None or not is_float:
         return weights_at_level(shape, level)
-    # Importing it at the top would make every user of this module import the supervisor.
-    from quant_assets.quantize.gguf.job import GgufPlanJob, plan_gguf
-
     gguf_level = parse_level(level)
     if gguf_level.needs_imatrix:
         return weights_at_level(shape, level)

@@ -2,23 +2,18 @@
 
 A mixed level (Q4_K_M, ...) gives different tensors different types, so its effective bits depend
 on the model's shape. `data/gguf_mixtures.json` holds them for every shape of
-`data/reference_models.yaml`, as llama.cpp's own policy decides; `python -m
-quant_assets.capacity.reference_models` asks it again and rewrites the file.
+`data/reference_models.yaml`, as llama.cpp's own policy decides; `update_gguf_mixtures.py`
+regenerates it.
 """
 
-import json
-import tempfile
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from quant_assets.atomic_files import write_text_atomically
 from quant_assets.errors import InputError
-from quant_assets.formats.gguf_levels import GGUF_LEVELS
 from quant_assets.models.inspection import ModelShape
 from quant_assets.settings import get_settings
 
@@ -145,87 +140,5 @@ def _mixtures() -> dict[str, dict[str, float]]:
         raise InputError(
             f"The file {file} cannot be used.",
             f"{error}.",
-            "Make it anew with `python -m quant_assets.capacity.reference_models`.",
+            "Regenerate it with `python -m quant_assets.capacity.update_gguf_mixtures`.",
         ) from error
-
-
-def write_metadata_gguf(model: ReferenceModel, path: Path) -> None:
-    """Write an F16 GGUF of `model` that has a header and, in place of weights, a hole in the file.
-
-    It takes a few kilobytes of disk, and llama.cpp can be asked about it.
-    """
-    import gguf
-    import numpy as np
-
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(model.n_layers)
-    writer.add_context_length(model.context_length)
-    writer.add_embedding_length(model.hidden_size)
-    writer.add_feed_forward_length(model.intermediate_size)
-    writer.add_head_count(model.n_heads)
-    writer.add_head_count_kv(model.n_kv_heads)
-    writer.add_key_length(model.head_dim)
-    writer.add_value_length(model.head_dim)
-    writer.add_rope_dimension_count(model.head_dim)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(model.vocab_size)
-    writer.add_tokenizer_model("none")
-    for name, (length, rows) in model.matrices().items():
-        writer.add_tensor_info(name, (rows, length), np.dtype("float16"), 2 * rows * length)
-    for name, length in model.norms().items():
-        writer.add_tensor_info(name, (length,), np.dtype("float32"), 4 * length)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    writer.close()
-    alignment = 32
-    data_bytes = sum(
-        -(-size // alignment) * alignment
-        for size in (
-            *(2 * rows * length for length, rows in model.matrices().values()),
-            *(4 * length for length in model.norms().values()),
-        )
-    )
-    with path.open("r+b") as stream:
-        end = stream.seek(0, 2)
-        stream.truncate(-(-end // alignment) * alignment + data_bytes)
-
-
-class MixtureJob(BaseModel):
-    """Ask llama.cpp for the type of every tensor of a metadata-only GGUF at the named levels."""
-
-    path: Path
-    levels: list[str]
-
-
-class MixtureResult(BaseModel):
-    """Effective bits per weight by level."""
-
-    bits_per_weight: dict[str, float]
-
-
-def measure_mixtures(model: ReferenceModel, levels: list[str]) -> dict[str, float]:
-    """Effective bits per weight of `levels` on `model`, from llama.cpp's policy in a worker."""
-    from quant_assets.processes.supervisor import run_worker
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.gguf"
-        write_metadata_gguf(model, path)
-        job = MixtureJob(path=path, levels=levels)
-        return run_worker("gguf.mixtures", job, MixtureResult).bits_per_weight
-
-
-def _rewrite_mixtures() -> None:
-    levels = [level.name for level in GGUF_LEVELS]
-    measured = {
-        model.name: {
-            level: round(bits, 4) for level, bits in measure_mixtures(model, levels).items()
-        }
-        for model in reference_models().values()
-    }
-    file = get_settings().data / "gguf_mixtures.json"
-    write_text_atomically(file, json.dumps(measured, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    _rewrite_mixtures()

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from quant_assets.capacity.catalog import make_strategy
-from quant_assets.capacity.strategy import (
+from quant_assets.capacity.heuristics.catalog import make_strategy
+from quant_assets.capacity.heuristics.strategy import (
     GpuFacts,
     HeuristicStrategy,
     apply_strategies,

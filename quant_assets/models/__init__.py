@@ -1,1 +1,4 @@
-"""Source models: where they come from, what they are, and whether they are whole."""
+"""Models on disk: sources, identity, shape, integrity, and existing quantization.
+
+File formats belong in formats/; new artifacts are made in quantize/ and kept in artifacts/.
+"""

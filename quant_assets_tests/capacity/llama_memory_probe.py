@@ -13,7 +13,8 @@ from pathlib import Path
 import llama_cpp
 
 from quant_assets.capacity.memory import Serving
-from quant_assets.capacity.reference_models import reference_models, write_metadata_gguf
+from quant_assets.capacity.reference_models import reference_models
+from quant_assets.capacity.update_gguf_mixtures import write_metadata_gguf
 from quant_assets.workers.gguf import ggml
 
 MIB = 2**20

@@ -3,11 +3,11 @@
 import pytest
 
 from quant_assets.capacity.reference_models import (
-    measure_mixtures,
     mixture_bits,
     nearest_reference,
     reference_models,
 )
+from quant_assets.capacity.update_gguf_mixtures import measure_mixtures
 from quant_assets.formats.gguf_levels import GGUF_LEVELS
 
 LEVELS = [level.name for level in GGUF_LEVELS]

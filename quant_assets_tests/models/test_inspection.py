@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from quant_assets.capacity.reference_models import reference_models, write_metadata_gguf
+from quant_assets.capacity.reference_models import reference_models
+from quant_assets.capacity.update_gguf_mixtures import write_metadata_gguf
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_header import MAX_ARRAY_KEPT, read_gguf_header
 from quant_assets.models.inspection import inspect_model

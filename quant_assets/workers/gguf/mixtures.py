@@ -2,7 +2,7 @@
 
 from math import prod
 
-from quant_assets.capacity.reference_models import MixtureJob, MixtureResult
+from quant_assets.capacity.update_gguf_mixtures import MixtureJob, MixtureResult
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.workers.gguf import ggml

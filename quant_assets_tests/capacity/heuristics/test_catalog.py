@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from quant_assets.capacity.catalog import (
+from quant_assets.capacity.heuristics.catalog import (
     BUILT_IN,
     ENTRY_POINT_GROUP,
     available_strategies,
     make_strategy,
 )
-from quant_assets.capacity.strategy import GpuFacts
+from quant_assets.capacity.heuristics.strategy import GpuFacts
 from quant_assets.errors import InputError
 
 PLUGIN = """
-from quant_assets.capacity.strategy import HeuristicStrategy
+from quant_assets.capacity.heuristics.strategy import HeuristicStrategy
 
 
 class Watts(HeuristicStrategy):

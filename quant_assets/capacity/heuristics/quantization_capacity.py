@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import Field
 
-from quant_assets.capacity.strategy import (
+from quant_assets.capacity.heuristics.strategy import (
     ColumnType,
     GpuFacts,
     HeuristicStrategy,

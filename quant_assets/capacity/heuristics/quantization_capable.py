@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from quant_assets.capacity.strategy import (
+from quant_assets.capacity.heuristics.strategy import (
     ColumnType,
     GpuFacts,
     HeuristicStrategy,

@@ -6,6 +6,14 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from quant_assets.capacity.heuristics.strategy import (
+    ColumnType,
+    GpuFacts,
+    HeuristicStrategy,
+    Value,
+    capacity_columns,
+    capacity_values,
+)
 from quant_assets.capacity.memory import (
     DEVICE_RESERVE_GB,
     Serving,
@@ -15,14 +23,6 @@ from quant_assets.capacity.memory import (
     weights_at_level,
 )
 from quant_assets.capacity.reference_models import reference_models
-from quant_assets.capacity.strategy import (
-    ColumnType,
-    GpuFacts,
-    HeuristicStrategy,
-    Value,
-    capacity_columns,
-    capacity_values,
-)
 
 
 class DetailedCapacity(HeuristicStrategy):

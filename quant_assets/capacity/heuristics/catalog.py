@@ -9,10 +9,10 @@ from typing import Any, Final
 import yaml
 from pydantic import ValidationError
 
-from quant_assets.capacity.detailed_capacity import DetailedCapacity
-from quant_assets.capacity.quantization_capable import QuantizationCapable
-from quant_assets.capacity.quantization_capacity import QuantizationCapacity
-from quant_assets.capacity.strategy import HeuristicStrategy
+from quant_assets.capacity.heuristics.detailed_capacity import DetailedCapacity
+from quant_assets.capacity.heuristics.quantization_capable import QuantizationCapable
+from quant_assets.capacity.heuristics.quantization_capacity import QuantizationCapacity
+from quant_assets.capacity.heuristics.strategy import HeuristicStrategy
 from quant_assets.errors import InputError
 from quant_assets.settings import get_settings
 
@@ -47,7 +47,7 @@ def available_strategies() -> Mapping[str, type[HeuristicStrategy]]:
             raise InputError(
                 f"The heuristic {entry.name!r} of {origin} is no strategy.",
                 f"{entry.value} is not a subclass of HeuristicStrategy.",
-                "Derive it from quant_assets.capacity.strategy.HeuristicStrategy.",
+                "Derive it from quant_assets.capacity.heuristics.strategy.HeuristicStrategy.",
             )
         if strategy.name in found:
             raise InputError(
