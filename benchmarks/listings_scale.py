@@ -25,10 +25,10 @@ from rich.table import Table
 
 from quant_assets.gpus.registry import load_registry
 from quant_assets.listings.enrichment import card_table, chosen_strategies
-from quant_assets.listings.exchange_rates import load_exchange_rates
 from quant_assets.listings.matching.matcher import TitleMatcher
 from quant_assets.listings.pipeline import PipelineOptions, run_pipeline
-from quant_assets.listings.prices import read_price
+from quant_assets.listings.prices.exchange_rates import load_exchange_rates
+from quant_assets.listings.prices.reading import read_price
 
 _SELLERS = 400
 _SAMPLE_INTERVAL_S = 0.05

@@ -1,6 +1,6 @@
-"""Raw rows -> rows with their card and price, or a reason; duplicates collapsed and counted.
+"""Raw rows -> rows with a card and a price, or a reason for quarantine; duplicates collapsed.
 
-Titles and prices are read once per distinct text; rows meet the results in DuckDB joins.
+Each distinct title and price is read once; DuckDB joins the results to the rows.
 """
 
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from pathlib import Path
 import pandas as pd
 
 from quant_assets.gpus.registry import GpuRegistry
-from quant_assets.listings.exchange_rates import ExchangeRates, load_exchange_rates
 from quant_assets.listings.matching.matcher import TitleMatch
 from quant_assets.listings.matching.processes import TitleMatching
-from quant_assets.listings.prices import PLAUSIBLE_USD_PER_GPU, read_price
+from quant_assets.listings.prices.exchange_rates import ExchangeRates, load_exchange_rates
+from quant_assets.listings.prices.reading import PLAUSIBLE_USD_PER_GPU, read_price
 from quant_assets.listings.quarantine import QuarantineReason
 from quant_assets.listings.stages import NormalizedListings, RawListings
 from quant_assets.listings.workspace import Workspace
 
 MAX_GPU_COUNT = 1024
-"""More GPUs than this in one offer is a slip of the pen."""
+"""A larger number of GPUs in one offer is a typo."""
 
 _CANDIDATE_SEPARATOR = "; "
 _OFFER_COLUMNS = (
@@ -30,7 +30,7 @@ _OFFER_COLUMNS = (
     "region",
     "coalesce(url, title)",
 )
-"""What two rows share when they are one offer."""
+"""Two rows with equal values here are the same offer."""
 
 
 def normalize(
@@ -42,10 +42,10 @@ def normalize(
 ) -> NormalizedListings:
     """Find the card and read the price of every row; collapse duplicates.
 
-    Two rows are duplicates when seller, card, number of GPUs, price, condition, region and URL are
-    equal; where there is no URL, the title stands in for it. The first one is kept and counts the
-    others in `collapsed_duplicates`. `rates` default to the project's dated rates;
-    `default_currency` is that of prices without any.
+    Two rows are duplicates when seller, card, number of GPUs, price, condition, region and URL (or
+    title, without a URL) are equal. The first one is kept and counts the others in
+    `collapsed_duplicates`. `rates` default to the project's dated rates; `default_currency` applies
+    to prices without a currency.
     """
     rates = rates or load_exchange_rates()
     workspace = raw.workspace
@@ -54,15 +54,15 @@ def normalize(
     matching = TitleMatching(distinct, registry, Path(workspace.folder.name))
     prices = _read_prices(workspace, raw.rows, rates, default_currency)
     titles = _add_matches(workspace, matching.matches())
-    judged = _judge(workspace, raw.rows, titles, prices)
+    classified = _classify(workspace, raw.rows, titles, prices)
     for table in (titles, prices):
         workspace.query(f"DROP TABLE {table}")
-    quarantined = _set_aside(workspace, raw, judged)
-    return NormalizedListings(workspace, _collapse_duplicates(workspace, judged), quarantined)
+    quarantined = _quarantine(workspace, raw, classified)
+    return NormalizedListings(workspace, _collapse_duplicates(workspace, classified), quarantined)
 
 
 def _add_matches(workspace: Workspace, matches: Sequence[TitleMatch]) -> str:
-    """A table with the match of every distinct title."""
+    """Create a table with the match of each distinct title."""
     frame = pd.DataFrame(
         {
             "title": _texts([match.title for match in matches]),
@@ -82,7 +82,7 @@ def _add_matches(workspace: Workspace, matches: Sequence[TitleMatch]) -> str:
 def _read_prices(
     workspace: Workspace, rows: str, rates: ExchangeRates, default_currency: str
 ) -> str:
-    """A table with the reading of every distinct combination of price, currency and unit."""
+    """Create a table with each distinct combination of price, currency and unit, as read."""
     texts = workspace.query(f"SELECT DISTINCT price_text, currency, price_unit FROM {rows}")  # noqa: S608, own names
     prices = [read_price(*text, default_currency=default_currency) for text in texts]
     usd = [
@@ -103,7 +103,7 @@ def _read_prices(
             "amount_usd": pd.Series(usd, dtype="float64"),
             "per_gpu": pd.Series([price.per_gpu for price in prices], dtype="bool"),
             "price_reason": _texts([price.reason for price in prices]),
-            # Equal for prices that mean the same, however they are written.
+            # Equal for equal prices, however they are written.
             "price_key": _texts(
                 [
                     str((price.amount, price.low_amount, price.currency, price.kind, price.per_gpu))
@@ -116,12 +116,12 @@ def _read_prices(
 
 
 def _texts(values: Sequence[str | None]) -> "pd.Series[str]":
-    """A text column in which nothing is null, even where all of it is."""
+    """A text column; it stays text even if all values are null."""
     return pd.Series([None if value is None else str(value) for value in values], dtype="str")
 
 
-def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
-    """A table of all rows with what was read from them and the first reason against them."""
+def _classify(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
+    """Create a table of all rows with their card, price and first reason for quarantine, if any."""
     reasons = workspace.new_name("reason")
     codes = ", ".join(f"'{reason}'" for reason in QuarantineReason)
     workspace.query(f"CREATE TYPE {reasons} AS ENUM ({codes})")
@@ -131,7 +131,7 @@ def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
     )
     same_offer = ", ".join(f"coalesce({column}::VARCHAR, chr(30))" for column in _OFFER_COLUMNS)
     return workspace.keep(
-        "judged",
+        "classified",
         f"""
         WITH joined AS (
             SELECT raw.* EXCLUDE (currency), titles.* EXCLUDE (title),
@@ -178,9 +178,9 @@ def _judge(workspace: Workspace, rows: str, titles: str, prices: str) -> str:
     )
 
 
-def _set_aside(workspace: Workspace, raw: RawListings, judged: str) -> str:
-    """All rows with a reason against them, said in words."""
-    words = workspace.add_frame(
+def _quarantine(workspace: Workspace, raw: RawListings, classified: str) -> str:
+    """All rows that have a reason for quarantine, with its explanation."""
+    reasons = workspace.add_frame(
         "reasons",
         pd.DataFrame(
             {
@@ -197,33 +197,33 @@ def _set_aside(workspace: Workspace, raw: RawListings, judged: str) -> str:
         FROM (
             SELECT row_id, source_file, line_number, title, price_text, seller, url,
                    reason::VARCHAR AS reason, candidates, '' AS detail
-            FROM {judged} WHERE reason IS NOT NULL
+            FROM {classified} WHERE reason IS NOT NULL
             UNION ALL
             SELECT row_id, source_file, line_number, title, NULL, NULL, NULL, reason, NULL, detail
             FROM {raw.rejected}
-        ) JOIN {words} USING (reason)
+        ) JOIN {reasons} USING (reason)
         ORDER BY source_file, line_number
         """,  # noqa: S608, own names
-        workspace.count(f"{judged} WHERE reason IS NOT NULL") + workspace.count(raw.rejected),
+        workspace.count(f"{classified} WHERE reason IS NOT NULL") + workspace.count(raw.rejected),
     )
 
 
-def _collapse_duplicates(workspace: Workspace, judged: str) -> str:
-    """A view of the rows to enrich, one for each offer."""
-    # Offers are compared by key and position alone; the wide rows are read once, where needed.
+def _collapse_duplicates(workspace: Workspace, classified: str) -> str:
+    """Create a view of the rows to enrich, one per offer."""
+    # Only keys and positions are compared; the wide rows are read once, at the end.
     first, repeats = workspace.new_name("first_offers"), workspace.new_name("repeated_offers")
     workspace.query(
         f"""
         CREATE TABLE {first} AS
         SELECT offer_key, min(position) AS position, count(*) - 1 AS others
-        FROM {judged} WHERE reason IS NULL GROUP BY offer_key HAVING count(*) > 1
+        FROM {classified} WHERE reason IS NULL GROUP BY offer_key HAVING count(*) > 1
         """  # noqa: S608, own names
     )
     workspace.query(
         f"""
         CREATE TABLE {repeats} AS
         SELECT offers.position
-        FROM {judged} AS offers JOIN {first} AS kept USING (offer_key)
+        FROM {classified} AS offers JOIN {first} AS kept USING (offer_key)
         WHERE offers.reason IS NULL AND offers.position != kept.position
         """  # noqa: S608, own names
     )
@@ -233,7 +233,7 @@ def _collapse_duplicates(workspace: Workspace, judged: str) -> str:
         CREATE VIEW {rows} AS
         SELECT * EXCLUDE (others, extra, candidates, offer_key, reason),
                coalesce(others, 0) AS collapsed_duplicates, extra
-        FROM {judged}
+        FROM {classified}
         LEFT JOIN (SELECT position, others FROM {first}) USING (position)
         ANTI JOIN {repeats} USING (position)
         WHERE reason IS NULL

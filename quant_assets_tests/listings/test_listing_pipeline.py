@@ -18,12 +18,12 @@ from quant_assets.errors import CheckFailed, InputError
 from quant_assets.gpus.registry import load_registry
 from quant_assets.listings import workspace
 from quant_assets.listings.enrichment import enrich
-from quant_assets.listings.exchange_rates import load_exchange_rates
 from quant_assets.listings.matching import processes
 from quant_assets.listings.matching.matcher import TitleMatcher
 from quant_assets.listings.matching.processes import TitleMatching
 from quant_assets.listings.normalization import normalize
 from quant_assets.listings.pipeline import PipelineOptions, run_pipeline
+from quant_assets.listings.prices.exchange_rates import load_exchange_rates
 from quant_assets.listings.quarantine import QuarantineReason
 from quant_assets.listings.reading.files import read_raw
 from quant_assets.listings.stages import EnrichedListings, NormalizedListings, check_conservation
@@ -325,7 +325,7 @@ def test_more_rows_than_memory_takes_come_out_the_same(
     run_pipeline([source], tmp_path / "memory.csv", METRIC)
     monkeypatch.setattr(workspace, "ROWS_IN_MEMORY", 0)
     result = run_pipeline([source], tmp_path / "disk.csv", METRIC)
-    assert list(Path(result.enriched.workspace.folder.name).glob("judged*.parquet"))
+    assert list(Path(result.enriched.workspace.folder.name).glob("classified*.parquet"))
     for name in ("{}.csv", "{}.quarantine.csv"):
         memory, disk = (tmp_path / name.format(kind) for kind in ("memory", "disk"))
         assert disk.read_bytes() == memory.read_bytes()

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from quant_assets.listings.prices import HOURS_PER_MONTH, read_price
+from quant_assets.listings.prices.reading import read_price
+from quant_assets.listings.prices.units import HOURS_PER_MONTH
 from quant_assets.listings.quarantine import QuarantineReason
 
 

@@ -1,6 +1,6 @@
-"""Many titles matched by several processes; each is fed a JSON job and writes its matches as JSON.
+"""Parallel matching: child processes read a JSON job each and write their matches as JSON.
 
-Started as `python -m`, so that a caller's own script is never run a second time.
+They are started as `python -m` this module, so a caller's own script is never executed twice.
 """
 
 import json
@@ -19,7 +19,7 @@ from quant_assets.listings.matching.matcher import TitleMatch, TitleMatcher
 from quant_assets.processes.guarded import guarded
 
 WORTH_A_PROCESS = 8_000
-"""Titles that are matched in the time it takes to start a process and to index the names."""
+"""Titles matched in the time that a process takes to start and to index the names."""
 
 _MATCHES = TypeAdapter(list[TitleMatch])
 
@@ -32,10 +32,10 @@ class _Share:
 
 
 class TitleMatching:
-    """The matching of distinct titles, begun when it is made and finished by `matches`."""
+    """Matching of distinct titles: starts on construction, is completed by `matches`."""
 
     def __init__(self, titles: Sequence[str], registry: GpuRegistry, folder: Path) -> None:
-        """Start a process for every further core that has enough to do; jobs go to `folder`."""
+        """Start one process per additional core that has enough work; jobs go to `folder`."""
         self._registry = registry
         shares = max(1, min(os.cpu_count() or 1, len(titles) // WORTH_A_PROCESS))
         self._own = titles[::shares]
@@ -52,7 +52,7 @@ class TitleMatching:
             self._shares.append(_Share(titles[number::shares], matches, process))
 
     def matches(self) -> list[TitleMatch]:
-        """The match of every title, in no order; the work of a process that died is done here."""
+        """The matches of all titles, unordered; the share of a process that died is redone here."""
         matcher = TitleMatcher(self._registry)
         found = [matcher.match(title) for title in self._own]
         for share in self._shares:

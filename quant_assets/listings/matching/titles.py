@@ -1,4 +1,4 @@
-"""What a seller's title says: name tokens, memory, form factor, number of GPUs, kind of offer."""
+"""Facts in a seller's title: name tokens, memory, form factor, number of GPUs, kind of offer."""
 
 import re
 import unicodedata
@@ -29,10 +29,10 @@ VENDOR_WORDS: dict[str, Vendor] = {
     "macbook": "Apple",
     "imac": "Apple",
 }
-"""Words of a title that say whose GPU it is."""
+"""Words in a title that reveal the GPU's vendor."""
 
 MAX_TITLE_CHARACTERS = 500
-"""What of a title is read; names stand at its beginning."""
+"""Only this much of a title is read; names come first."""
 
 _STARRED_COUNT = re.compile(r"^\s*(\d{1,2})\s*\*")
 _COMPARISON = re.compile(
@@ -66,7 +66,7 @@ _COUNT = re.compile(
     r"|(?<![.-])([1-9]\d?)[\s-]?gpus?\b"
     r"|(pair|twin pack)\b)"
 )
-"""The lookahead spares most words the alternatives."""
+"""The lookahead skips most words without trying the alternatives."""
 _TIMES = re.compile(r"\sx\s?\d")
 _COUNT_AFTER = re.compile(
     r"(?:\d\w*|\bti|super|xtx?|\bada|nvl|pcie)\s+x\s?(\d{1,2})(?=\s*(?:$|[,;)/|-]|gpus?\b|cards?\b"
@@ -96,7 +96,7 @@ _REFUSED = re.compile(
     r"|(?P<whole_system>gaming pc|desktop pc|mining rig|tower pc|prebuilt|ryzen|core i[3579]"
     r"|i[3579]-\d{4,5}\w*))\b"
 )
-"""Groups are named by the reason."""
+"""Each group is named after its quarantine reason."""
 _ACCESSORY = re.compile(
     r"\b(?:box only|only (?:the )?box|empty box|heat\s?sinks?|water\s?blocks?|bridge|risers?"
     r"|holder|anti[\s-]?sag|support (?:bracket|stand)|thermal pads?"
@@ -120,19 +120,19 @@ _SOFT_ACCESSORY = re.compile(
 
 @dataclass(frozen=True)
 class Title:
-    """The facts of one title; what the title does not state is empty."""
+    """The facts of one title; a fact that it does not state is empty."""
 
     tokens: tuple[str, ...]
     """Lower-case words without memory sizes, counts and bus descriptions, in order."""
     memory_gb: frozenset[float]
     memory_pair_gb: frozenset[float]
-    """Two sizes written "40 / 80"; memory only where the card has both."""
+    """Two sizes written as "40 / 80"; they count as memory only if the card exists with both."""
     memory_types: frozenset[str]
     form_factors: frozenset[str]
     gpu_count: int
     vendors: frozenset[Vendor]
     refusal: QuarantineReason | None
-    """Why the offer is no GPU for sale, whatever it names."""
+    """Why the offer is not a single usable GPU, whatever card it names."""
 
 
 def read_title(text: str) -> Title:
@@ -176,7 +176,7 @@ def read_title(text: str) -> Title:
 
 
 def _plain(text: str) -> str:
-    """Lower case, without accents, trade marks and typographic signs."""
+    """The title in lower case, without accents, trademark signs and typographic characters."""
     text = text[:MAX_TITLE_CHARACTERS]
     if not text.isascii():
         text = unicodedata.normalize("NFKD", text.replace("™", " ").replace("®", " "))
@@ -187,7 +187,7 @@ def _plain(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def _unglued(word: str) -> str:
-    """A word with the names and suffixes in it apart; titles share most of their words."""
+    """A word split into its series, number and suffixes; cached, since titles share most words."""
     word = _GLUED_SUFFIX.sub(_spaced, _GLUED_SERIES.sub(_spaced, word))
     return _GLUED_SUPER.sub("ti ", word)
 
@@ -197,7 +197,7 @@ def _spaced(match: re.Match[str]) -> str:
 
 
 def _memory_types(title: str, sizes: Iterable[re.Match[str]]) -> frozenset[str]:
-    """Memory technologies that the title and its sizes name, as `gddr6x` or `hbm2e`."""
+    """Memory types named by the title or its sizes, such as `gddr6x` or `hbm2e`."""
     found = {
         word or f"gddr{generation}{extended or ''}"
         for word, generation, extended in _MEMORY_TYPE_WORD.findall(title)
@@ -207,7 +207,7 @@ def _memory_types(title: str, sizes: Iterable[re.Match[str]]) -> frozenset[str]:
 
 
 def _take_count(title: str) -> tuple[int, str]:
-    """The stated number of GPUs (1 when none is) and the title without the statement."""
+    """The stated number of GPUs (default: 1) and the title without that statement."""
     match = _COUNT.search(title)
     if match:
         stated = next(group for group in match.groups() if group)
@@ -224,11 +224,11 @@ def _take_count(title: str) -> tuple[int, str]:
 
 
 def _take_form_factors(title: str) -> tuple[frozenset[str], str]:
-    """Form factors that the title states, and the title without them."""
+    """The stated form factors and the title without them."""
     if not any(word in title for word in ("pci", "sxm", "oam", "gen", ".0")):
         return frozenset(), title
     sxm, oam = bool(_SXM.search(title)), bool(_OAM.search(title))
-    # "PCIe Gen5" in the offer of an SXM server is about the server's slots.
+    # "PCIe Gen5" in an offer of an SXM server describes the server's slots.
     rest = _BUS_GENERATION.sub(" ", title) if sxm or oam else title
     found = {
         name
@@ -241,7 +241,7 @@ def _take_form_factors(title: str) -> tuple[frozenset[str], str]:
 
 
 def _refusal(title: str) -> QuarantineReason | None:
-    """Why the offer is not a GPU on its own, as far as its words say."""
+    """Why the offer is not a usable GPU on its own, judging by its words; None if it may be."""
     if _ACCESSORY.search(title):
         bare = title[:1] + _INCLUDED.sub(" ", title[1:])
         if _ACCESSORY.search(bare):

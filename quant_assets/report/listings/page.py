@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.listings.enrichment import CAPACITY_COLUMN
-from quant_assets.listings.exchange_rates import ExchangeRates, load_exchange_rates
 from quant_assets.listings.pipeline import PipelineResult
+from quant_assets.listings.prices.exchange_rates import ExchangeRates, load_exchange_rates
 from quant_assets.listings.quarantine import QuarantineReason
 from quant_assets.report.page import (
     figure_html,

@@ -1,4 +1,4 @@
-"""Fixed, dated exchange rates: what a price was in US dollars on the day of the rates."""
+"""Fixed, dated exchange rates, so that a conversion to US dollars is reproducible."""
 
 from datetime import date
 from pathlib import Path
@@ -11,7 +11,7 @@ from quant_assets.settings import get_settings
 
 
 class ExchangeRates(BaseModel):
-    """Units of each currency for one euro on one day."""
+    """Reference rates of one day, in units of each currency per euro."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,7 +24,7 @@ class ExchangeRates(BaseModel):
         return amount if currency == "USD" else amount * self.usd_for_one(currency)
 
     def usd_for_one(self, currency: str) -> float:
-        """US dollars for one unit of `currency`; raises `KeyError` for an unknown one."""
+        """US dollars per unit of `currency`; raises `KeyError` for an unknown currency."""
         return self.per_euro["USD"] / self.per_euro[currency]
 
 
