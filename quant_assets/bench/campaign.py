@@ -1,0 +1,231 @@
+"""A benchmark campaign: which cells run, what is measured besides speed, and what is reused.
+
+The matrix is the order of cells and the resumption; a campaign chooses its variants, finds their
+artifacts, and adds quality and obedience, which are measured once per variant.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from quant_assets.artifacts.store import ArtifactStore
+from quant_assets.bench.artifact_finder import FindArtifact, LocatedArtifact, artifact_finder
+from quant_assets.bench.cell import MeasuredCell, run_cell
+from quant_assets.bench.endpoint import Endpoint
+from quant_assets.bench.endpoint_cell import run_endpoint_cell
+from quant_assets.bench.matrix import CellOutcome, PlannedCell, plan_matrix, run_matrix
+from quant_assets.bench.obedience.measurement import (
+    MAX_TOKENS,
+    ObedienceResult,
+    check_answers,
+    measure_obedience,
+)
+from quant_assets.bench.obedience.prompts import load_prompts
+from quant_assets.bench.quality import (
+    DEFAULT_WINDOWS,
+    QualityResult,
+    QualityStore,
+    measure_quality,
+)
+from quant_assets.bench.record import BenchmarkRecord
+from quant_assets.bench.results import ResultStore
+from quant_assets.bench.settings import BenchSettings, resolve_variant_names
+from quant_assets.bench.subject import Subject
+from quant_assets.bench.variants import BASELINE_VARIANT, Variant, load_variants
+from quant_assets.errors import InputError
+from quant_assets.models.config import load_models
+from quant_assets.processes.protocol import ProgressEvent
+from quant_assets.processes.session import UNATTENDED, WorkerSession
+from quant_assets.settings import Settings
+from quant_assets.texts.evaluation import TextChoice, evaluation_text
+
+_ENDPOINT = "endpoint"
+
+
+class ExtraMeasurements(NamedTuple):
+    """What is measured besides speed: quality on `text` (None: not), and obedience."""
+
+    text: TextChoice | None = None
+    windows: int = DEFAULT_WINDOWS
+    obedience: bool = False
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """The chosen variants of one model, in the order in which they run.
+
+    `find` locates artifacts; `baseline` is the artifact that quality is measured against.
+    """
+
+    model_name: str
+    variants: Mapping[str, Variant]
+    settings: BenchSettings
+    results: ResultStore
+    find: FindArtifact
+    baseline: LocatedArtifact | None = None
+
+    def plan(self) -> list[PlannedCell]:
+        """All cells in order, each with an estimate or the reason why it is skipped."""
+        return plan_matrix(self.variants, self.settings, self.find, self.results, self.model_name)
+
+    def latest_records(self) -> list[BenchmarkRecord]:
+        """The newest record of each cell that has one, in the order of the plan."""
+        found = (
+            self.results.find(variant=name, batch_size=batch_size, model=self.model_name)
+            for name in self.variants
+            for batch_size in self.settings.batch_sizes
+        )
+        return [records[-1] for records in found if records]
+
+    def run(
+        self,
+        extras: ExtraMeasurements,
+        project: Settings,
+        *,
+        restart: bool = False,
+        session: WorkerSession = UNATTENDED,
+    ) -> list[CellOutcome]:
+        """Run the plan and append a record per cell; a cell that fails does not stop the others.
+
+        An interrupted campaign resumes after its last finished cell, unless `restart`.
+        """
+
+        def measure(subject: Subject, batch_size: int) -> MeasuredCell:
+            cell = run_cell(subject, batch_size, session=session)
+            record = cell.record.with_quality(
+                self._quality(subject, extras, project, session),
+                self._obedience(subject, extras, project, session),
+            )
+            return cell._replace(record=record)
+
+        outcomes = run_matrix(
+            self.plan(),
+            self.variants,
+            self.settings,
+            self.find,
+            self.results,
+            self.model_name,
+            measure,
+            restart=restart,
+        )
+        return list(outcomes)
+
+    def _quality(
+        self,
+        subject: Subject,
+        extras: ExtraMeasurements,
+        project: Settings,
+        session: WorkerSession,
+    ) -> QualityResult | None:
+        if extras.text is None or self.baseline is None:
+            return None
+        return measure_quality(
+            subject,
+            self.baseline,
+            evaluation_text(extras.text, project.cache),
+            QualityStore(self.results.folder, project.cache),
+            windows=extras.windows,
+            session=session,
+        )
+
+    def _obedience(
+        self,
+        subject: Subject,
+        extras: ExtraMeasurements,
+        project: Settings,
+        session: WorkerSession,
+    ) -> ObedienceResult | None:
+        if not extras.obedience:
+            return None
+        return measure_obedience(
+            subject, load_prompts(project.data / "obedience"), self.results.folder, session=session
+        )
+
+
+def open_campaign(
+    project: Settings,
+    settings: BenchSettings,
+    results: ResultStore,
+    *,
+    model_name: str | None = None,
+    variant_names: Sequence[str] | None = None,
+) -> Campaign:
+    """The campaign of a model of the model list (the first by default) and variants by name.
+
+    Variants without a name are those of `resolve_variant_names`. Raises `InputError` for an unknown
+    model or variant.
+    """
+    known = load_variants(project.variants_yaml)
+    chosen = resolve_variant_names(list(known), variant_names)
+    name = _known_model(project, model_name)
+    find = artifact_finder(ArtifactStore(project.artifacts), name)
+    baseline = known.get(BASELINE_VARIANT)
+    return Campaign(
+        model_name=name,
+        variants={variant: known[variant] for variant in chosen},
+        settings=settings,
+        results=results,
+        find=find,
+        baseline=find(baseline) if baseline else None,
+    )
+
+
+def _known_model(project: Settings, name: str | None) -> str:
+    names = [model.name for model in load_models(project.models_yaml)]
+    if name is not None and name not in names:
+        raise InputError(
+            f"There is no model {name!r}.",
+            f"The model list has {', '.join(names)}.",
+            "Choose one of these, or add the model to the list.",
+        )
+    return name or names[0]
+
+
+def bench_endpoint(
+    endpoint: Endpoint,
+    settings: BenchSettings,
+    results: ResultStore,
+    *,
+    prompts_folder: Path | None = None,
+    session: WorkerSession = UNATTENDED,
+) -> list[BenchmarkRecord]:
+    """Benchmark a server at every batch size, and append a record for each.
+
+    With `prompts_folder` its obedience is measured first. Raises `InputError` or `ResourceError`
+    for a server that does not answer as it should.
+    """
+
+    def report(step: str, done: int, total: int) -> None:
+        if session.on_event is not None:
+            session.on_event(ProgressEvent(step=step, done=done, total=total, unit="runs"))
+
+    obedience = _endpoint_obedience(endpoint, prompts_folder) if prompts_folder else None
+    records = []
+    for batch_size in settings.batch_sizes:
+        cell = run_endpoint_cell(endpoint, batch_size, settings, on_progress=report)
+        record = cell.record.with_quality(obedience=obedience)
+        records.append(results.append(record, cell.samples))
+    return records
+
+
+def _endpoint_obedience(endpoint: Endpoint, folder: Path) -> ObedienceResult:
+    prompts = load_prompts(folder)
+    return check_answers(
+        prompts,
+        [endpoint.chat(prompt.prompt, MAX_TOKENS) for prompt in prompts],
+        variant=_ENDPOINT,
+        model=endpoint.model,
+        artifact_id=endpoint.base_url,
+    )
+
+
+def measured_records(outcomes: Iterable[CellOutcome]) -> list[BenchmarkRecord]:
+    """The records of all cells; raises the error of the first cell that failed."""
+    records = []
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.record is not None:
+            records.append(outcome.record)
+    return records
