@@ -1,4 +1,4 @@
-"""Figures that are easy to reckon with, for a warehouse on which dbt is run."""
+"""A warehouse with round figures, whose marts are built by dbt and can be checked by hand."""
 
 import datetime
 import os
@@ -26,7 +26,7 @@ def insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[dict[st
 
 
 def run(number: int, **fields: Any) -> dict[str, Any]:
-    """A benchmark record; every field can be given."""
+    """A benchmark record; `fields` override the defaults."""
     return {
         "record_id": f"run-{number}",
         "model": "m",
@@ -54,7 +54,7 @@ def run(number: int, **fields: Any) -> dict[str, Any]:
 
 
 def needs(variant: str, batch: int, source: str, context: int, prompt: int) -> dict[str, Any]:
-    """10 GB of F16 weights, and 0.5 GB of KV cache a sequence of which half is read."""
+    """10 GB of F16 weights, and 0.5 GB of KV cache per sequence, of which a step reads half."""
     weights = WEIGHTS_GB[variant] * 1e9
     return {
         "model": "m",
@@ -192,7 +192,7 @@ def fill(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def dbt(build_path: Path, folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run dbt inside the dbt project, as a person would, on a warehouse's build file."""
+    """Run dbt in its project folder, as on the command line, on a warehouse's build file."""
     return subprocess.run(
         [
             str(Path(sys.executable).with_name("dbt")),

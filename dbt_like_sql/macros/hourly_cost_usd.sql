@@ -1,5 +1,5 @@
-{# Dollars of one hour in which an offer computes: the rent, or its share of the purchase price and
-   the power of its GPUs. Power counts where the card's is known. #}
+{# USD per hour in which an offer computes: the rent, or the amortized purchase price plus the power
+   of its GPUs. Power counts only where the card's board power is known. #}
 {% macro hourly_cost_usd(price_kind, price_usd, tdp_w, gpu_count) -%}
     case
         when {{ price_kind }} = 'hourly' then {{ price_usd }}

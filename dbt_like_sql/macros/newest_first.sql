@@ -1,5 +1,5 @@
-{# The newest first, for `order by`. A time more than a day ahead was written by a wrong clock; it
-   comes after all others (quant_assets/record_files.py, `recency`). #}
+{# For `order by`: newest first. A time more than a day in the future comes from a wrong clock and
+   is sorted last (as in quant_assets/record_files.py, `recency`). #}
 {% macro newest_first(column) -%}
     {{ column }} > current_timestamp + interval 1 day, {{ column }} desc
 {%- endmacro %}

@@ -1,7 +1,7 @@
-{# Least seconds that a processor needs for a step of `needs`: bytes over bandwidth or operations over
-   throughput, whichever is longer (where throughput is not known, bandwidth alone decides), and the
-   launches of the layers' kernels. `phase` is decode or prefill; `needs`, `processors` and `models`
-   are in scope. #}
+{# Lower bound on the seconds that a processor needs for a step of `needs`: the longer of bytes over
+   bandwidth and operations over peak compute (bandwidth alone where peak compute is unknown), plus
+   the kernel launches of all layers. `phase` is decode or prefill. The macro expects `needs`,
+   `processors` and `models` in scope. #}
 {% macro roofline_seconds(phase) -%}
     (
         greatest(

@@ -1,4 +1,4 @@
--- Every offer meets every variant at every point of the serving grid, once.
+-- Every offer appears once with every variant at every point of the serving grid.
 with counts as (
     select
         (select count(*) from {{ ref('deployment_options') }}) as options,

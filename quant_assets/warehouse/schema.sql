@@ -1,5 +1,5 @@
--- The raw tables. They hold what the files of the data root hold and are rebuilt from them at any
--- time; the dbt project turns them into staging and marts. Bytes, milliseconds and dollars as named.
+-- The raw tables: the content of the data root's files, from which they are rebuilt at any time.
+-- The dbt project derives staging, intermediate and marts from them. Column names carry the units.
 create schema if not exists raw;
 
 create table if not exists raw.gpus (
@@ -35,7 +35,7 @@ create table if not exists raw.models (
     n_linear_parameters bigint not null
 );
 
--- What a copy of a variant holds, reads and computes (quant_assets/speed/needs.py).
+-- Memory, bytes and operations that one copy of a variant needs (quant_assets/speed/needs.py).
 create table if not exists raw.serving_needs (
     model varchar not null,
     variant varchar not null,
@@ -54,7 +54,7 @@ create table if not exists raw.serving_needs (
     prefill_flops hugeint not null
 );
 
--- One row a measurement: of perplexity and divergence, or of obedience.
+-- One row per measurement: perplexity and divergence, or obedience.
 create table if not exists raw.variant_quality (
     model varchar not null,
     variant varchar not null,
@@ -86,7 +86,7 @@ create table if not exists raw.hosts (
     measured_at timestamp with time zone not null
 );
 
--- One row an offer and snapshot; a snapshot is taken when an offer or a price changed.
+-- One row per offer and snapshot; a snapshot is taken when an offer or a price changed.
 create table if not exists raw.listing_history (
     recorded_at timestamp with time zone not null,
     offer_id varchar not null,
@@ -183,7 +183,8 @@ create table if not exists raw.benchmark_runs (
 
 alter table raw.benchmark_runs add column if not exists gpu varchar;
 
--- The listings are created anew from their Parquet files; these stand in until the first load.
+-- Loading listings replaces these tables by the content of Parquet files; until then they are
+-- empty.
 create table if not exists raw.raw_listings (
     row_id varchar, source_file varchar, line_number bigint, title varchar, seller varchar,
     price_text varchar, currency varchar, url varchar

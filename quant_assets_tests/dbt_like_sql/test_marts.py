@@ -1,4 +1,4 @@
-"""The marts, against arithmetic by hand."""
+"""The marts, compared with figures calculated by hand."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ def rows(warehouse: Warehouse, query: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
 
 
-def test_efficiency_comes_from_undisturbed_runs_alone(marts_warehouse: Warehouse):
+def test_efficiency_comes_only_from_uncontended_runs(marts_warehouse: Warehouse):
     points = rows(
         marts_warehouse,
         "select decode_efficiency from intermediate.int_speed_points "
@@ -38,13 +38,13 @@ def test_an_estimate_is_the_roofline_times_the_calibrated_efficiency(marts_wareh
     )
     assert ceiling == pytest.approx(roofline)
     assert speed == pytest.approx(roofline * statistics.median(CPU_EFFICIENCIES))
-    # The spread of another kind of processor is widened by the assumption.
+    # Calibration on another kind of processor is widened by the assumption.
     assert (low, high) == pytest.approx((roofline * 0.35, roofline * 0.85))
     assert (basis, runs) == ("estimated", len(CPU_EFFICIENCIES))
     assert "CPU" in on
 
 
-def test_a_run_on_the_card_itself_replaces_the_estimate(marts_warehouse: Warehouse):
+def test_a_run_on_the_same_card_replaces_the_estimate(marts_warehouse: Warehouse):
     measured = rows(
         marts_warehouse,
         "select variant, batch_size, decode_tokens_per_s, decode_tokens_per_s_low, "
@@ -55,7 +55,7 @@ def test_a_run_on_the_card_itself_replaces_the_estimate(marts_warehouse: Warehou
     assert low == pytest.approx(300 * 3.2 / 4.0)
 
 
-def test_prefill_is_bound_by_throughput_and_unknown_without_it(marts_warehouse: Warehouse):
+def test_prefill_is_bound_by_peak_compute_and_unknown_without_it(marts_warehouse: Warehouse):
     found = dict(
         rows(
             marts_warehouse,
@@ -63,15 +63,15 @@ def test_prefill_is_bound_by_throughput_and_unknown_without_it(marts_warehouse: 
             "where variant = 'f16' and batch_size = 1",
         )
     )
-    # 10 GFLOP a token at 100 TFLOP/s, the launches, and the CPU's efficiency (128 tokens in 6.4 s
-    # at most, 10 tokens/s measured).
+    # 10 GFLOP per token at 100 TFLOP/s, the launches, and the CPU's efficiency (128 tokens in at
+    # least 6.4 s, 10 tokens/s measured).
     roofline = 4096 / (4096 * 1e10 / 1e14 + 32 * 10e-6)
     assert found["A"] == pytest.approx(roofline * 10 / (128 / 6.4))
     assert found["B"] is None
-    assert "C" not in found  # its bandwidth is not known
+    assert "C" not in found  # its bandwidth is unknown
 
 
-def test_the_cost_of_a_token_bought_and_rented(marts_warehouse: Warehouse):
+def test_the_cost_of_a_token_on_purchased_and_rented_gpus(marts_warehouse: Warehouse):
     found = {
         row[0]: row[1:]
         for row in rows(
@@ -84,16 +84,16 @@ def test_the_cost_of_a_token_bought_and_rented(marts_warehouse: Warehouse):
     assert hourly == pytest.approx(2000 / (3 * 365.25 * 24 * 0.5) + 0.25 * 0.15)
     assert cost == pytest.approx(hourly / (speed * 3600) * 1e6)
     assert copies == 2  # floor((24 - 2) / (10 + 0.5 + 0.5))
-    # Four cards at 7 dollars an hour, one copy on each.
+    # Four cards at 7 USD per hour, one copy on each.
     hourly, cost, speed, copies = found["rent-4b"]
     assert (hourly, copies) == (7.0, 28)
     assert cost == pytest.approx(7.0 / (4 * speed * 3600) * 1e6)
-    # No bandwidth, no speed; no price, no cost.
+    # Without bandwidth there is no speed, without a price no cost.
     assert found["buy-c"][1:3] == (None, None)
     assert found["no-price"][:2] == (None, None)
 
 
-def test_every_offer_meets_every_variant_at_every_point(marts_warehouse: Warehouse):
+def test_every_offer_is_combined_with_every_variant_at_every_point(marts_warehouse: Warehouse):
     assert rows(marts_warehouse, "select count(*) from marts.deployment_options") == [(5 * 3 * 2,)]
 
 
@@ -121,24 +121,24 @@ def test_recommendations_are_ranked_and_give_their_reason(marts_warehouse: Wareh
     assert ranked[0][1:3] == ("q8", 4)
     # Two offers to rent x three variants, of which five are kept.
     assert len(ranked) == 5 and "Number 1 of 6 suitable options" in ranked[0][5]
-    assert "+1.00% against F16" in ranked[0][5]
+    assert "+1.00% relative to F16" in ranked[0][5]
     assert "measured)" in next(row[5] for row in ranked if row[1] == "q4")
 
 
-def test_pareto_says_who_is_better(marts_warehouse: Warehouse):
+def test_pareto_names_the_variants_that_dominate(marts_warehouse: Warehouse):
     found = {
         variant: (flag, better)
         for variant, flag, better in rows(
             marts_warehouse, "select variant, is_pareto, dominated_by from marts.pareto_variants"
         )
     }
-    # F16 decodes its newest run (0.7 of 1.95 tokens/s) faster than Q8_0's 0.9 and loses nothing.
+    # F16 decoded its newest run faster (0.7 of 1.95 tokens/s) than Q8_0 (0.9) and loses nothing.
     assert found["f16"] == (True, None)
     assert found["q8"] == (True, None)
     assert found["q4"] == (None, None)
 
 
-def test_histories_compare_with_the_time_before(marts_warehouse: Warehouse):
+def test_histories_compare_with_the_previous_entry(marts_warehouse: Warehouse):
     prices = rows(
         marts_warehouse,
         "select offers, lowest_per_gpu_usd, median_per_gpu_usd, lowest_change, is_newest "
@@ -197,7 +197,7 @@ def test_a_wrong_row_fails_the_build(marts_warehouse: Warehouse, tmp_path: Path)
     assert "FAIL 1 in_range_stg_benchmark_runs_p50_ms" in done.stdout
 
 
-def test_a_run_of_a_wrong_clock_is_not_the_newest(marts_warehouse: Warehouse, tmp_path: Path):
+def test_a_run_with_a_wrong_clock_is_not_the_newest(marts_warehouse: Warehouse, tmp_path: Path):
     copy = tmp_path / marts_warehouse.path.name
     shutil.copyfile(marts_warehouse.path, copy)
     with duckdb.connect(str(copy)) as connection:

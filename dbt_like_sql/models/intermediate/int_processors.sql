@@ -1,4 +1,4 @@
--- What a processor can do at most: GPUs by the registry's data sheets, this machine as measured.
+-- The peaks of each processor: GPUs by the registry's data sheets, this machine as measured.
 select
     gpu as processor,
     'gpu' as processor_kind,

@@ -1,7 +1,8 @@
--- Efficiency with its spread, by how near the measured runs are to what is asked for (scope, nearest
--- first): the same cell on the same GPU; the same GPU; the same backend on GPUs; the same backend
--- on a CPU, its spread widened by the assumption and no more than the whole roofline, as data sheets
--- state peaks that are never exceeded; the assumption alone.
+-- Efficiency (the share of the roofline that measured runs reach) with its spread, by scope: how
+-- close the runs are to the estimate that they calibrate. Closest first: 1 the same cell on the
+-- same GPU; 2 the same backend on the same GPU; 3 the same backend on any GPU; 4 the same backend
+-- on a CPU, the spread widened by the assumption and capped at 1, since data sheets state peaks
+-- that are never exceeded; 5 the assumption alone.
 {% set decode, prefill = var('prior_decode_efficiency'), var('prior_prefill_efficiency') %}
 with points as (
     select * from {{ ref('int_speed_points') }}
@@ -91,7 +92,7 @@ widened as (
 assumption as (
     select
         5 as scope,
-        'an assumption, as too few runs were measured' as calibrated_on,
+        'an assumption, since too few runs were measured' as calibrated_on,
         0 as runs,
         {{ decode[1] }} as decode_middle,
         {{ decode[0] }} as decode_low,
@@ -113,7 +114,7 @@ every_scope as (
     select * from assumption
 )
 
--- Where prefill could not be calibrated, because no peak throughput is known, it is assumed.
+-- Without a known peak compute, prefill cannot be calibrated; the assumption stands in.
 select
     * replace (
         coalesce(prefill_middle, {{ prefill[1] }}) as prefill_middle,

@@ -1,5 +1,5 @@
 -- Every uncontended run beside the roofline of its processor at the same lengths and batch size.
--- Efficiency is measured throughput over the roofline's.
+-- Efficiency is the measured throughput divided by the roofline's.
 with points as (
     select
         runs.record_id,

@@ -1,5 +1,5 @@
--- One row a model and variant: the artifact that the variant runs now. A variant whose artifact
--- does not exist is not here.
+-- One row per model and variant: the artifact that the variant runs now. Variants without an
+-- artifact are absent.
 select
     artifacts.model,
     variants.variant,

@@ -1,4 +1,4 @@
--- One row a model and variant: the quality of the artifact that the variant runs now.
+-- One row per model and variant: the quality of the artifact that the variant runs now.
 select
     variants.model,
     variants.variant,

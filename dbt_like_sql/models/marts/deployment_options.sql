@@ -1,7 +1,8 @@
--- Listing x variant x context x batch: does a copy fit a GPU of the offer, how many copies does the
--- whole offer hold, how fast does it decode and what does that cost. A copy is weights, KV cache
--- and compute buffers; every GPU keeps `overhead_gb` for itself. A copy never spans GPUs. Speed and
--- cost are of one copy on each GPU of the offer: several copies on one GPU share its bandwidth.
+-- Listing x variant x context x batch: whether a copy fits on one GPU of the offer, how many copies
+-- the whole offer holds, how fast a copy decodes and what its tokens cost. A copy is weights, KV
+-- cache and compute buffers, and never spans GPUs; `overhead_gb` of every GPU is not available to
+-- copies. Speed and cost assume one copy on each GPU: several copies on one GPU would share its
+-- bandwidth.
 with options as (
     select
         listings.row_id,

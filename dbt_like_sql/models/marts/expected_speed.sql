@@ -1,6 +1,6 @@
--- GPU x variant x context x batch: tokens a second of one copy that has a GPU to itself, whether or
--- not it fits. The roofline times an efficiency calibrated by measured runs; a run of the same cell
--- on the same GPU, at half to twice the context, replaces the estimate.
+-- GPU x variant x context x batch: throughput of one copy that has a GPU to itself, whether or not
+-- it fits. The estimate is the roofline times an efficiency calibrated by measured runs; runs of
+-- the same cell on the same GPU, at half to twice the context, replace it.
 with rooflines as (
     select
         processors.processor as gpu,

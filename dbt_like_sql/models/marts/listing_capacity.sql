@@ -1,5 +1,5 @@
--- One row an offer: how many 4-bit models of each size a GPU of it holds by the simple rule, and
--- what one such slot costs.
+-- One row per offer: how many 4-bit models of each size one of its GPUs holds by the simple rule,
+-- and the price per such slot.
 with capacities as (
     select
         *,

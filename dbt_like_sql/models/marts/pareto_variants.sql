@@ -1,6 +1,6 @@
--- One row a model and variant: size, decoding speed and quality loss, and whether another variant is
--- at least as good in all three and better in one. Speed is the newest measured at batch 1.
--- Where a figure is missing, nothing can be said and the flags are null.
+-- One row per model and variant: size, decoding speed and quality loss, and which variants dominate
+-- it: at least as good in all three and better in one. Speed is the newest measurement at batch 1.
+-- Where a figure is missing, dominance is unknown and the flag is null.
 with figures as (
     select
         summary.model,

@@ -1,4 +1,5 @@
--- Prices of each card over time, one row a card, kind of price and time when any price changed.
+-- Prices of each card over time: one row per card, kind of price and time at which any price
+-- changed.
 with snapshots as (
     select
         gpu,

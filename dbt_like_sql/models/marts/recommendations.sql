@@ -1,5 +1,5 @@
--- For every question (model, context, batch, rent or buy) the options with the cheapest tokens: each
--- card and variant once, by its cheapest offer, with the reason in words. Ranked by
+-- For every question (model, context, batch, rent or buy) the options with the cheapest tokens:
+-- each card and variant once, by its cheapest offer, with the reason in words. Ranked by
 -- `int_ranked_options`; here are the limits on speed and quality loss, and the first places.
 with ranked as (
     select

@@ -1,4 +1,4 @@
--- Every benchmark record, oldest first, beside the record before it of the same cell under the same
+-- Every benchmark record, oldest first, beside the previous record of the same cell under the same
 -- conditions.
 with compared as (
     select

@@ -1,5 +1,5 @@
--- One row a model and variant: how much quality the variant loses against F16. The baseline loses
--- nothing by definition; where nothing was measured the loss is null.
+-- One row per model and variant: the quality that the variant loses relative to F16. The loss of
+-- the baseline is 0 by definition; where nothing was measured the loss is null.
 select
     model,
     variant,

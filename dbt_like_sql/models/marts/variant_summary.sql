@@ -1,4 +1,4 @@
--- One row a model and variant: its size, and the newest measurement at each batch size.
+-- One row per model and variant: its size, and the newest measurement at each batch size.
 with latest as (
     select * from {{ ref('stg_benchmark_runs') }} where recency = 1
 ),

@@ -1,4 +1,4 @@
--- The GPU registry, one row a card. Null: its maker does not publish the figure.
+-- The GPU registry, one row per card; null where the manufacturer does not publish a figure.
 select
     canonical_name as gpu,
     vendor,

@@ -1,5 +1,5 @@
--- The highest peaks seen of each processor and number of threads. Measurements that others disturbed
--- are left out: they understate the peaks.
+-- The highest measured peaks of each processor and number of threads. Contended measurements are
+-- left out: they understate the peaks.
 select
     cpu_name,
     threads,

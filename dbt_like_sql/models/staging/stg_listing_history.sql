@@ -1,4 +1,4 @@
--- Offers with a price at the times when something changed, one row an offer and time.
+-- Priced offers at every time at which an offer or a price changed; one row per offer and time.
 select
     recorded_at,
     offer_id,

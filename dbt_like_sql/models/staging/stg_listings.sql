@@ -1,4 +1,4 @@
--- Offers whose card was recognised, one row an offer.
+-- Offers whose card was recognized, one row per offer.
 select
     row_id,
     source_file,

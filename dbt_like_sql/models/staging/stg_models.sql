@@ -1,4 +1,4 @@
--- The shape of every model that has an artifact.
+-- The shape of every model that has an artifact, one row per model.
 select
     model,
     architecture,

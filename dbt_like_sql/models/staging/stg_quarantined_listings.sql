@@ -1,4 +1,4 @@
--- Offers that were set aside, with the reason.
+-- Offers that were set aside, each with its reason.
 select
     row_id,
     source_file,

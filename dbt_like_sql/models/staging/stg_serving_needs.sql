@@ -1,5 +1,5 @@
--- What a copy of a variant holds, reads and computes, at the points of the serving grid and at the
--- lengths of measured runs.
+-- The memory, bytes and operations that one copy of a variant needs: at the points of the serving
+-- grid and at the lengths of measured runs.
 select
     model,
     variant,

@@ -1,4 +1,4 @@
--- The newest measurement of each kind of an artifact as a variant runs it.
+-- The newest measurement of each kind, by artifact and variant.
 select *
 from {{ source('raw', 'variant_quality') }}
 qualify row_number() over (

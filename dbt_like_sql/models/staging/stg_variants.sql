@@ -1,3 +1,4 @@
+-- The variants: which artifact to run, with which KV cache types.
 select
     variant,
     format,

@@ -1,4 +1,4 @@
-{# The model has exactly one row for each row of `source`, which `where` narrows down. #}
+{# The model has as many rows as `source`, of which only those count that satisfy `where`. #}
 {% test conserves_rows(model, source, where='true') %}
 with counts as (
     select

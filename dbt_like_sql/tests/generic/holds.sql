@@ -1,4 +1,4 @@
-{# `condition` is true in every row; a row where it is null does not fail. #}
+{# `condition` holds in every row; null counts as true. #}
 {% test holds(model, condition) %}
 select * from {{ model }} where not ({{ condition }})
 {% endtest %}

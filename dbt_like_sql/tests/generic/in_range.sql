@@ -1,5 +1,5 @@
-{# Values that are present lie between `minimum` and `maximum`, which belong to the range unless
-   `exclusive`; a bound that is not given does not hold. #}
+{# Values are between `minimum` and `maximum`, inclusive unless `exclusive`; either bound may be
+   omitted. Nulls pass, NaN fails. #}
 {% test in_range(model, column_name, minimum=none, maximum=none, exclusive=false) %}
 select {{ column_name }}
 from {{ model }}
