@@ -36,12 +36,11 @@ from quant_assets.quantize.validation import validate_artifact
 from quant_assets.record_files import recency
 from quant_assets.speed.host_peaks import RecordedPeaks, recorded_peaks
 from quant_assets.warehouse.connection import Warehouse
-from quant_assets.warehouse.loads import (
-    load_artifacts,
+from quant_assets.warehouse.loads.artifacts import load_artifacts, load_models
+from quant_assets.warehouse.loads.listings import load_listing_table
+from quant_assets.warehouse.loads.measurements import (
     load_benchmarks,
     load_hosts,
-    load_listing_table,
-    load_models,
     load_variant_quality,
 )
 from quant_assets_tests.mutation import bounded, fuzz_settings, mutated

@@ -32,7 +32,7 @@ from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
 from quant_assets.resources.torch import Torch, backend_of
 from quant_assets.settings import Settings
-from quant_assets.warehouse.loads import load_benchmarks
+from quant_assets.warehouse.loads.measurements import load_benchmarks
 
 
 class BenchmarkConfig(dg.Config):

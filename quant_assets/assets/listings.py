@@ -22,7 +22,7 @@ from quant_assets.listings.stages import NormalizedListings, RawListings
 from quant_assets.listings.store import ListingStore, ListingTable
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
-from quant_assets.warehouse.loads import load_listing_table
+from quant_assets.warehouse.loads.listings import load_listing_table
 from quant_assets.warehouse.price_history import record_prices
 
 LIVE_CHECK = "offers_are_fresh"

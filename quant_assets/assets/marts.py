@@ -10,7 +10,7 @@ from dagster_dbt import DagsterDbtTranslator, DbtCliResource, DbtProject, dbt_as
 from quant_assets.assets.conventions import FOLLOWS_ITS_INPUTS, OWNERS, WAREHOUSE_POOL
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
-from quant_assets.warehouse.loads import row_counts
+from quant_assets.warehouse.queries import row_counts
 
 WAREHOUSE_VARIABLE = "QUANT_ASSETS_WAREHOUSE"
 """The environment variable that dbt's profile reads the path of the database from."""

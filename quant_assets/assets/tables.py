@@ -23,17 +23,14 @@ from quant_assets.models.config import ModelConfig
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.speed.needs import load_grid
-from quant_assets.warehouse.loads import (
-    load_artifacts,
+from quant_assets.warehouse.loads.artifacts import load_artifacts, load_models, load_serving_needs
+from quant_assets.warehouse.loads.listings import load_listing_history
+from quant_assets.warehouse.loads.measurements import (
     load_benchmarks,
-    load_gpus,
     load_hosts,
-    load_listing_history,
-    load_models,
-    load_serving_needs,
     load_variant_quality,
-    load_variants_table,
 )
+from quant_assets.warehouse.loads.references import load_gpus, load_variants_table
 
 Load = Callable[[duckdb.DuckDBPyConnection, DataRoot], int]
 

@@ -9,7 +9,7 @@ from quant_assets.bench.collect import collect_csv
 from quant_assets.bench.results import ResultStore
 from quant_assets.cli.output import print_line
 from quant_assets.settings import get_settings
-from quant_assets.warehouse.loads import load_benchmarks
+from quant_assets.warehouse.loads.measurements import load_benchmarks
 from quant_assets.warehouse.rebuild import warehouse_of
 
 

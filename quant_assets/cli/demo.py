@@ -10,8 +10,7 @@ from rich.table import Table
 from quant_assets.cli.output import message_console, output_console, standard_output_hidden
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
-from quant_assets.warehouse.loads import row_counts
-from quant_assets.warehouse.queries import cheapest_deployment_options
+from quant_assets.warehouse.queries import cheapest_deployment_options, row_counts
 
 TOP_ROWS = 12
 

@@ -1,4 +1,4 @@
-"""The history of prices: one Parquet snapshot each time that an offer or its price changed."""
+"""The price history: one Parquet snapshot per time at which an offer or a price changed."""
 
 import datetime
 import logging
@@ -11,9 +11,7 @@ from quant_assets.atomic_files import atomic_path
 from quant_assets.duckdb_files import READ_OPTIONS, display_name, exact_pattern
 from quant_assets.listings.stages import EnrichedListings
 from quant_assets.listings.workspace import connect_in_memory
-
-MAX_CLOCK_ERROR = datetime.timedelta(days=1)
-"""Snapshots from further in the future are left out: the clock was wrong when they were made."""
+from quant_assets.record_files import CLOCK_TOLERANCE
 
 _logger = logging.getLogger(__name__)
 _STAMP = "%Y%m%dT%H%M%S.%fZ"
@@ -34,11 +32,12 @@ _DIGEST = """
 
 
 def record_prices(enriched: EnrichedListings, folder: Path, at: datetime.datetime) -> Path | None:
-    """Write the offers with a price as a snapshot of the time `at` (UTC) into `folder`.
+    """Write a snapshot of the priced offers at the time `at` (UTC) into `folder`; return its path.
 
-    Returns the file, or None when the last snapshot there holds the same offers and prices. The
-    last one is the newest that is not later than `at`, so that one made while the clock was ahead
-    does not hide those after it. Snapshots are never changed; files are named by time and content.
+    Returns None when the previous snapshot has the same offers and prices. The previous one is the
+    newest that is not later than `at`, so that one written while the clock was ahead does not hide
+    later changes. Snapshots are never modified; their names are their time and a digest of the
+    content.
     """
     workspace = enriched.workspace
     offers = _OFFERS.format(rows=enriched.rows)
@@ -60,22 +59,23 @@ def record_prices(enriched: EnrichedListings, folder: Path, at: datetime.datetim
 
 
 def intact_snapshots(folder: Path, now: datetime.datetime) -> list[Path]:
-    """The snapshots in `folder` that hold what was written, oldest first.
+    """The undamaged snapshots in `folder`, oldest first.
 
-    A damaged one is renamed to `<name>.damaged`. Files with other names, and snapshots later than
-    `now` by more than `MAX_CLOCK_ERROR`, are left where they are. Each is named in a warning.
+    A damaged snapshot is renamed to `<name>.damaged`. Files with other names, and snapshots later
+    than `now` by more than `CLOCK_TOLERANCE` (the clock was wrong), stay but are left out. A warning
+    names each of these files.
     """
-    latest = _utc(now) + MAX_CLOCK_ERROR
+    latest = _utc(now) + CLOCK_TOLERANCE
     named = _named_snapshots(folder)
     known = {path for _, path in named}
     for foreign in sorted(set(folder.glob("*.parquet")) - known):
-        _logger.warning("%s is not a snapshot of prices and is left out.", display_name(foreign))
+        _logger.warning("%s is not a price snapshot and is ignored.", display_name(foreign))
     intact = []
     for stamp, path in named:
         if stamp > latest:
-            _logger.warning("%s is from the future and is left out.", path)
+            _logger.warning("%s is dated in the future and is ignored.", path)
         elif (fault := _fault(path)) is not None:
-            _logger.warning("%s is damaged and is set aside: %s.", path, fault)
+            _logger.warning("%s is damaged and has been set aside: %s.", path, fault)
             path.rename(path.with_name(f"{path.name}.damaged"))
         else:
             intact.append(path)
@@ -83,7 +83,7 @@ def intact_snapshots(folder: Path, now: datetime.datetime) -> list[Path]:
 
 
 def _named_snapshots(folder: Path) -> list[tuple[datetime.datetime, Path]]:
-    """Time and path of each file that is named like a snapshot, oldest first."""
+    """Time and path of each file with the name of a snapshot, oldest first."""
     found = []
     for path in folder.glob("*.parquet"):
         if (match := _NAME.fullmatch(path.name)) is None:
@@ -97,7 +97,7 @@ def _named_snapshots(folder: Path) -> list[tuple[datetime.datetime, Path]]:
 
 
 def _fault(path: Path) -> str | None:
-    """Why the file does not hold the offers whose digest is in its name; None when it does."""
+    """The reason why the content does not match the digest in the name; None when it does."""
     query = (
         f"{_DIGEST}, count(recorded_at), count(*), any_value(columns(*)::VARCHAR) FROM "
         f"read_parquet(?, {READ_OPTIONS})"
@@ -115,5 +115,5 @@ def _fault(path: Path) -> str | None:
 
 
 def _utc(time: datetime.datetime) -> datetime.datetime:
-    """The time in UTC; one without a zone is UTC already."""
+    """The time in UTC; a time without a zone is taken as UTC."""
     return (time if time.tzinfo else time.replace(tzinfo=datetime.UTC)).astimezone(datetime.UTC)

@@ -1,4 +1,4 @@
-"""The questions that the commands ask the marts."""
+"""Queries of the commands and assets that are not worth a module of their own."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import duckdb
 
 
 class DeploymentOption(NamedTuple):
-    """The cheapest offer of one kind for one variant; `usd_per_slot` is per copy of the model."""
+    """The cheapest offer, to rent or to buy, for a variant; `usd_per_slot` is per copy."""
 
     price_kind: str
     model: str
@@ -22,7 +22,7 @@ class DeploymentOption(NamedTuple):
 def cheapest_deployment_options(
     connection: duckdb.DuckDBPyConnection, limit: int
 ) -> list[DeploymentOption]:
-    """For every variant the cheapest offer to rent and to buy, cheapest slots first."""
+    """The cheapest offer to rent and to buy for every variant, cheapest slots first."""
     rows = connection.execute(
         """
         select price_kind, model, variant, gpu, gpu_count, seller, price_usd, copies, usd_per_slot
@@ -38,3 +38,16 @@ def cheapest_deployment_options(
         [limit],
     ).fetchall()
     return [DeploymentOption(*row) for row in rows]
+
+
+def row_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:
+    """Number of rows of every table and view of the warehouse, by `schema.name`."""
+    names = connection.execute(
+        "select table_schema, table_name from information_schema.tables "
+        "where table_catalog = current_database() order by table_schema, table_name"
+    ).fetchall()
+    counts = {}
+    for schema, name in names:
+        query = f'select count(*) from "{schema}"."{name}"'  # noqa: S608
+        counts[f"{schema}.{name}"] = int(connection.execute(query).fetchall()[0][0])
+    return counts

@@ -1,4 +1,4 @@
-"""Rebuild the raw tables from the files of the data root; losing the DuckDB file loses nothing."""
+"""Rebuild all raw tables from the files of the data root, so that losing the DuckDB file is harmless."""
 
 import logging
 from collections.abc import Callable
@@ -16,25 +16,21 @@ from quant_assets.listings.store import LISTING_TABLES, ListingStore, ListingTab
 from quant_assets.settings import Settings
 from quant_assets.speed.needs import load_grid
 from quant_assets.warehouse.connection import Warehouse
-from quant_assets.warehouse.loads import (
-    load_artifacts,
+from quant_assets.warehouse.loads.artifacts import load_artifacts, load_models, load_serving_needs
+from quant_assets.warehouse.loads.listings import load_listing_history, load_listing_table
+from quant_assets.warehouse.loads.measurements import (
     load_benchmarks,
-    load_gpus,
     load_hosts,
-    load_listing_history,
-    load_listing_table,
-    load_models,
-    load_serving_needs,
     load_variant_quality,
-    load_variants_table,
 )
+from quant_assets.warehouse.loads.references import load_gpus, load_variants_table
 
 _Load = Callable[[duckdb.DuckDBPyConnection], int]
 _log = logging.getLogger(__name__)
 
 
 def warehouse_of(settings: Settings) -> Warehouse:
-    """The warehouse of a data root; a writer that finds none, or a damaged one, rebuilds it."""
+    """The warehouse of a data root; a writer that finds it missing or damaged rebuilds it."""
     return Warehouse(settings.warehouse, seed=lambda connection: _seed(connection, settings))
 
 
@@ -45,7 +41,7 @@ def rebuild_raw_tables(settings: Settings) -> dict[str, int]:
 
 
 def _seed(connection: duckdb.DuckDBPyConnection, settings: Settings) -> None:
-    """Load what can be loaded: records that cannot be read leave their own table empty, no other."""
+    """Load what is readable: an unreadable record leaves only its own table empty."""
     for table, load in _loads(settings).items():
         connection.begin()
         try:

@@ -16,7 +16,8 @@ from quant_assets.bench.variants import Variant
 from quant_assets.models.identity import sha256_of
 from quant_assets.speed.needs import ServingGrid
 from quant_assets.warehouse.connection import Warehouse
-from quant_assets.warehouse.loads import load_benchmarks, load_serving_needs
+from quant_assets.warehouse.loads.artifacts import load_serving_needs
+from quant_assets.warehouse.loads.measurements import load_benchmarks
 
 WEIGHTS = 134_515_008
 """Parameters of SmolLM2-135M, its embeddings shared."""

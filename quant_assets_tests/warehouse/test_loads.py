@@ -12,7 +12,8 @@ from quant_assets.bench.variants import Variant
 from quant_assets.listings.stages import EnrichedListings
 from quant_assets.listings.workspace import Workspace
 from quant_assets.warehouse.connection import Warehouse
-from quant_assets.warehouse.loads import load_listing_history, load_variant_quality
+from quant_assets.warehouse.loads.listings import load_listing_history
+from quant_assets.warehouse.loads.measurements import load_variant_quality
 from quant_assets.warehouse.price_history import intact_snapshots, record_prices
 
 START = datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC)
