@@ -1,6 +1,7 @@
-"""What the HTML and Markdown reports share: templates, styles, plots, ways to write a number.
+"""Shared by the HTML and Markdown reports: template rendering, number formats, plot styling.
 
-A page is one file with its scripts and styles inside; it follows the reader's light or dark theme.
+A page is a single file with its scripts and styles inlined; it follows the reader's light or dark
+theme.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render_html_page(templates: Path, name: str, **content: Any) -> str:
-    """A template that extends `page.html.jinja`, with plotly's script inside; texts are escaped."""
+    """Render a template that extends `page.html.jinja`, with plotly's script inlined; text is escaped."""
     from plotly.offline import get_plotlyjs
 
     template = _environment(templates, autoescape=True).get_template(name)
@@ -23,7 +24,7 @@ def render_html_page(templates: Path, name: str, **content: Any) -> str:
 
 
 def render_markdown_page(templates: Path, name: str, **content: Any) -> str:
-    """A Markdown template; the filter `text` escapes what others wrote."""
+    """Render a Markdown template; its filter `text` escapes text from listings and records."""
     environment = _environment(templates, autoescape=False)
     environment.filters["text"] = lambda value: markdown_text(str(value or ""))
     return environment.get_template(name).render(**content)
@@ -44,7 +45,7 @@ def _environment(templates: Path, *, autoescape: bool) -> Environment:
 
 
 def money(amount: float | None) -> str:
-    """An amount in dollars with as many digits as it needs."""
+    """An amount in USD with as many digits as its size needs, or a dash."""
     if amount is None:
         return "–"
     if amount >= 100:
@@ -53,7 +54,7 @@ def money(amount: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 0) -> str:
-    """A number with thousands separated, or a dash."""
+    """A number with thousands separators, or a dash."""
     return "–" if value is None else f"{value:,.{digits}f}"
 
 
@@ -63,7 +64,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 of each decade in the range, as a logarithmic axis is read best."""
+    """Ticks of a logarithmic axis at 1, 2 and 5 of each decade in the range of `values`."""
     ticks = [
         digit * 10.0**exponent
         for exponent in range(-4, 7)
@@ -75,7 +76,7 @@ def log_ticks(values: Sequence[float]) -> dict[str, Any]:
 
 
 def figure_html(figure: Any, height: int) -> str:
-    """A plotly figure as HTML for `page.html.jinja`, which holds the script and paints its theme."""
+    """A plotly figure as HTML for `page.html.jinja`, which has the script and sets the theme."""
     for axes in (figure.update_xaxes, figure.update_yaxes):
         axes(automargin=True, title_standoff=12, ticks="")
     figure.update_layout(

@@ -1,4 +1,4 @@
-"""The warehouse: one writer, many readers, nothing half written."""
+"""The warehouse: one writer, many readers, no half-finished write."""
 
 import multiprocessing
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_reading_before_any_load_says_what_to_do(warehouse: Warehouse):
         pass
 
 
-def test_a_failed_write_leaves_everything_as_it_was(warehouse: Warehouse):
+def test_a_failed_write_changes_nothing(warehouse: Warehouse):
     add(str(warehouse.path), [1])
     with pytest.raises(ValueError, match="stop"), warehouse.write() as connection:
         connection.execute("insert into raw.numbers values (2)").fetchall()
@@ -42,7 +42,7 @@ def test_a_failed_write_leaves_everything_as_it_was(warehouse: Warehouse):
     assert rows(warehouse) == [1, 3]
 
 
-def test_a_reader_that_holds_the_file_open_disturbs_no_writer(warehouse: Warehouse):
+def test_a_reader_with_the_file_open_does_not_block_writers(warehouse: Warehouse):
     add(str(warehouse.path), [1])
     reader = duckdb.connect(str(warehouse.path), read_only=True)
     add(str(warehouse.path), [2])
@@ -65,7 +65,7 @@ def test_two_writing_processes_lose_nothing(warehouse: Warehouse):
     assert rows(warehouse) == [*range(10), *range(100, 110)]
 
 
-def test_waiting_for_another_writer_ends(warehouse: Warehouse):
+def test_waiting_for_another_writer_times_out(warehouse: Warehouse):
     add(str(warehouse.path), [1])
     impatient = Warehouse(warehouse.path, wait_s=0.2)
     with (

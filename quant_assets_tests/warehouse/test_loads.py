@@ -1,23 +1,38 @@
-"""Loading the raw tables from files."""
+"""Loading records and artifacts into the raw tables."""
 
 import datetime
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from quant_assets.artifacts.job import JobSpec
+from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
+from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.jobs import QualityMeasurement
 from quant_assets.bench.obedience.measurement import ObedienceResult, Transcript
 from quant_assets.bench.quality import QualityResult, QualityStore
+from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import Variant
-from quant_assets.listings.stages import EnrichedListings
-from quant_assets.listings.workspace import Workspace
+from quant_assets.models.identity import sha256_of
+from quant_assets.speed.needs import ServingGrid
 from quant_assets.warehouse.connection import Warehouse
-from quant_assets.warehouse.loads.listings import load_listing_history
-from quant_assets.warehouse.loads.measurements import load_variant_quality
-from quant_assets.warehouse.price_history import intact_snapshots, record_prices
+from quant_assets.warehouse.loads.artifacts import load_serving_needs
+from quant_assets.warehouse.loads.measurements import load_benchmarks, load_variant_quality
 
-START = datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC)
-DAY = datetime.timedelta(days=1)
+MEASURED_AT = datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC)
+WEIGHTS = 134_515_008
+"""Parameters of SmolLM2-135M, whose output head shares the embeddings."""
+BITS = 5.0
+VARIANTS = {
+    "q4": Variant(name="q4", format="gguf", level="Q4_1"),
+    "q4-q8-cache": Variant(
+        name="q4-q8-cache", format="gguf", level="Q4_1", cache_type_k="q8_0", cache_type_v="q8_0"
+    ),
+    "not-made": Variant(name="not-made", format="gguf", level="Q8_0"),
+}
 
 
 @pytest.fixture
@@ -25,80 +40,68 @@ def warehouse(tmp_path: Path) -> Warehouse:
     return Warehouse(tmp_path / "w.duckdb")
 
 
-def offers(*prices: float | None) -> EnrichedListings:
-    """Offers of one card by different sellers."""
-    workspace = Workspace.create()
-    workspace.query(
-        "create table offers as select md5(i::varchar) as row_id, 'shop ' || i as seller, "
-        "'L4' as title, null::varchar as url, 'L4' as canonical_name, 1 as gpu_count, "
-        "'purchase' as price_kind, price as price_usd, price as price_per_gpu_usd "
-        "from (select unnest($prices::double[]) as price, generate_subscripts($prices, 1) as i)",
-        {"prices": list(prices)},
-    )
-    return EnrichedListings(workspace, "offers")
-
-
-def test_a_snapshot_is_written_only_when_a_price_changed(tmp_path: Path, warehouse: Warehouse):
-    first = record_prices(offers(2500, 2600, None), tmp_path / "history", START)
-    same = record_prices(offers(2500, 2600), tmp_path / "history", START + DAY)
-    cheaper = record_prices(offers(2400, 2600), tmp_path / "history", START + 2 * DAY)
-    back = record_prices(offers(2500, 2600), tmp_path / "history", START + 3 * DAY)
-    assert first and cheaper and back and same is None
-    assert len({first, cheaper, back}) == 3
-    for _ in range(2):  # loading again replaces
-        with warehouse.write() as connection:
-            assert load_listing_history(connection, tmp_path / "history") == 6
+@pytest.mark.parametrize(
+    ("driver_name", "card"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100 SXM5 80GB"),
+        ("NVIDIA H200", "H200 SXM 141GB"),
+        ("NVIDIA A100-SXM4-80GB", "A100 SXM4 80GB"),
+        ("NVIDIA GeForce RTX 4090", "GeForce RTX 4090"),
+        ("NVIDIA GeForce RTX 3060", None),  # sold with 8 and with 12 GB
+        ("something new", None),
+        (None, None),
+    ],
+)
+def test_the_drivers_gpu_name_is_mapped_to_the_registrys_card(
+    tmp_path: Path,
+    warehouse: Warehouse,
+    new_record: Callable[..., Any],
+    driver_name: str | None,
+    card: str | None,
+):
+    record, samples = new_record()
+    metadata = record.metadata.model_copy(update={"gpu_name": driver_name})
+    results = ResultStore(tmp_path / "results")
+    results.append(record.model_copy(update={"metadata": metadata}), samples)
+    with warehouse.write() as connection:
+        for _ in range(2):  # loading again replaces
+            assert load_benchmarks(connection, results) == 1
     with warehouse.read() as connection:
-        changes = connection.execute(
-            "select recorded_at, price_usd from raw.listing_history where seller = 'shop 1' order by 1"
+        assert connection.execute("select gpu_name, gpu from raw.benchmark_runs").fetchall() == [
+            (driver_name, card)
+        ]
+
+
+def test_needs_cover_the_grid_and_every_measured_length(
+    tmp_path: Path, warehouse: Warehouse, new_record: Callable[..., Any], smollm2: Path
+):
+    store = ArtifactStore(tmp_path / "artifacts")
+    _store_artifact(store, smollm2)
+    results = ResultStore(tmp_path / "results")
+    results.append(*new_record(model="tiny", variant="q4", batch_size=3))  # 8 + 4 tokens
+    grid = ServingGrid(contexts=(1024, 1_000_000), batches=(1, 2))
+    with warehouse.write() as connection:
+        # Two contexts (the second capped at the model's own) x two batches, and one run.
+        assert load_serving_needs(connection, store, VARIANTS, results, grid) == 2 * 4 + 1
+    with warehouse.read() as connection:
+        rows = connection.execute(
+            "select variant, source, context_tokens, batch_size, weights_bytes, kv_cache_bytes "
+            "from raw.serving_needs order by all"
         ).fetchall()
-    assert [(at.astimezone(datetime.UTC), price) for at, price in changes] == [
-        (START, 2500.0),
-        (START + 2 * DAY, 2400.0),
-        (START + 3 * DAY, 2500.0),
+    layers, kv_heads, head = 30, 3, 64
+    token = 2 * layers * kv_heads * head  # elements of K and V
+    f16, q8_0 = 2.0, 34 / 32
+    weights = round(BITS * WEIGHTS / 8)
+    expected: list[tuple[Any, ...]] = [
+        (name, "grid", context, batch, weights, int(context * batch * token * size))
+        for name, size in (("q4", f16), ("q4-q8-cache", q8_0))
+        for context in (1024, 8192)
+        for batch in (1, 2)
     ]
-
-
-def test_a_snapshot_from_the_future_hides_nothing_and_is_left_out(tmp_path: Path) -> None:
-    folder, tomorrow = tmp_path / "history", START + 3 * DAY
-    future = record_prices(offers(2500), folder, tomorrow)
-    assert future and record_prices(offers(2500), folder, START) is None
-    first = record_prices(offers(2400), folder, START)
-    assert first and record_prices(offers(2400), folder, START + DAY) is None
-    back = record_prices(offers(2500), folder, START + DAY)
-    assert intact_snapshots(folder, START + DAY) == [first, back]
-    assert intact_snapshots(folder, tomorrow) == [first, back, future]
-
-
-def test_a_time_without_a_zone_is_utc(tmp_path: Path) -> None:
-    path = record_prices(offers(2500), tmp_path, START.replace(tzinfo=None))
-    assert path and path.name.startswith("20260504T000000.000000Z_")
-
-
-def test_damaged_snapshots_are_set_aside_and_foreign_files_left_alone(
-    tmp_path: Path, warehouse: Warehouse, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = tmp_path / "[1] 'history'"
-    paths = [record_prices(offers(price), folder, START + price * DAY) for price in (1, 2, 3, 4, 5)]
-    empty, cut, other, changed, whole = [path for path in paths if path]
-    empty.write_bytes(b"")
-    cut.write_bytes(cut.read_bytes()[:-9])
-    other.write_bytes(changed.read_bytes())
-    changed.write_bytes(
-        bytes(byte ^ (index == 40) for index, byte in enumerate(whole.read_bytes()))
-    )
-    (folder / "mine.parquet").write_text("notes")
-    assert intact_snapshots(folder, START + 9 * DAY) == [whole]
-    assert all(path.with_name(f"{path.name}.damaged").exists() for path in (empty, cut, other))
-    assert all(path.name in caplog.text for path in (empty, cut, other, changed))
-    assert (folder / "mine.parquet").exists() and "mine.parquet" in caplog.text
-    with warehouse.write() as connection:
-        assert load_listing_history(connection, folder) == 1
-
-
-def test_without_snapshots_the_history_is_empty(tmp_path: Path, warehouse: Warehouse):
-    with warehouse.write() as connection:
-        assert load_listing_history(connection, tmp_path / "nothing") == 0
+    in_grid = [row for row in rows if row[1] == "grid"]
+    assert in_grid == expected
+    (run,) = [row for row in rows if row[1] == "run"]
+    assert run[0] == "q4" and run[3] == 3 and run[2] >= 12
 
 
 def test_quality_and_obedience_come_from_their_files(tmp_path: Path, warehouse: Warehouse):
@@ -112,12 +115,12 @@ def test_quality_and_obedience_come_from_their_files(tmp_path: Path, warehouse: 
     )  # fmt: skip
     quality = QualityResult(
         variant="q8", model="m", artifact_id="a", baseline_artifact_id="b", text="topics",
-        text_sha256="0", timestamp=START, measurement=measurement,
+        text_sha256="0", timestamp=MEASURED_AT, measurement=measurement,
     )  # fmt: skip
     store.save(variant, "key", quality)
     passed = Transcript(id="1", category="c", prompt="p", answer="x", failure=None)
     obedience = ObedienceResult(
-        variant="q8", model="m", artifact_id="a", timestamp=START, pass_rate=0.5,
+        variant="q8", model="m", artifact_id="a", timestamp=MEASURED_AT, pass_rate=0.5,
         pass_rate_by_category={"c": 0.5},
         transcripts=[passed, passed.model_copy(update={"failure": "it is not x"})],
     )  # fmt: skip
@@ -131,3 +134,20 @@ def test_quality_and_obedience_come_from_their_files(tmp_path: Path, warehouse: 
             "from raw.variant_quality order by kind"
         ).fetchall()
     assert rows == [("obedience", None, None, 2, 0.5), ("perplexity", 1.01, 0.97, None, None)]
+
+
+def _store_artifact(store: ArtifactStore, gguf: Path) -> None:
+    job = JobSpec(
+        model_name="tiny", source_identity="s", target_format="gguf", level="Q4_1",
+        library_versions={},
+    )  # fmt: skip
+    with store.staging(job.job_id) as folder:
+        os.link(gguf, folder / "m.gguf")
+        file = ArtifactFile(name="m.gguf", size_bytes=gguf.stat().st_size, sha256=sha256_of(gguf))
+        manifest = ArtifactManifest(
+            job=job, job_id=job.job_id, status="valid", source_provenance="a package",
+            files=[file], n_parameters=WEIGHTS, bits_per_weight=BITS, tensor_types={}, engine={},
+            validation={}, seconds=1.0,
+            created_at=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+        )  # fmt: skip
+        store.commit(folder, manifest)

@@ -1,4 +1,4 @@
-"""What is published is whole and passed its checks, whatever happened to the writer or the file."""
+"""The published file is complete and checked, whatever happens to a writer or to the file."""
 
 import contextlib
 import datetime
@@ -33,7 +33,7 @@ def warehouse(tmp_path: Path) -> Warehouse:
 
 
 def seed(connection: duckdb.DuckDBPyConnection) -> None:
-    """The only record that there is."""
+    """Load the only record."""
     connection.execute("insert into raw.gpus (canonical_name) values ('A')").fetchall()
 
 
@@ -67,10 +67,10 @@ def kill_between_writing_and_publishing(warehouse: Warehouse) -> None:
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert any((warehouse.path.parent / "build").rglob("*.duckdb")), "it left its build file"
+    assert any((warehouse.path.parent / "build").rglob("*.duckdb")), "the build file is left behind"
 
 
-def leave_a_build_file_of_old(warehouse: Warehouse) -> None:
+def leave_an_old_build_file(warehouse: Warehouse) -> None:
     (warehouse.path.parent / "build" / warehouse.path.name).write_bytes(b"garbled")
 
 
@@ -84,11 +84,11 @@ def leave_a_log_of_another_program(warehouse: Warehouse) -> None:
         lose_the_build_folder,
         fail_in_dbt,
         kill_between_writing_and_publishing,
-        leave_a_build_file_of_old,
+        leave_an_old_build_file,
         leave_a_log_of_another_program,
     ],
 )
-def test_the_next_writer_begins_from_what_is_published(
+def test_the_next_writer_starts_from_the_published_file(
     warehouse: Warehouse, accident: Callable[[Warehouse], None]
 ):
     accident(warehouse)
@@ -117,7 +117,7 @@ def test_a_build_that_cannot_be_read_is_not_published(warehouse: Warehouse):
 
 
 def flipped(content: bytes) -> bytes:
-    """The file with a bit changed in each of its blocks: headers, catalog, tables."""
+    """The file with one bit flipped in each block: headers, catalog, tables."""
     damaged = bytearray(content)
     for block in range(3 * 4096, len(damaged), 262144):
         damaged[block + 100] ^= 1
@@ -176,7 +176,7 @@ def test_a_damaged_file_is_an_error_for_readers_and_rebuilt_by_the_next_writer(
         query(warehouse, "select n from marts.answers")
 
 
-def test_a_folder_of_that_name_is_left_alone(tmp_path: Path):
+def test_a_folder_with_the_files_name_is_left_alone(tmp_path: Path):
     warehouse = Warehouse(tmp_path / "w.duckdb")
     (warehouse.path / "kept").mkdir(parents=True)
     with pytest.raises(InputError, match="is not a file"), warehouse.write():
@@ -212,7 +212,7 @@ def test_a_lost_file_is_rebuilt_from_the_records_by_any_writer(
 
 
 def write_beyond(path: Path, limit: int) -> None:
-    """Write 8 MB where no file may become larger than `limit` bytes, as on a full disk."""
+    """Write 8 MB while no file may grow beyond `limit` bytes, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with (
@@ -226,7 +226,7 @@ def write_beyond(path: Path, limit: int) -> None:
 
 
 @pytest.mark.parametrize("limit", [1_000, 2**20, 4 * 2**20], ids=["copy", "start", "load"])
-def test_a_full_disk_leaves_the_published_file_whole(warehouse: Warehouse, limit: int):
+def test_a_full_disk_leaves_the_published_file_unchanged(warehouse: Warehouse, limit: int):
     before = warehouse.path.read_bytes()
     process = multiprocessing.get_context("spawn").Process(
         target=write_beyond, args=(warehouse.path, limit)
@@ -238,7 +238,7 @@ def test_a_full_disk_leaves_the_published_file_whole(warehouse: Warehouse, limit
     assert not [path for path in (warehouse.path.parent / "build").iterdir() if path.is_dir()]
 
 
-def test_a_folder_that_cannot_be_made_is_said_so(tmp_path: Path):
+def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path):
     (tmp_path / "home").write_text("a file")
     warehouse = Warehouse(tmp_path / "home" / "warehouse" / "w.duckdb")
     with pytest.raises(ResourceError, match="cannot be"), warehouse.write():

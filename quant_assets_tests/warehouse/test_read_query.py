@@ -1,4 +1,4 @@
-"""`quant-assets sql`: what a query can reach, what it shows, and how it ends."""
+"""`quant-assets sql`: what a query may reach, how its answer is shown, and how it is stopped."""
 
 import hashlib
 import os
@@ -78,7 +78,9 @@ def test_values_are_exact(warehouse: Warehouse):
         ("select n from raw.numbers where false", []),
     ],
 )
-def test_what_reads_is_run(warehouse: Warehouse, query: str, rows: list[tuple[str, ...]]):
+def test_statements_that_read_are_run(
+    warehouse: Warehouse, query: str, rows: list[tuple[str, ...]]
+):
     assert ask(warehouse, query).rows == rows
 
 
@@ -145,9 +147,9 @@ ATTACKS = (
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_what_does_not_only_read_is_refused(warehouse: Warehouse, attack: str):
+def test_statements_that_do_more_than_read_are_refused(warehouse: Warehouse, attack: str):
     folder = warehouse.path.parent
-    frame = [1]  # a Python variable is no table
+    frame = [1]  # a Python variable is not a table
     before = (hashlib.sha256(warehouse.path.read_bytes()).hexdigest(), sorted(folder.rglob("*")))
     with pytest.raises(InputError) as refused:
         ask(warehouse, attack.format(folder=folder, file=warehouse.path))
@@ -161,7 +163,7 @@ def test_what_does_not_only_read_is_refused(warehouse: Warehouse, attack: str):
 ENDLESS = "select count(*) from range(100000000000) a, range(1000) b"
 
 
-def test_ctrl_c_ends_a_query(warehouse: Warehouse):
+def test_ctrl_c_stops_a_query(warehouse: Warehouse):
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
@@ -169,19 +171,19 @@ def test_ctrl_c_ends_a_query(warehouse: Warehouse):
     assert time.monotonic() - started < 60
 
 
-def test_a_query_that_takes_too_long_is_ended(warehouse: Warehouse):
+def test_a_query_that_takes_too_long_is_stopped(warehouse: Warehouse):
     with duckdb.connect(str(warehouse.path), read_only=True) as connection:
         connection.execute("set max_execution_time = 200")
         with pytest.raises(ResourceError, match="took longer"):
             run_query(connection, ENDLESS)
 
 
-def test_a_query_that_takes_too_much_memory_is_ended(warehouse: Warehouse):
+def test_a_query_that_takes_too_much_memory_is_stopped(warehouse: Warehouse):
     with pytest.raises(ResourceError, match="more memory"):
         ask(warehouse, "select list(hash(range)) from range(2000000000)")
 
 
-def test_large_answers_are_cut_and_say_so(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch):
+def test_large_answers_are_cut_and_marked(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(read_query, "MAX_ROWS", 2500)
     answer = ask(warehouse, "from range(1000000000000)")
     assert len(answer.rows) == 2500 and answer.is_cut
@@ -209,7 +211,7 @@ def test_the_command_shows_text_as_text(warehouse: Warehouse, monkeypatch: pytes
     assert not [sign for sign in shown if ord(sign) < 32 and sign != "\n"]
 
 
-def test_on_a_terminal_nothing_of_a_wide_row_is_lost(capsys: pytest.CaptureFixture[str]):
+def test_a_wide_row_is_shown_in_full_on_a_terminal(capsys: pytest.CaptureFixture[str]):
     console = LiteralConsole(width=40, force_terminal=True, color_system=None)
     columns = [f"column_{number}" for number in range(30)]
     row = tuple(f"value [b] {number} " + "z" * 50 for number in range(30))
@@ -218,7 +220,7 @@ def test_on_a_terminal_nothing_of_a_wide_row_is_lost(capsys: pytest.CaptureFixtu
     assert all(name in shown and value in shown for name, value in zip(columns, row, strict=True))
 
 
-def test_a_damaged_block_is_told_as_damage(warehouse: Warehouse, tmp_path: Path):
+def test_a_damaged_block_is_reported_as_damage(warehouse: Warehouse, tmp_path: Path):
     copy = Warehouse(tmp_path / "quant_assets.duckdb")
     content = bytearray(warehouse.path.read_bytes())
     with duckdb.connect(str(warehouse.path), read_only=True) as connection:

@@ -1,4 +1,4 @@
-"""The plots of the whole-project report, as HTML for its page."""
+"""The plots of the decision report, as HTML for its page."""
 
 from collections.abc import Callable, Sequence
 from html import escape
@@ -10,11 +10,11 @@ _COLORS = ("#2f7fd1", "#d1602f", "#3a8f4d", "#8a6fc9", "#c2487f", "#8c8420", "#3
 
 _LABEL_SIDES = ("top center", "bottom center", "middle right", "middle left")
 _LABEL_WIDTH, _LABEL_HEIGHT = 0.12, 0.08
-"""Room that a label takes, as a share of the plot."""
+"""Space that a label takes, as a share of the plot."""
 
 
 def draw(report: DecisionReport) -> dict[str, str]:
-    """The plots that there is something to draw for, by name."""
+    """The plots by name; a plot without data is left out."""
     complete = [row for row in report.variants if row.quality_loss is not None]
     timed = [row for row in complete if row.decode_tokens_per_s is not None]
     figures = {}
@@ -48,7 +48,7 @@ def _quality(
     figure = go.Figure()
     for flag, name, color in (
         (True, "pareto", _COLORS[0]),
-        (False, "another is better in everything", _COLORS[7]),
+        (False, "dominated by another", _COLORS[7]),
         (None, "not fully measured", _COLORS[5]),
     ):
         placed = [
@@ -70,15 +70,15 @@ def _quality(
             hovertemplate="%{customdata}<br>%{x:,.3g}, %{y:+.2f}%<extra></extra>",
         )
     figure.update_xaxes(title=x_title, rangemode="tozero")
-    figure.update_yaxes(title="Loss of quality (% perplexity)")
+    figure.update_yaxes(title="Quality loss (% perplexity)")
     return figure_html(figure, height=380)
 
 
 def _label_sides(points: Sequence[tuple[float, float]]) -> list[str]:
-    """Where the label of each point stands, so that those of close points do not meet."""
+    """The side of each point's label, chosen so that the labels of close points do not overlap."""
     width, height = (max(axis) - min(axis) or 1.0 for axis in zip((0.0, 0.0), *points, strict=True))
     sides: dict[int, str] = {}
-    # The highest first: its label is the one that goes on top.
+    # Highest first, so that its label goes on top.
     for number in sorted(range(len(points)), key=lambda number: -points[number][1]):
         x, y = points[number]
         taken = {
@@ -92,7 +92,7 @@ def _label_sides(points: Sequence[tuple[float, float]]) -> list[str]:
 
 
 def _latency(cells: Sequence[Cell]) -> str:
-    """Median time of a run by batch size, the newest record of each cell."""
+    """Median duration of a run by batch size, from the newest record of each cell."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -118,7 +118,7 @@ def _latency(cells: Sequence[Cell]) -> str:
             hovertemplate="batch %{x}: %{y:,.0f} ms<extra>%{fullData.name}</extra>",
         )
     figure.update_xaxes(title="Batch size", type="category")
-    figure.update_yaxes(title="p50 of a run, up to p95 (ms)", rangemode="tozero")
+    figure.update_yaxes(title="Duration of a run, p50 up to p95 (ms)", rangemode="tozero")
     return figure_html(figure, height=400)
 
 
@@ -156,7 +156,7 @@ def _price(offers: Sequence[CardOffer], kind: str) -> str:
     )
     unit = "USD per hour and GPU" if kind == "hourly" else "USD per GPU"
     figure.update_xaxes(
-        title="7B models at 4 bits that one GPU holds", type="log", **log_ticks(capacities)
+        title="4-bit 7B models that one GPU holds", type="log", **log_ticks(capacities)
     )
     figure.update_yaxes(title=unit, type="log", **log_ticks(prices))
     return figure_html(figure, height=420)

@@ -1,4 +1,4 @@
-"""The whole-project report: what it says, that it needs nothing but itself, that it escapes."""
+"""The decision report: its content, that it is self-contained, and that all text is escaped."""
 
 import datetime
 import json
@@ -32,7 +32,7 @@ def report(marts_home: Path) -> DecisionReport:
     return build_decision_report(Settings(home=marts_home), now=NOW + datetime.timedelta(days=1))
 
 
-def test_it_holds_what_the_marts_hold(report: DecisionReport):
+def test_it_has_the_figures_of_the_marts(report: DecisionReport):
     assert report.models == ["m"]
     assert (report.offers, report.cards) == (5, 3)
     assert {(row.variant, row.is_pareto) for row in report.variants} == {
@@ -48,7 +48,7 @@ def test_it_holds_what_the_marts_hold(report: DecisionReport):
     assert {row.batch_size for row in report.recommendations} == {1, 4}
 
 
-def test_it_says_what_is_stale(marts_home: Path, report: DecisionReport):
+def test_it_lists_what_is_stale(marts_home: Path, report: DecisionReport):
     assert "The listings have never been read." in report.stale
     assert "m q4: its quality was never measured." in report.stale
     assert "m q8: its speed was measured while other processes were busy." in report.stale
@@ -57,7 +57,7 @@ def test_it_says_what_is_stale(marts_home: Path, report: DecisionReport):
     assert "m f16: it was measured 19 days ago." in later.stale
 
 
-def test_the_page_needs_nothing_but_itself(report: DecisionReport):
+def test_the_page_is_self_contained(report: DecisionReport):
     html = render_html(report)
     outside_script = re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
     assert not re.search(r"""(?:src|href)=["']?https?:""", outside_script)
@@ -66,7 +66,7 @@ def test_the_page_needs_nothing_but_itself(report: DecisionReport):
     assert html.count('class="plotly-graph-div"') == 5  # size, speed, latency, buy, rent
 
 
-def test_labels_of_close_points_stand_apart(report: DecisionReport):
+def test_labels_of_close_points_do_not_overlap(report: DecisionReport):
     places = {"lower": (1.0, 0.010), "upper": (1.0, 0.012), "far": (4.0, 0.3)}
     variants = [
         report.variants[0].model_copy(
@@ -85,7 +85,7 @@ def test_labels_of_close_points_stand_apart(report: DecisionReport):
     }
 
 
-def test_both_forms_carry_every_recommendation(report: DecisionReport, tmp_path: Path):
+def test_html_and_markdown_have_every_recommendation(report: DecisionReport, tmp_path: Path):
     html, markdown = write_decision_report(report, tmp_path / "decision.html")
     assert (html.suffix, markdown.suffix) == (".html", ".md")
     for text in (html.read_text(), markdown.read_text()):
@@ -94,7 +94,7 @@ def test_both_forms_carry_every_recommendation(report: DecisionReport, tmp_path:
         assert "estimated" in text and "measured" in text
 
 
-def test_sellers_texts_are_escaped(report: DecisionReport):
+def test_text_from_sellers_is_escaped(report: DecisionReport):
     option = report.recommendations[0].model_copy(update={"seller": "<b>|x|</b>"})
     hostile = report.model_copy(update={"recommendations": [option]})
     assert "<b>" not in render_html(hostile).split("</script>", 1)[1]
@@ -106,8 +106,8 @@ HOSTILE = (
 )
 
 
-def test_no_text_of_the_marts_becomes_markup(report: DecisionReport):
-    """Every string of the report is replaced; the page's elements and the tables stay the same."""
+def test_no_text_from_the_marts_becomes_markup(report: DecisionReport):
+    """With every string of the report replaced, the page keeps its elements and tables."""
 
     def poisoned(row: BaseModel) -> BaseModel:
         fixed = {"price_kind", "quality_basis"}
@@ -127,7 +127,7 @@ def test_no_text_of_the_marts_becomes_markup(report: DecisionReport):
     )
     elements = Elements()
     elements.feed(render_html(hostile))
-    assert elements.seen["script"] == 2 + 5, "the page's own two and one for each plot"
+    assert elements.seen["script"] == 2 + 5, "the page's own two and one per plot"
     assert elements.seen["img"] == 0
     assert elements.handlers == []
     markdown = MarkdownIt("gfm-like", {"linkify": False}).parse(render_markdown(hostile))
@@ -139,7 +139,7 @@ def test_no_text_of_the_marts_becomes_markup(report: DecisionReport):
 
 
 class Elements(HTMLParser):
-    """Counts the elements of a page, and collects what runs when something happens to one."""
+    """Counts the elements of a page and collects their event handlers and script links."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class Elements(HTMLParser):
         ]
 
 
-def test_without_marts_it_says_what_to_do(tmp_path: Path):
+def test_without_marts_it_names_the_next_step(tmp_path: Path):
     settings = Settings(home=tmp_path)
     with Warehouse(settings.warehouse).write():
         pass
@@ -174,5 +174,5 @@ def test_an_empty_installation_has_a_report(marts_home: Path, tmp_path: Path):
         for (table,) in tables:
             connection.execute(f"delete from marts.{table}").fetchall()
     report = build_decision_report(settings)
-    assert "There is no offer that holds" in render_html(report)
-    assert "There is no offer that holds" in render_markdown(report)
+    assert "No offer can serve" in render_html(report)
+    assert "No offer can serve" in render_markdown(report)
