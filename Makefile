@@ -1,8 +1,8 @@
-# Every target does all of its own set-up. PYTHON chooses the interpreter that environments are made of.
+# Every target does its own set-up. PYTHON selects the interpreter for the environments.
 PYTHON ?= python3
 BOOTSTRAP = $(PYTHON) environments/bootstrap.py
 BIN = .venv/bin
-# Two processes where there are two cores; the groups of tests are those of quant_assets_tests/conftest.py.
+# At most two processes; quant_assets_tests/conftest.py groups the tests.
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadscope --no-loadscope-reorder
 
 .PHONY: demo test test-groupwise fuzz ui check setup setup-groupwise pins bench-gguf bench-listings bench-peers
@@ -44,11 +44,11 @@ setup-groupwise:  ## set up the worker environments of GPTQ and AWQ
 	@$(BOOTSTRAP) gptq
 	@$(BOOTSTRAP) awq
 
-pins:  ## write the pin files anew from pyproject.toml; ARGS="--upgrade PACKAGE" takes newer versions
+pins:  ## regenerate the pin files from pyproject.toml; ARGS="--upgrade PACKAGE" takes newer versions
 	@$(BOOTSTRAP) main --with demo --with test --with live
 	@$(BIN)/python environments/lock.py $(ARGS)
 
-bench-gguf:  ## one pass beside convert + llama_model_quantize, on a synthetic 1.2B Llama and SmolLM2
+bench-gguf:  ## one pass against convert + llama_model_quantize, on a synthetic 1.2B Llama and SmolLM2
 	@$(BOOTSTRAP) main --with demo --with test --with live
 	@$(BIN)/python benchmarks/gguf_one_pass.py $(BENCH_ARGS)
 
@@ -56,6 +56,6 @@ bench-listings:  ## a million listings end to end, ten million, and a per-row lo
 	@$(BOOTSTRAP) main
 	@$(BIN)/python benchmarks/listings_scale.py $(BENCH_ARGS)
 
-bench-peers:  ## speed and quality beside llama.cpp's own tools
+bench-peers:  ## speed and quality against llama.cpp's own tools
 	@$(BOOTSTRAP) main --with demo --with test --with live
 	@$(BIN)/python benchmarks/peers.py $(BENCH_ARGS)

@@ -1,12 +1,12 @@
-"""Make the project's Python environments: `python3 environments/bootstrap.py main --with demo`.
+"""Create the project's Python environments: `python3 environments/bootstrap.py main --with demo`.
 
-Needs Python 3.11 to 3.13 and the standard library only. An environment that is already as its pins
-say is left alone, within a fraction of a second. Nothing is resolved here: the pin files are
-complete, and every file is checked by its hash. llama-cpp-python is built from its source once per
-machine and kept under the user's cache folder.
+Needs Python 3.11 to 3.13 and only its standard library. An environment that already matches its
+pins is left alone, within a fraction of a second. Nothing is resolved here: the pin files are
+complete, and every file is verified by its hash. llama-cpp-python is built from source once per
+machine and kept in the user's cache folder.
 
-Without an NVIDIA GPU torch's CPU build is taken; QUANT_ASSETS_TORCH (`cpu` or `cuda`) decides
-otherwise.
+Without an NVIDIA GPU, torch's CPU build is used; QUANT_ASSETS_TORCH (`cpu` or `cuda`) overrides
+this.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ KERNELS = PROJECT / "quant_assets" / "workers" / "gguf" / "kernels"
 MINIMUM_PYTHON = (3, 11)
 # The pins are resolved for Pythons before this one.
 PINNED_BEFORE = (3, 14)
-# Measured on Linux x86-64, in GB: what an environment takes of the disk by torch's build, the build
-# of llama.cpp included; and what is fetched.
+# Measured on Linux x86-64, in GB: an environment's disk use by torch build, including the build of
+# llama.cpp; and the size of downloads.
 NEEDED_GB = {
     "main": {"cpu": 2.5, "cuda": 6.5},
     "gptq": {"cpu": 1.5, "cuda": 5.5},
@@ -44,18 +44,18 @@ NEEDED_GB = {
 }
 TORCH_DOWNLOAD_GB = {"cpu": 0.2, "cuda": 2.7}
 DOWNLOAD_GB = {"main": 0.4, "gptq": 0.2, "awq": 0.2}
-# What an environment that is only brought up to date needs at least.
+# The least that an update of an environment needs.
 UPDATE_GB = 0.5
 
 
 def main() -> int:
-    """Make or reuse one environment; return the exit status."""
+    """Create or reuse one environment; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("environment", choices=sorted(NEEDED_GB))
     parser.add_argument(
         "--with", dest="extras", action="append", default=[], choices=["demo", "test", "live"]
     )
-    parser.add_argument("--rebuild", action="store_true", help="build llama-cpp-python anew")
+    parser.add_argument("--rebuild", action="store_true", help="rebuild llama-cpp-python")
     arguments = parser.parse_args()
     try:
         make_environment(arguments.environment, sorted(set(arguments.extras)), arguments.rebuild)
@@ -63,18 +63,18 @@ def main() -> int:
         print(f"set-up: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("set-up: stopped; run the command again to go on", file=sys.stderr)
+        print("set-up: stopped; run the command again to continue", file=sys.stderr)
         return 130
     return 0
 
 
 def make_environment(name: str, extras: list[str], rebuild: bool) -> None:
-    """Bring the environment `name` to what its pins say."""
+    """Make the environment `name` match its pins."""
     _require_supported()
     if not rebuild and _Target(name, extras).is_made():
         return
     with turn(ENVIRONMENTS / ".lock", f"making the environment {name}"):
-        # What another set-up did meanwhile counts.
+        # Another set-up may have finished it meanwhile.
         target = _Target(name, extras)
         if not rebuild and target.is_made():
             return
@@ -83,7 +83,7 @@ def make_environment(name: str, extras: list[str], rebuild: bool) -> None:
 
 
 class _Target:
-    """One environment: where it is, what it is to hold, and what it holds as far as is known."""
+    """One environment: its place, its wanted content, and its installed content as far as known."""
 
     def __init__(self, name: str, extras: list[str]) -> None:
         self.name = name
@@ -92,7 +92,7 @@ class _Target:
         self.uv = self.folder / "bin" / "uv"
         self.stamp = self.folder / "quant-assets.stamp"
         self.installed = _read_stamp(self.stamp)
-        # Extras add up: `make test` must not take away what `make demo` installed.
+        # Extras accumulate: `make test` must not remove what `make demo` installed.
         self.extras = sorted({*extras, *self.installed.get("extras", "").split()})
         self.pins = [ENVIRONMENTS / f"{part}.txt" for part in (name, *self.extras)]
         shared = [
@@ -110,7 +110,7 @@ class _Target:
         }
 
     def is_made(self) -> bool:
-        """Whether a set-up finished here that did all of what is wanted now."""
+        """Whether a finished set-up installed everything that is wanted now."""
         held = {key: self.installed.get(key) for key in self.wanted}
         return (
             held == self.wanted
@@ -119,7 +119,7 @@ class _Target:
         )
 
     def is_usable(self) -> bool:
-        """Whether a finished set-up of the same Python can be built on."""
+        """Whether a finished set-up with the same Python can be updated."""
         return self.python.exists() and self.installed.get("python") == self.wanted["python"]
 
 
@@ -132,12 +132,12 @@ def _require_supported() -> None:
         )
     if sys.version_info >= PINNED_BEFORE:
         raise SetupError(
-            f"Python {version} is newer than the pinned packages, which are for Python 3.11 to "
+            f"Python {version} is newer than the pinned packages support, which is Python 3.11 to "
             "3.13; install one of these and run `make PYTHON=/path/to/python3.13 ...`."
         )
     if sys.platform == "darwin" and platform.machine() == "x86_64":
         raise SetupError(
-            "torch is not released for Intel Macs any more; use a Mac with Apple silicon, or Linux."
+            "torch is no longer released for Intel Macs; use a Mac with Apple silicon, or Linux."
         )
 
 
@@ -147,7 +147,7 @@ def _make(target: _Target, rebuild: bool) -> None:
     _announce(target, rebuild)
     step = _Steps(5 if name == "main" else 3)
     usable = target.is_usable()
-    # Until the new stamp is written this is half an environment, and is made from nothing.
+    # Until the new stamp is written the environment is incomplete, and would be recreated.
     target.stamp.unlink(missing_ok=True)
     step("the virtual environment and its installer; usually 10 s")
     if not usable:
@@ -164,7 +164,7 @@ def _make(target: _Target, rebuild: bool) -> None:
             wheel = beside.submit(llama_wheel, target.uv, rebuild)
             try:
                 build = _install_packages(target, step)
-                step("llama.cpp: what is left of its build")
+                step("llama.cpp: the rest of its build")
                 built = wheel.result()
             except BaseException:
                 stop_children()
@@ -179,16 +179,16 @@ def _make(target: _Target, rebuild: bool) -> None:
 
 
 class _Steps:
-    """Tell which step begins, and how many there are."""
+    """Announce each step with its number and the total."""
 
     def __init__(self, count: int) -> None:
         self.count = count
         self.number = 0
         self.started = time.monotonic()
 
-    def __call__(self, what: str) -> None:
+    def __call__(self, description: str) -> None:
         self.number += 1
-        say(f"[{self.number}/{self.count}, after {self.elapsed()}] {what}")
+        say(f"[{self.number}/{self.count}, after {self.elapsed()}] {description}")
 
     def elapsed(self) -> str:
         seconds = int(time.monotonic() - self.started)
@@ -199,17 +199,17 @@ def _announce(target: _Target, rebuild: bool) -> None:
     build = wanted_build()
     fetched = TORCH_DOWNLOAD_GB[build] + DOWNLOAD_GB[target.name]
     say(
-        f"making the environment {target.name} in {target.folder}: up to {fetched:.1f} GB to fetch, "
-        f"{NEEDED_GB[target.name][build]:.1f} GB of disk, less where caches have it; "
+        f"making the environment {target.name} in {target.folder}: up to {fetched:.1f} GB to download, "
+        f"{NEEDED_GB[target.name][build]:.1f} GB of disk, less if cached; "
         f"torch for {'NVIDIA GPUs' if build == 'cuda' else 'the CPU'}"
     )
     if target.name == "main" and (rebuild or not is_built()):
-        compiler()  # say that there is none before anything is fetched
-        say("usually 3 to 7 minutes on two cores: downloads, with llama.cpp compiled beside them")
+        compiler()  # fail before any download if there is none
+        say("usually 3 to 7 minutes on two cores: downloads while llama.cpp is compiled")
 
 
 def _install_packages(target: _Target, step: _Steps) -> str:
-    """Install what the pins say; return the build of torch."""
+    """Install the pinned packages; return the build of torch."""
     install: list[str | Path] = [
         target.uv, "pip", "install", "--quiet", "--python", target.python, "--no-deps",
         "--require-hashes", "--build-constraints", ENVIRONMENTS / "build.txt",
@@ -218,7 +218,7 @@ def _install_packages(target: _Target, step: _Steps) -> str:
     if os.environ.get("PIP_FIND_LINKS"):
         install += ["--find-links", os.environ["PIP_FIND_LINKS"]]
     if sys.dont_write_bytecode:
-        # Nothing would ever be compiled later, and every worker would compile all that it imports.
+        # No bytecode would be cached later, and every worker would compile all that it imports.
         install.append("--compile-bytecode")
     step("torch; usually 20 s, with CUDA 2 to 5 minutes")
     build = install_torch(install, lambda build: _require_space(target, build))
@@ -249,17 +249,17 @@ def _install_project(target: _Target, wheel: Path, rebuild: bool) -> None:
 
 def _create_venv(folder: Path) -> None:
     try:
-        # A link to an environment elsewhere is kept; venv would empty it and then fail.
+        # A link to an environment elsewhere is kept; venv would empty its target and then fail.
         venv.create(folder.resolve(), with_pip=True, clear=folder.exists(), symlinks=True)
     except (subprocess.CalledProcessError, ImportError) as error:
         raise SetupError(
-            "Python cannot make virtual environments here; install its venv module (Debian and "
+            "Python cannot create virtual environments here; install its venv module (Debian and "
             "Ubuntu: `apt-get install python3-venv`) and run the command again."
         ) from error
 
 
 def _read_stamp(stamp: Path) -> dict[str, str]:
-    """The stamp of a finished set-up; empty where there is none or it is damaged."""
+    """The stamp of a finished set-up; empty if missing or damaged."""
     try:
         lines = stamp.read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
@@ -268,7 +268,7 @@ def _read_stamp(stamp: Path) -> dict[str, str]:
 
 
 def _require_space(target: _Target, build: str) -> None:
-    """Refuse to begin what the disk cannot hold. What lies in the folder already is reused or goes."""
+    """Refuse an environment that does not fit on the disk; existing files are reused or removed."""
     free_gb = shutil.disk_usage(PROJECT).free / 1e9
     needed_gb = NEEDED_GB[target.name][build]
     missing_gb = max(needed_gb - _size_gb(target.folder), UPDATE_GB)
@@ -289,7 +289,7 @@ def _size_gb(folder: Path) -> float:
 
 
 def _kernels_key() -> str:
-    """What the project's own kernels depend on, the processor apart: their source and flags."""
+    """A hash of the source and flags of the project's own kernels, without the processor."""
     files = (KERNELS / "k_quants.cpp", KERNELS / "build.py")
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
@@ -297,7 +297,7 @@ def _kernels_key() -> str:
 def _build_kernels(python: Path) -> None:
     """Compile the project's own kernels for the processors that llama.cpp is built for.
 
-    Without them ggml's are used, so a failure is said and no more.
+    Without them ggml's are used, so a failure is only reported.
     """
     portable = ["--portable"] if "GGML_NATIVE=OFF" in os.environ.get("CMAKE_ARGS", "") else []
     try:

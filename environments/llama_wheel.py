@@ -1,6 +1,6 @@
-"""The wheel of llama-cpp-python for this machine: built from its source, once, and kept.
+"""The llama-cpp-python wheel for this machine: built from source once and cached.
 
-The cache of pip or uv is not used: it may hold a build with other flags.
+The caches of pip and uv are not used: they may hold a build with other flags.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NO_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 def llama_wheel(uv: Path, rebuild: bool) -> Path:
     """The wheel from the cache, or built with the build tools that `uv` installs.
 
-    Two set-ups that want the same build make it once. Raises `SetupError`.
+    Concurrent set-ups build the same wheel only once. Raises `SetupError`.
     """
     folder = _cache() / "wheels" / build_key()
     if not rebuild and (built := _built(folder)):
@@ -35,7 +35,7 @@ def llama_wheel(uv: Path, rebuild: bool) -> Path:
     with turn(folder.with_name(f"{folder.name}.lock"), "building llama.cpp"):
         if not rebuild and (built := _built(folder)):
             return built
-        say("building llama.cpp beside the downloads, once per machine; usually 2 to 5 minutes")
+        say("building llama.cpp during the downloads, once per machine; usually 2 to 5 minutes")
         staging = folder.with_name(f"{folder.name}.part")
         shutil.rmtree(staging, ignore_errors=True)
         _build(uv, staging)
@@ -46,12 +46,12 @@ def llama_wheel(uv: Path, rebuild: bool) -> Path:
 
 
 def is_built() -> bool:
-    """Whether the cache has the wheel already."""
+    """Whether the wheel is already in the cache."""
     return _built(_cache() / "wheels" / build_key()) is not None
 
 
 def build_key() -> str:
-    """What a build of llama.cpp depends on: source, flags and this machine's processor."""
+    """A hash of what a build of llama.cpp depends on: source, flags and processor."""
     cpuinfo = Path("/proc/cpuinfo")
     processor = platform.processor() + platform.machine()
     if cpuinfo.exists():
@@ -69,19 +69,19 @@ def build_key() -> str:
 
 
 def compiler() -> str:
-    """The C++ compiler; raises `SetupError` where there is none."""
+    """The C++ compiler; raises `SetupError` if there is none."""
     for candidate in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if candidate and shutil.which(candidate):
             return candidate
     raise SetupError(
-        "No C++ compiler was found, and llama.cpp is built from its source; install one "
+        "No C++ compiler was found, and llama.cpp is built from source; install one "
         "(Debian and Ubuntu: `apt-get install g++`, Fedora: `dnf install gcc-c++`, macOS: "
         "`xcode-select --install`) and run the command again."
     )
 
 
 def cmake_args(compiler: str) -> str:
-    """A native build of the libraries alone, without AMX; CMAKE_ARGS may add to it."""
+    """Flags for a native build of only the libraries, without AMX; CMAKE_ARGS may add to them."""
     probe = [compiler, *NO_AMX, "-x", "c++", "-E", os.devnull, "-o", os.devnull]
     flags = " ".join(NO_AMX) if subprocess.run(probe, capture_output=True).returncode == 0 else ""
     languages = f" -DCMAKE_C_FLAGS='{flags}' -DCMAKE_CXX_FLAGS='{flags}'" if flags else ""
@@ -91,7 +91,7 @@ def cmake_args(compiler: str) -> str:
 
 
 def _build(uv: Path, staging: Path) -> None:
-    """Build the wheel into `staging`/wheel, with tools that are pinned by hash as the source is."""
+    """Build the wheel into `staging`/wheel; tools and source are pinned by hash."""
     failure = "llama.cpp could not be built"
     arguments = cmake_args(compiler())
     tools = staging / "tools"

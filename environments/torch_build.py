@@ -1,4 +1,4 @@
-"""Which build of torch an environment gets: CUDA's 2.7 GB only where there is a GPU to use them."""
+"""The build of torch for an environment: CUDA's 2.7 GB only where a GPU can use them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _FAILURE = "torch could not be installed"
 
 
 def chosen_build() -> str | None:
-    """`cpu` or `cuda` as the user says in QUANT_ASSETS_TORCH; None where that is left to set-up."""
+    """`cpu` or `cuda` if QUANT_ASSETS_TORCH is set; None leaves the choice to set-up."""
     choice = os.environ.get(CHOICE) or None
     if choice not in (None, *BUILDS):
-        raise SetupError(f"{CHOICE} is {choice!r}; it may be `cpu` or `cuda`, or be left out.")
+        raise SetupError(f"{CHOICE} is {choice!r}; set it to `cpu` or `cuda`, or unset it.")
     return choice
 
 
 def wanted_build() -> str:
-    """The build for this machine. macOS has one build only, which is counted as `cpu`."""
+    """The build for this machine. macOS has only one build, which counts as `cpu`."""
     if sys.platform == "darwin":
         return "cpu"
     return chosen_build() or ("cuda" if has_nvidia_gpu() else "cpu")
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether a GPU can be used here: its device files; under WSL the driver is asked."""
+    """Whether a GPU is usable: by its device files, or under WSL by the driver's answer."""
     if any(Path("/dev").glob("nvidia[0-9]*")):
         return True
     program = shutil.which("nvidia-smi") or "/usr/lib/wsl/lib/nvidia-smi"
@@ -43,18 +43,18 @@ def has_nvidia_gpu() -> bool:
 
 
 def is_right(installed: str) -> bool:
-    """Whether the build in an environment may stay.
+    """Whether the build in an environment can stay.
 
-    A CUDA build on a machine without a GPU may: the CPU build could not be had, or was not asked for.
+    A CUDA build on a machine without a GPU can: the CPU build was unavailable or not requested.
     """
     return installed == wanted_build() or (installed == "cuda" and chosen_build() is None)
 
 
 def install_torch(install: Sequence[str | Path], require_space: Callable[[str], None]) -> str:
-    """Install torch by the command `install` and return the build: `cpu` or `cuda`.
+    """Install torch with the command `install` and return the build: `cpu` or `cuda`.
 
-    The CPU build is looked for where PIP_FIND_LINKS points, then on PyTorch's own index. Where
-    neither has it, torch comes from the package index, with CUDA.
+    The CPU build is looked up at PIP_FIND_LINKS, then on PyTorch's own index. If neither has it,
+    torch comes from the package index, with CUDA.
     """
     if sys.platform == "darwin":
         run([*install, *_pins("torch")], _FAILURE)
@@ -63,7 +63,7 @@ def install_torch(install: Sequence[str | Path], require_space: Callable[[str], 
         return "cpu"
     if chosen_build() == "cpu":
         raise SetupError(
-            f"{_FAILURE}: PyTorch's CPU index was not reached; check the network, or put the wheel "
+            f"{_FAILURE}: PyTorch's CPU index is unreachable; check the network, or put the wheel "
             "into a folder and set PIP_FIND_LINKS to it."
         )
     require_space("cuda")
@@ -88,8 +88,8 @@ def _installed_cpu_build(install: Sequence[str | Path]) -> bool:
             continue
         return True
     say(
-        "the CPU build of torch was not reached; the package index's build brings CUDA with it, "
-        "2.7 GB to fetch and 6 GB on the disk, less where caches have it"
+        "the CPU build of torch is unreachable; the package index's build includes CUDA, "
+        "2.7 GB to download and 6 GB on disk, less if cached"
     )
     return False
 

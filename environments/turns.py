@@ -1,4 +1,4 @@
-"""One set-up at a time: those that come later wait, say for whom, and for how long at most."""
+"""One set-up at a time: later ones wait, and announce the holder and the time limit."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 
 from steps import SetupError, say
 
-# More than the slowest set-up: 3 GB over a slow line, and a build on one old core.
+# More than the slowest set-up: 3 GB over a slow connection, and a build on one old core.
 WAIT_LIMIT_S = 3600.0
 _POLL_S = 0.2
 
 
 @contextmanager
 def turn(path: Path, purpose: str) -> Iterator[None]:
-    """Hold the lock file `path`; it goes with the process, so a killed set-up holds nothing.
+    """Hold the lock file `path`; the lock ends with the process, so a killed set-up holds nothing.
 
     Raises `SetupError` when another process holds it for longer than `WAIT_LIMIT_S`.
     """
@@ -35,7 +35,7 @@ def turn(path: Path, purpose: str) -> Iterator[None]:
 def _acquire(path: Path, purpose: str) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + WAIT_LIMIT_S
-    told = False
+    announced = False
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
@@ -50,17 +50,17 @@ def _acquire(path: Path, purpose: str) -> int:
             continue
         if time.monotonic() > deadline:
             raise SetupError(
-                f"{holder} has been at work for more than {WAIT_LIMIT_S / 60:.0f} minutes, and "
+                f"{holder} has been running for more than {WAIT_LIMIT_S / 60:.0f} minutes, and "
                 f"{purpose} has to wait for it; end it if it hangs, and run the command again."
             )
-        if not told:
-            say(f"waiting for {holder}, for {WAIT_LIMIT_S / 60:.0f} minutes at most")
-            told = True
+        if not announced:
+            say(f"waiting for {holder}, at most {WAIT_LIMIT_S / 60:.0f} minutes")
+            announced = True
         time.sleep(_POLL_S)
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
-    """Whether the file that was locked is the one that others find under `path`."""
+    """Whether the locked file is still the one at `path`."""
     try:
         return os.path.samestat(path.stat(), os.fstat(descriptor))
     except FileNotFoundError:

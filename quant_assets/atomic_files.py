@@ -37,13 +37,13 @@ def replace_durably(temporary: Path, final: Path) -> None:
 def create_file(path: Path, mode: int = 0o666) -> int:
     """Create `path` and return its descriptor, open for writing.
 
-    Raises `FileExistsError` for a name that is taken, also by a link: nothing is followed.
+    Raises `FileExistsError` for a name that is taken, even by a link: links are not followed.
     """
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
 
 def _temporary_beside(final: Path) -> Path:
-    """A hidden random name in the folder of `final`, never longer than a file system takes."""
+    """A hidden random name beside `final`, within the file system's length limit."""
     stem = os.fsencode(final.name)[:_LONGEST_STEM_BYTES].decode(errors="ignore")
     return final.with_name(f".{stem}.{secrets.token_hex(6)}.tmp")
 
@@ -52,8 +52,8 @@ def _temporary_beside(final: Path) -> Path:
 def atomic_path(final: Path) -> Iterator[Path]:
     """Yield a new, empty file beside `final`; it becomes `final` when the block succeeds.
 
-    The folder is created. When the block raises, the temporary file is removed and `final` stays
-    as it was. A link at `final` is replaced; what it points to stays as it was.
+    The folder is created. If the block raises, the temporary file is removed and `final` remains
+    unchanged. A link at `final` is replaced; its target remains unchanged.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary_beside(final)
@@ -66,24 +66,24 @@ def atomic_path(final: Path) -> Iterator[Path]:
 
 
 def write_text_atomically(final: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `final`, all of it or nothing; an `OSError` names `final`."""
+    """Write `text` as UTF-8 to `final`, completely or not at all; an `OSError` names `final`."""
     try:
         with atomic_path(final) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except OSError as error:
-        # Errors of writing name no file, others the temporary one.
+        # Write errors name no file, others the temporary one.
         error.filename = str(final)
         raise
 
 
 def path_inside(root: Path, relative: str | Path) -> Path:
-    """Return `root / relative`, resolved; raise `InputError` when it leads out of `root`."""
+    """Return `root / relative`, resolved; raise `InputError` if it leads out of `root`."""
     resolved_root = root.resolve()
     candidate = (resolved_root / relative).resolve()
     if not candidate.is_relative_to(resolved_root):
         raise InputError(
             f"The path {str(relative)!r} leads out of {resolved_root}.",
-            "Paths from a configuration stay inside the data root.",
-            "Move the file into the data root, or name a path inside it.",
+            "Paths from a configuration must stay inside the data root.",
+            "Move the file into the data root, or use a path inside it.",
         )
     return candidate

@@ -1,8 +1,8 @@
 """Files for DuckDB under their exact names.
 
-DuckDB takes a path as a pattern (`*`, `?`, `[`; where there is one, `\\` separates folders), must
-have it as UTF-8, expands a leading `~`, and makes columns of folders called `name=value`. Every path
-that it reads or writes goes through this module; readers also take `READ_OPTIONS`.
+DuckDB treats a path as a glob pattern (`*`, `?`, `[`; in patterns, `\\` separates folders), requires
+UTF-8, expands a leading `~`, and turns folders named `name=value` into columns. Every path that it
+reads or writes goes through this module; readers also get `READ_OPTIONS`.
 """
 
 import re
@@ -15,28 +15,28 @@ from pathlib import Path
 from quant_assets.errors import InputError
 
 READ_OPTIONS = "hive_partitioning=false"
-"""Belongs into every `read_csv`, `read_json` and `read_parquet`."""
+"""Required in every `read_csv`, `read_json` and `read_parquet`."""
 
-_PATTERN_SIGNS = re.compile(r"[*?\[]")
+_PATTERN_CHARACTERS = re.compile(r"[*?\[]")
 
 
 def exact_pattern(path: Path) -> str:
-    """The pattern that means the file `path` and no other, for a reader of DuckDB.
+    """The pattern for DuckDB's readers that matches the file `path` and no other.
 
-    Raises `InputError` for a name that no pattern can mean; `readable` reads such files, too.
+    Raises `InputError` for a name that no pattern can match; `readable` handles such files too.
     """
     if not _has_pattern(path):
         raise InputError(
             f"DuckDB cannot open the file {display_name(path)}.",
-            "A backslash beside *, ? or [, or bytes that are not UTF-8, are in its path.",
+            "Its path contains a backslash together with *, ? or [, or bytes that are not UTF-8.",
             "Rename the file or its folders, or move it.",
         )
-    return _PATTERN_SIGNS.sub(r"[\g<0>]", str(path.absolute()))
+    return _PATTERN_CHARACTERS.sub(r"[\g<0>]", str(path.absolute()))
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[str]:
-    """A pattern for a reader of DuckDB that means the file `path`, whatever its name is."""
+    """A pattern for DuckDB's readers that matches the file `path`, whatever its name."""
     if _has_pattern(path):
         yield exact_pattern(path)
         return
@@ -48,7 +48,7 @@ def readable(path: Path) -> Iterator[str]:
 
 @contextmanager
 def writable(path: Path) -> Iterator[str]:
-    """A path for `COPY ... TO` of DuckDB; after the block the file is at `path`."""
+    """A path for DuckDB's `COPY ... TO`; after the block the file is at `path`."""
     target = path.absolute()
     if _is_utf8(target):
         yield str(target)
@@ -65,13 +65,13 @@ def writable(path: Path) -> Iterator[str]:
 
 
 def display_name(path: Path | str) -> str:
-    """The path as text that can be stored and printed: bytes that are not UTF-8 as `\\xff`."""
+    """The path as storable, printable text, with bytes that are not UTF-8 as `\\xff`."""
     return str(path).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _has_pattern(path: Path) -> bool:
     text = str(path.absolute())
-    return _is_utf8(path.absolute()) and not ("\\" in text and _PATTERN_SIGNS.search(text))
+    return _is_utf8(path.absolute()) and not ("\\" in text and _PATTERN_CHARACTERS.search(text))
 
 
 def _is_utf8(path: Path) -> bool:

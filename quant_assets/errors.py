@@ -1,6 +1,6 @@
-"""Errors that say what happened, why, and what to do next.
+"""Errors that state what happened, why, and what to do next.
 
-Every error a user can meet derives from `QuantAssetsError`. The CLI prints the three parts and
+Every error that a user can see derives from `QuantAssetsError`. The CLI prints the three parts and
 exits with `exit_code`; Dagster shows them as a Failure with metadata.
 """
 
@@ -13,8 +13,8 @@ from typing import ClassVar
 class QuantAssetsError(Exception):
     """Base of all errors of the project.
 
-    `what` says what happened, `why` the cause as far as it is known, `next_step` what to do.
-    Each is one or more whole sentences.
+    `what` states what happened, `why` the cause as far as known, `next_step` what to do. Each is one
+    or more complete sentences.
     """
 
     exit_code: ClassVar[int] = 1
@@ -26,7 +26,7 @@ class QuantAssetsError(Exception):
         self.next_step = next_step
 
     def __reduce__(self) -> tuple[type["QuantAssetsError"], tuple[str, str, str]]:
-        """Survive the trip between the processes of Dagster's multiprocess executor."""
+        """Make the error picklable, for Dagster's multiprocess executor."""
         return type(self), (self.what, self.why, self.next_step)
 
 
@@ -37,7 +37,7 @@ class InputError(QuantAssetsError):
 
 
 class ResourceError(QuantAssetsError):
-    """The machine has too little disk or memory, or a folder cannot be written."""
+    """Too little disk or memory, or a folder that cannot be written."""
 
     exit_code = 4
 
@@ -49,7 +49,7 @@ class WorkerError(QuantAssetsError):
 
 
 class ConfirmationRequired(QuantAssetsError):
-    """The operation loses something and nobody agreed to it."""
+    """The operation loses something, and the user has not agreed to it."""
 
     exit_code = 6
 
@@ -72,9 +72,9 @@ _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def explained(error: BaseException) -> QuantAssetsError | None:
-    """The three-part error for whatever a library raises of the system: disk, permissions, memory.
+    """The three-part error for a system error that a library raised: disk, permissions, memory.
 
-    None for an exception that is about something else.
+    None for any other exception.
     """
     if isinstance(error, QuantAssetsError):
         return error
@@ -87,12 +87,12 @@ def explained(error: BaseException) -> QuantAssetsError | None:
     if isinstance(error, RecursionError):
         return InputError(
             "An input is nested too deeply.",
-            "Python's limit of nested calls was reached while it was read.",
+            "Python's recursion limit was reached while reading it.",
             "Check the JSON or YAML files that the command reads.",
         )
     if isinstance(error, OSError):
         return _system_error(error)
-    # Libraries written in Rust hand the system's error on as text.
+    # Libraries written in Rust pass the system's error on as text.
     found = _RUST_ERROR.search(str(error))
     if found is None:
         return None
@@ -103,27 +103,27 @@ def explained(error: BaseException) -> QuantAssetsError | None:
 def _system_error(error: OSError) -> QuantAssetsError:
     name = error.filename2 or error.filename
     place = os.fsencode(name).decode(errors="backslashreplace") if isinstance(name, str) else None
-    said = f"The system said: {error.strerror or error}."
+    why = f"The system said: {error.strerror or error}."
     if error.errno in _DISK_FULL:
         return ResourceError(
             f"The disk filled up while writing {f'to {place}' if place else 'the output'}.",
-            said,
+            why,
             "Free some space or choose another folder, then run the same command again.",
         )
     if error.errno in _REFUSED:
         return ResourceError(
             f"The system refuses access to {place or 'a file'}.",
-            said,
+            why,
             "Change its permissions, or choose another folder.",
         )
     if error.errno == errno.ENAMETOOLONG:
         return InputError(
             f"The name {place} is too long.",
-            f"{said} Names have up to 255 bytes, of which unfinished and temporary files need some.",
+            f"{why} Names have up to 255 bytes, and unfinished and temporary files need some of them.",
             "Use a shorter name for the model or the folder.",
         )
     return QuantAssetsError(
-        f"The system could not use {place}." if place else "A call of the system failed.",
-        said,
-        "Check that the files and folders of the command exist and are what they should be.",
+        f"The system could not use {place}." if place else "A system call failed.",
+        why,
+        "Check that the command's files and folders exist and are of the right kind.",
     )

@@ -1,7 +1,7 @@
-"""Records kept as JSON files: read with limits, and ordered by their time in spite of wrong clocks.
+"""Records kept as JSON files: read within limits, and ordered by time despite wrong clocks.
 
-A record is damaged when its file is cut, is no file, is no JSON of the record's form, or holds
-numbers that no measurement gives. Whether that is an error or heals is said where each is read.
+A record is damaged if its file is truncated, is not a regular file, is not JSON of the record's
+schema, or holds impossible numbers. Each reader decides whether damage is an error or repaired.
 """
 
 import datetime
@@ -16,15 +16,15 @@ from quant_assets.atomic_files import write_text_atomically
 from quant_assets.errors import InputError, ResourceError
 
 MAX_BYTES = 256 * 2**20
-"""Far above a day's records of one variant, about 2 kB each."""
+"""Far above a day's records of one variant, at about 2 kB each."""
 
 MAX_TOKENS = 10_000_000
 MAX_SEQUENCES = 10_000
 
 CLOCK_TOLERANCE = datetime.timedelta(days=1)
-"""A time further ahead than this is an error of a clock, not of a time zone."""
+"""A time further ahead than this comes from a wrong clock, not from a time zone."""
 
-_MAX_INTEGER = 2**63 - 1  # what a column of the warehouse holds
+_MAX_INTEGER = 2**63 - 1  # the limit of a warehouse column
 _MOST_PROBLEMS = 3
 _Record = TypeVar("_Record")
 
@@ -35,7 +35,7 @@ def _in_utc(at: datetime.datetime) -> datetime.datetime:
     try:
         return at.astimezone(datetime.UTC)
     except OverflowError as error:
-        raise ValueError("it is beyond the calendar") from error
+        raise ValueError("it is outside the calendar") from error
 
 
 def _up_to(limit: int) -> AfterValidator:
@@ -48,7 +48,7 @@ def _up_to(limit: int) -> AfterValidator:
 
 
 UtcTime = Annotated[datetime.datetime, AfterValidator(_in_utc)]
-"""A time in UTC; one without a time zone is taken for UTC."""
+"""A time in UTC; without a time zone, UTC is assumed."""
 
 TokenCount = Annotated[int, _up_to(MAX_TOKENS)]
 SequenceCount = Annotated[int, _up_to(MAX_SEQUENCES)]
@@ -56,19 +56,19 @@ Count = Annotated[int, _up_to(2**31 - 1)]
 
 
 def recency(at: datetime.datetime) -> tuple[bool, datetime.datetime]:
-    """The key by which records are sorted, the newest last.
+    """The sort key of records, newest last.
 
-    A time more than `CLOCK_TOLERANCE` ahead of this machine's clock was written by a clock that was
-    wrong. It counts as older than every other, so that the next measurement replaces it; in the
-    marts, the macro `newest_first` does the same.
+    A time more than `CLOCK_TOLERANCE` ahead of this machine's clock comes from a wrong clock. It
+    counts as older than every other, so that the next measurement replaces it; in the marts, the
+    macro `newest_first` does the same.
     """
     return at <= datetime.datetime.now(datetime.UTC) + CLOCK_TOLERANCE, at
 
 
 def read_record(path: Path, form: TypeAdapter[_Record], name: str, next_step: str) -> _Record:
-    """The content of the JSON file `path`; `name` says in errors what it is, as in "host peaks".
+    """The content of the JSON file `path`; errors call it `name`, such as "host peaks".
 
-    Raises `InputError` with `next_step` when there is no file or it is damaged.
+    Raises `InputError` with `next_step` when the file is missing or damaged.
     """
     try:
         if not path.is_file():
@@ -88,7 +88,7 @@ def read_record(path: Path, form: TypeAdapter[_Record], name: str, next_step: st
 
 
 def write_record(path: Path, text: str, name: str) -> None:
-    """Write `text` to `path`, all of it or nothing; `name` says in errors what it is.
+    """Write `text` to `path`, completely or not at all; errors call it `name`.
 
     Raises `ResourceError` when the disk is full or the folder cannot be written.
     """
@@ -96,9 +96,9 @@ def write_record(path: Path, text: str, name: str) -> None:
         write_text_atomically(path, text)
     except OSError as error:
         raise ResourceError(
-            f"The {name} {path} cannot be written, so that this measurement is not kept.",
-            f"The system said: {error.strerror or error}. What was kept before is as it was.",
-            "Free space or make the folder writable, or choose another data root with "
+            f"The {name} {path} cannot be written, so this measurement is not kept.",
+            f"The system said: {error.strerror or error}. Earlier records are unchanged.",
+            "Free some space, make the folder writable, or choose another data root with "
             "QUANT_ASSETS_HOME; then measure again.",
         ) from error
 
@@ -124,7 +124,7 @@ def _why(error: Exception) -> str:
         return str(error)
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     shown = [
-        f"{'.'.join(map(str, problem['loc'])) or 'all of it'}: {problem['msg']}"
+        f"{'.'.join(map(str, problem['loc'])) or 'the whole record'}: {problem['msg']}"
         for problem in problems[:_MOST_PROBLEMS]
     ]
     more = len(problems) - len(shown)

@@ -6,15 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 SHORTEST_SECRET = 8
-"""Shorter values are left alone: no service hands out such tokens, while `1` or `true`, which
-people set to switch something, occur in every text; replacing them would garble numbers and words
-and so say what they are."""
+"""Shorter values are kept: no service issues such short tokens, while switches such as `1` or `true`
+occur in any text. Replacing them would garble numbers and words and thereby reveal them."""
 
 _SECRET_NAME = re.compile(
     r"(?:^|_)(?:TOKEN|KEY|APIKEY|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIALS?|AUTHORIZATION)$",
     re.IGNORECASE,
 )
-# Up to the last @ before the path: passwords may hold an @ of their own.
+# Up to the last @ before the path: passwords may contain an @.
 _USER_INFO = re.compile(r"\b([A-Za-z][A-Za-z0-9+.-]*://)[^\s/?#\"'<>]*@")
 _CREDENTIALS = re.compile(
     r"(\bauthorization\b[\"']?\s*[:=]\s*[\"']?(?:\w+\s+)?|\bbearer\s+)[^\s\"',;<>]{8,}",
@@ -33,9 +32,9 @@ def is_secret_name(variable: str) -> bool:
 def redact(text: str) -> str:
     """Replace every secret in `text`.
 
-    Secrets are the values of the environment's secret variables from `SHORTEST_SECRET` characters
-    on, user names and passwords in URLs, credentials of an authorization header, and keys in the
-    query of a URL.
+    Secrets are the values of secret environment variables with at least `SHORTEST_SECRET`
+    characters, user names and passwords in URLs, credentials in authorization headers, and keys in
+    URL queries.
     """
     for variable, secret in _secrets(os.environ):
         text = text.replace(secret, f"<{variable}>")
@@ -45,7 +44,7 @@ def redact(text: str) -> str:
 
 
 def redact_values(value: Any) -> Any:
-    """`value` of JSON's types with every string in it redacted; keys and numbers stay."""
+    """The JSON value `value` with every string redacted; keys and numbers are kept."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
@@ -56,7 +55,7 @@ def redact_values(value: Any) -> Any:
 
 
 def _secrets(environment: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(variable, value) of all secrets, the longest first: one may be part of another."""
+    """(variable, value) of all secrets, longest first: one may be part of another."""
     found = {
         variable: value.strip()
         for variable, value in environment.items()

@@ -1,4 +1,4 @@
-"""Where things are and what the environment says: one pydantic-settings model.
+"""Paths and environment settings: one pydantic-settings model.
 
 Every field can be set by an environment variable with the prefix `QUANT_ASSETS_`.
 """
@@ -18,7 +18,7 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
 class Settings(BaseSettings):
-    """Configuration of one installation; `home` is the root of everything that a run produces."""
+    """Configuration of one installation; runs write only below `home`, the data root."""
 
     model_config = SettingsConfigDict(env_prefix="QUANT_ASSETS_", extra="ignore")
 
@@ -31,15 +31,15 @@ class Settings(BaseSettings):
     ui_hosts: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]+$")]] = Field(
         default_factory=list
     )
-    """Further names, with their ports, by which browsers may reach the UI, such as `box:3000`."""
+    """Additional host names with ports under which browsers may reach the UI, such as `box:3000`."""
     ui_any_user: bool = False
-    """Let other users of this machine use the UI."""
+    """Allow other users of this machine to use the UI."""
     hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
 
     @field_validator("home", mode="before")
     @classmethod
-    def _databases_can_be_there(cls, home: str | Path) -> str | Path:
-        """DuckDB, dbt and Dagster's SQLite take their files' paths apart at these signs."""
+    def _check_usable_by_databases(cls, home: str | Path) -> str | Path:
+        """DuckDB, dbt and Dagster's SQLite misparse paths with these characters."""
         path = os.fsencode(Path(home).absolute())
         if (
             re.search(rb"[?#\\]|%[0-9A-Fa-f]{2}", path)
@@ -47,7 +47,7 @@ class Settings(BaseSettings):
         ):
             raise InputError(
                 f"The data root {path.decode('utf-8', 'backslashreplace')} cannot be used.",
-                "No database can be in a folder whose path has a question mark, a hash, a backslash, "
+                "No database can be in a folder whose path contains a question mark, a hash, a backslash, "
                 "a percent sign before two hexadecimal digits, or bytes that are not UTF-8.",
                 "Set QUANT_ASSETS_HOME to a folder with another name.",
             )
@@ -65,22 +65,22 @@ class Settings(BaseSettings):
 
     @property
     def serving_grid(self) -> Path:
-        """Context lengths and batch sizes that the marts answer for."""
+        """Context lengths and batch sizes that the marts cover."""
         return self.data / "serving_grid.yaml"
 
     @property
     def listings_drop_folder(self) -> Path:
-        """Where users drop listing files."""
+        """The folder into which users drop listing files."""
         return self.listings_folder or self.data / "listings"
 
     @property
     def artifacts(self) -> Path:
-        """Finished artifacts, one folder a job."""
+        """Finished artifacts, one folder per job."""
         return self.home / "artifacts"
 
     @property
     def sources(self) -> Path:
-        """Source models made or downloaded by the project."""
+        """Source models downloaded or dequantized by the project."""
         return self.home / "models"
 
     @property
@@ -100,12 +100,12 @@ class Settings(BaseSettings):
 
     @property
     def warehouse(self) -> Path:
-        """The DuckDB file that people query."""
+        """The DuckDB file for queries."""
         return self.home / "warehouse" / "quant_assets.duckdb"
 
     @property
     def decision_report(self) -> Path:
-        """The report of the whole project, without its endings (.html, .md)."""
+        """The decision report's path, without its extensions (.html, .md)."""
         return self.home / "reports" / "decision"
 
     @property
@@ -120,16 +120,16 @@ class Settings(BaseSettings):
 
     @property
     def locks(self) -> Path:
-        """Files that processes of this machine lock against each other."""
+        """Lock files of this machine's processes."""
         return self.home / "locks"
 
     @property
     def cache(self) -> Path:
-        """What can be deleted at any time, such as remembered file hashes."""
+        """Files that can be deleted at any time, such as cached file hashes."""
         return self.home / "cache"
 
 
 @cache
 def get_settings() -> Settings:
-    """The settings of this process, read once."""
+    """The settings of this process, read once per process."""
     return Settings()

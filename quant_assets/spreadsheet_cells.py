@@ -1,21 +1,20 @@
-"""Texts of others in CSV files: no spreadsheet may run them as formulas.
+"""Untrusted text in CSV files, kept from running as a spreadsheet formula.
 
-An apostrophe goes before a text that begins with a formula sign, or with a character that a
-spreadsheet drops before it looks for one. Another goes behind every separator inside a text that
-such a sign follows, because a spreadsheet that splits there makes a cell of the rest. Numbers are
-not texts: columns of numbers stay as they are.
+An apostrophe is put before a text that begins with a formula character, or with a character that
+spreadsheets drop before they look for one. Another is put after each separator inside a text that a
+formula character follows, because a spreadsheet that splits there turns the rest into a cell.
+Columns of numbers are left as they are.
 
-Whoever needs the texts as they were takes the apostrophes out again: one at the beginning where
-`_LEADING` matches behind it, then one behind each separator where `_INSIDE` matches without it,
-except where `_NOTHING_TO_RUN` does. Nothing is lost by that, because a text that has an apostrophe
-there already gets one more.
+The escaping is reversible: remove the apostrophe at the beginning if `_LEADING` matches after it,
+then the one after each separator where `_INSIDE` matches without it, except where
+`_NOTHING_TO_RUN` matches. A text that already has an apostrophe there gets one more.
 """
 
 import re
 from typing import Final
 
 _SIGNS: Final = "=+\\-@" + "\uff1d\uff0b\uff0d\uff20" + "\ufe66\ufe62\ufe63\ufe6b" + "\u2212"
-"""Plain, full-width and small forms, and the minus sign."""
+"""Plain, full-width and small forms, and the minus character U+2212."""
 _BREAKS: Final = "\t\n\x0b\x0c\r\x85\u2028\u2029"
 _UNSEEN: Final = (
     "\x00-\x08\x0e-\x1f\x7f-\x84\x86-\xa0\xad\u034f\u0600-\u0605\u061c\u06dd\u070f\u08e2"
@@ -27,11 +26,11 @@ _SKIPPED: Final = f" '{_UNSEEN}"
 _LEADING: Final = f"^([{_SKIPPED}{_BREAKS}]*[{_SIGNS}|]|'*[{_BREAKS}{_UNSEEN}])"
 _INSIDE: Final = f"([;|{_BREAKS}])([{_SKIPPED}]*[{_SIGNS}])"
 _NOTHING_TO_RUN: Final = f"([;|{_BREAKS}])'([{_SKIPPED}]*[{_SIGNS}][{_SKIPPED}{_SIGNS}]*)"
-"""Signs at the end of a text, behind `_INSIDE`'s apostrophe; without an operand they stay."""
+"""Formula characters at the end of a text, after `_INSIDE`'s apostrophe; they have no operand."""
 
 
 def neutralized(text: str) -> str:
-    """The text as a CSV cell that no spreadsheet runs."""
+    """The text as a CSV cell that no spreadsheet runs as a formula."""
     text = re.sub(_INSIDE, r"\1'\2", text)
     text = re.sub(rf"{_NOTHING_TO_RUN}\Z", r"\1\2", text)
     return re.sub(_LEADING, r"'\1", text)
@@ -50,6 +49,6 @@ def neutralized_sql(column: str) -> str:
 
 
 def _literal(text: str) -> str:
-    """A text as an SQL literal; control characters as RE2's escapes."""
+    """A text as an SQL literal, with control characters as RE2 escapes."""
     shown = "".join(f"\\x{ord(sign):02x}" if sign < " " else sign for sign in text)
     return "'" + shown.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""Mutated inputs for the fuzz tests, and the bounds that every reader has to keep on them.
+"""Mutated inputs for the fuzz tests, and the limits that every reader must keep on them.
 
 `mutated` is a hypothesis strategy: a valid file with one to four edits, as a damaged disk, a cut
 download or an attacker would make them. `make fuzz` runs more examples, with fresh seeds.
@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 FUZZ_EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))
-"""Examples per kind of file; 0 means the suite's number, with seeds that never change."""
+"""Examples per kind of file; 0 means the suite's number, with fixed seeds."""
 
 SUITE_EXAMPLES = 1500
 TIME_LIMIT_S = 10
@@ -31,7 +31,7 @@ HOSTILE_TOKENS = (
 
 
 def fuzz_settings(examples: int = SUITE_EXAMPLES) -> settings:
-    """Settings of one fuzz test: `examples` in the suite, `FUZZ_EXAMPLES` where that is set."""
+    """Settings of one fuzz test: `examples` in the suite, `FUZZ_EXAMPLES` if set."""
     return settings(
         max_examples=FUZZ_EXAMPLES or examples,
         derandomize=not FUZZ_EXAMPLES,
@@ -45,7 +45,7 @@ def fuzz_settings(examples: int = SUITE_EXAMPLES) -> settings:
 def mutated(
     draw: st.DrawFn, originals: Sequence[bytes], tokens: Sequence[bytes] = HOSTILE_TOKENS
 ) -> bytes:
-    """One of `originals` after one to four edits; `tokens` are inserted into texts."""
+    """One of `originals` after one to four edits, some of which insert `tokens`."""
     data = bytearray(draw(st.sampled_from(list(originals))))
     for _ in range(draw(st.integers(1, 4))):
         position = draw(st.integers(0, max(len(data) - 1, 0)))
@@ -79,7 +79,7 @@ class TooSlowError(AssertionError):
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Fail the block when it runs for 10 s or takes 1 GB more address space than it has now."""
+    """Fail the block if it runs for 10 s or takes 1 GB more address space than now."""
 
     def too_slow(_number: int, _frame: FrameType | None) -> None:
         raise TooSlowError(f"no answer within {TIME_LIMIT_S} s")

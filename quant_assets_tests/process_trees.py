@@ -1,4 +1,4 @@
-"""What runs below a process, and what of it outlives the end that was promised."""
+"""Descendants of a process, and those that outlive its promised end."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,12 @@ PROMISED_S = 5.0
 
 
 def below(pid: int) -> list[psutil.Process]:
-    """Everything below a process that lives."""
+    """All running descendants of a process."""
     return [item for item in psutil.Process(pid).children(recursive=True) if lives(item)]
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether a process runs; a zombie does not."""
+    """Whether a process is running; a zombie is not."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -21,7 +21,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 def command_line(process: psutil.Process) -> str:
-    """Its command line; nothing when it has ended."""
+    """The command line of a process; empty if it has ended."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:
@@ -29,6 +29,6 @@ def command_line(process: psutil.Process) -> str:
 
 
 def survivors(processes: Sequence[psutil.Process]) -> list[str]:
-    """The command lines of those that live on after the five seconds that are promised."""
+    """The command lines of processes still running after the promised five seconds."""
     _, left = psutil.wait_procs(processes, timeout=PROMISED_S)
     return [command_line(process) for process in left if lives(process)]

@@ -1,4 +1,4 @@
-"""Records, results and manifests that are damaged or of a wrong clock: said so, or made again."""
+"""Records, results and manifests that are damaged or from a wrong clock: reported or rebuilt."""
 
 import contextlib
 import datetime
@@ -255,7 +255,9 @@ def with_huge_weights(content: str) -> bytes:
     "how",
     [*DAMAGES, *REPLACED, without_files, with_a_path, of_another_job, with_huge_weights],
 )
-def test_an_artifact_with_a_damaged_manifest_is_none(tmp_path: Path, how: Callable[[str], bytes]):
+def test_an_artifact_with_a_damaged_manifest_is_not_found(
+    tmp_path: Path, how: Callable[[str], bytes]
+):
     store, folder = stored(tmp_path)
     damage(folder / "manifest.json", how)
     assert store.find(JOB.job_id) is None
@@ -286,7 +288,7 @@ def test_a_manifest_of_something_else_does_not_concern_a_model_beside_it(tmp_pat
         validate_artifact(model)
 
 
-def test_one_model_that_cannot_be_read_stops_no_other_table(
+def test_an_unreadable_model_does_not_stop_other_tables(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     store, _ = stored(tmp_path / "artifacts")
@@ -306,7 +308,7 @@ def test_a_future_time_is_older_than_any_other():
     assert sorted(times, key=recency) == [FUTURE, PAST, now, tomorrow]
 
 
-def test_the_newest_record_is_that_of_the_right_clock(tmp_path: Path):
+def test_the_newest_record_is_from_a_right_clock(tmp_path: Path):
     store = ResultStore(tmp_path)
     for at, name in ((PAST, "right"), (FUTURE, "wrong")):
         store.append(record(at, name))
@@ -337,12 +339,12 @@ def test_a_time_beyond_the_calendar_is_damage(tmp_path: Path):
     (tmp_path / "hosts").mkdir()
     text = peaks().model_dump_json().replace("2024-05-04T12:00:00Z", "9999-12-31T23:00:00-14:00")
     (tmp_path / "hosts" / "c.json").write_text(text)
-    with pytest.raises(InputError, match="beyond the calendar"):
+    with pytest.raises(InputError, match="outside the calendar"):
         recorded_peaks(tmp_path)
 
 
 @pytest.mark.parametrize("at", [datetime.datetime.max, datetime.datetime.min])
-def test_the_warehouse_takes_every_time_of_the_calendar(tmp_path: Path, at: datetime.datetime):
+def test_the_warehouse_accepts_every_calendar_time(tmp_path: Path, at: datetime.datetime):
     at = at.replace(tzinfo=datetime.UTC)
     ResultStore(tmp_path).append(record(at))
     store = QualityStore(tmp_path, tmp_path)
@@ -473,7 +475,7 @@ def test_a_mutated_record_is_read_or_an_error(
 
 
 @pytest.mark.fuzz
-def test_what_was_read_of_mutated_records_can_be_loaded(
+def test_mutated_records_that_were_read_can_be_loaded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     caplog.set_level(logging.CRITICAL)
@@ -521,7 +523,7 @@ def fuzz_load(
 
 
 def write_on_a_full_disk(results: Path, report: Path) -> None:
-    """Measurements are longer than any file may become here, as on a full disk."""
+    """Limit the size of files below that of a measurement, as on a full disk."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
     store = QualityStore(results, results)
@@ -540,7 +542,7 @@ def write_on_a_full_disk(results: Path, report: Path) -> None:
     os._exit(42)
 
 
-def test_a_full_disk_leaves_what_was_kept(tmp_path: Path):
+def test_a_full_disk_leaves_earlier_records_intact(tmp_path: Path):
     results, report = tmp_path / "results", tmp_path / "all.csv"
     ResultStore(results).append(record(), SAMPLES)
     QualityStore(results, results).save(VARIANT, "k", quality())
@@ -557,7 +559,7 @@ def test_a_full_disk_leaves_what_was_kept(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["results", "results/quality"])
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, name: str):
+def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, name: str):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("a file has the folder's name")
     store = QualityStore(tmp_path / "results", tmp_path)

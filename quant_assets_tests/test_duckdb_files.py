@@ -1,4 +1,4 @@
-"""DuckDB reads and writes the file that was named, whatever its name means as a pattern."""
+"""DuckDB reads and writes the named file, whatever its name means as a pattern."""
 
 import os
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_an_impossible_pattern_is_an_error_with_the_name() -> None:
 
 
 @pytest.mark.parametrize("name", [b"a?b", b"a#b", b"a\\b", b"a%41", b"a\xff"])
-def test_a_data_root_that_the_databases_cannot_be_in_is_refused(
+def test_a_data_root_unusable_for_databases_is_refused(
     name: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("QUANT_ASSETS_HOME", os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
@@ -71,5 +71,5 @@ def test_a_data_root_that_the_databases_cannot_be_in_is_refused(
 
 
 @pytest.mark.parametrize("name", ["a[1]", "a*", "{a}", "a 'b\"", "a\nb", "100%", "x=1"])
-def test_other_signs_in_the_data_root_are_fine(name: str, tmp_path: Path) -> None:
+def test_other_characters_in_the_data_root_are_accepted(name: str, tmp_path: Path) -> None:
     assert Settings(home=tmp_path / name).home == tmp_path / name

@@ -1,4 +1,4 @@
-"""Tests mirror the package: a folder of tests has the name of the folder it proves."""
+"""Tests mirror the package: each test folder is named after the package folder it tests."""
 
 from pathlib import Path
 
@@ -15,5 +15,5 @@ _FOLDERS = sorted(
 
 
 @pytest.mark.parametrize("folder", _FOLDERS, ids=str)
-def test_a_folder_of_tests_names_the_folder_it_proves(folder: Path) -> None:
+def test_each_test_folder_is_named_after_a_package_folder(folder: Path) -> None:
     assert (PROJECT_ROOT / "quant_assets" / folder).is_dir() or (PROJECT_ROOT / folder).is_dir()

@@ -1,4 +1,4 @@
-"""Secrets are replaced in every text, and nothing else is."""
+"""Secrets are replaced in every text, and only secrets."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_values_of_secret_variables_are_replaced(monkeypatch: pytest.MonkeyPatch
     ("variable", "value"),
     [("HF_TOKEN", "1"), ("HF_TOKEN", ""), ("HF_TOKEN", "true"), ("KEYBOARD", "keyboard-layout")],
 )
-def test_what_occurs_everywhere_is_no_secret(
+def test_common_short_values_are_not_secrets(
     monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ):
     monkeypatch.setenv(variable, value)
@@ -28,7 +28,7 @@ def test_what_occurs_everywhere_is_no_secret(
     assert redact(text) == text
 
 
-def test_of_two_secrets_one_inside_the_other_nothing_is_left(monkeypatch: pytest.MonkeyPatch):
+def test_a_secret_inside_another_is_replaced(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("A_TOKEN", "abcdefgh")
     monkeypatch.setenv("B_TOKEN", "abcdefgh-ijklmnop")
     assert redact("abcdefgh-ijklmnop abcdefgh") == "<B_TOKEN> <A_TOKEN>"
@@ -50,7 +50,7 @@ def test_of_two_secrets_one_inside_the_other_nothing_is_left(monkeypatch: pytest
         ("a token of the vocabulary, key=value", "a token of the vocabulary, key=value"),
     ],
 )
-def test_credentials_are_known_by_their_form(text: str, shown: str):
+def test_credentials_are_recognized_by_their_form(text: str, shown: str):
     assert redact(text) == shown
 
 

@@ -1,4 +1,4 @@
-"""No text runs as a formula, wherever a spreadsheet splits it; every text can be had back."""
+"""No text runs as a formula, wherever a spreadsheet splits it; every text can be restored."""
 
 import re
 
@@ -33,7 +33,7 @@ texts = st.text(st.sampled_from(f"{SIGNS}{BREAKS}{UNSEEN};|,'a1."), max_size=9)
         ("https://x.example/?a=1&b=-2", "https://x.example/?a=1&b=-2"),
     ],
 )
-def test_what_a_spreadsheet_would_run_gets_an_apostrophe(text: str, cell: str) -> None:
+def test_formulas_get_an_apostrophe(text: str, cell: str) -> None:
     assert neutralized(text) == cell
 
 
@@ -48,7 +48,7 @@ def test_no_part_of_a_cell_is_a_formula(text: str) -> None:
 
 
 def restored(cell: str) -> str:
-    """As the module's text says."""
+    """Undo the escaping as the module's docstring describes."""
     leading, inside = spreadsheet_cells._LEADING[1:], spreadsheet_cells._INSIDE
     cell = re.sub(rf"^'(?={leading})", "", cell)
     end = re.search(spreadsheet_cells._NOTHING_TO_RUN.replace(")'(", ")(") + r"\Z", cell)
@@ -58,7 +58,7 @@ def restored(cell: str) -> str:
 
 @given(st.lists(texts, min_size=20, max_size=60))
 @settings(deadline=None, max_examples=20)
-def test_texts_can_be_had_back_and_sql_says_the_same(written: list[str]) -> None:
+def test_texts_can_be_restored_and_sql_agrees(written: list[str]) -> None:
     cells = [neutralized(text) for text in written]
     assert [restored(cell) for cell in cells] == written
     query = f"SELECT list_transform(?::VARCHAR[], lambda cell: {neutralized_sql('cell')})"

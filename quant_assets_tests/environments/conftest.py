@@ -1,4 +1,4 @@
-"""Set-up's modules, which belong to no package: they run before there is one."""
+"""The set-up modules, which are outside any package: they run before one is installed."""
 
 import importlib
 import sys

@@ -1,4 +1,4 @@
-"""Set-up: each thing that can be missing is one clear sentence."""
+"""Set-up: anything that is missing is reported in one clear sentence."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ def test_an_old_python_is_refused(bootstrap: ModuleType, monkeypatch: pytest.Mon
     assert "is too old" in failure(bootstrap)
 
 
-def test_a_full_disk_is_refused_before_anything_is_made(
+def test_a_full_disk_is_refused_before_any_work(
     bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(bootstrap, "PROJECT", tmp_path)
@@ -28,7 +28,7 @@ def test_a_full_disk_is_refused_before_anything_is_made(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_compiler_says_how_to_get_one(
+def test_a_missing_compiler_is_reported_with_instructions(
     llama_build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -44,7 +44,7 @@ def test_a_missing_compiler_says_how_to_get_one(
         ("ERROR: No matching distribution found for uv==0.13.8", "check the network"),
         ("error sending request for url", "check the network"),
         ("Because there is no version of torch==2.13.0+cpu", "does not have this release"),
-        ("Hash mismatch for `torch==2.13.0`", "not the one that was pinned"),
+        ("Hash mismatch for `torch==2.13.0`", "differs from the pinned one"),
         ("something else", "its last lines are above"),
     ],
 )
@@ -67,21 +67,21 @@ def test_the_build_depends_on_flags_and_processor(
     assert llama_build.build_key() != plain
 
 
-def test_the_build_leaves_amx_out(llama_build: ModuleType):
+def test_the_build_omits_amx(llama_build: ModuleType):
     arguments = llama_build.cmake_args(llama_build.compiler())
     assert "-DLLAVA_BUILD=OFF" in arguments
     if "-mno-amx" in arguments:
         assert all(flag in arguments for flag in llama_build.NO_AMX)
 
 
-def test_kernels_that_do_not_compile_are_no_reason_to_stop(
+def test_kernels_that_do_not_compile_do_not_stop_set_up(
     bootstrap: ModuleType, capsys: pytest.CaptureFixture[str]
 ):
     bootstrap._build_kernels(Path("/bin/false"))
     assert "will be slower" in capsys.readouterr().err
 
 
-def test_an_environment_that_is_a_link_is_made_where_the_link_points(
+def test_an_environment_that_is_a_link_is_created_at_its_target(
     bootstrap: ModuleType, tmp_path: Path
 ):
     place, link = tmp_path / "elsewhere", tmp_path / ".venv"
@@ -101,7 +101,7 @@ def test_python_newer_than_the_pins_is_refused(
     assert "newer than the pinned packages" in failure(bootstrap)
 
 
-def test_a_stale_environment_needs_what_it_does_not_hold_yet(
+def test_a_stale_environment_needs_only_the_missing_space(
     bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(bootstrap, "PROJECT", tmp_path)
@@ -113,7 +113,7 @@ def test_a_stale_environment_needs_what_it_does_not_hold_yet(
 
 
 @pytest.mark.parametrize("damage", [b"", b"pins", b"\xff\xfe", b"pins=1\npython\n"])
-def test_an_environment_without_a_whole_stamp_is_half_made(
+def test_an_environment_without_a_complete_stamp_is_incomplete(
     bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, damage: bytes
 ):
     monkeypatch.setattr(bootstrap, "PROJECT", tmp_path)
@@ -129,7 +129,7 @@ def test_an_environment_without_a_whole_stamp_is_half_made(
     ("choice", "gpu", "installed", "right"),
     [
         (None, False, "cpu", True),
-        (None, False, "cuda", True),  # the CPU build could not be had
+        (None, False, "cuda", True),  # the CPU build was unavailable
         (None, True, "cpu", False),  # a GPU was added
         (None, True, "cuda", True),
         ("cpu", True, "cpu", True),
@@ -138,7 +138,7 @@ def test_an_environment_without_a_whole_stamp_is_half_made(
         (None, False, "", False),
     ],
 )
-def test_which_build_of_torch_may_stay(
+def test_builds_of_torch_that_can_stay(
     torch_build: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     choice: str | None,
@@ -156,7 +156,7 @@ def test_which_build_of_torch_may_stay(
 
 
 def installer(folder: Path, refuses: str) -> list[str | Path]:
-    """A program that notes its arguments, and does not reach the index for arguments with `refuses`."""
+    """A program that logs its arguments, and fails to reach the index for arguments with `refuses`."""
     program = folder / "install"
     program.write_text(
         f'#!/bin/sh\necho "$@" >> {folder}/calls\n'
@@ -173,7 +173,7 @@ def installer(folder: Path, refuses: str) -> list[str | Path]:
         ("torch-cpu", "cuda", "cuda.txt"),  # no CPU build anywhere
     ],
 )
-def test_cuda_is_fetched_only_where_no_cpu_build_is_reached(
+def test_cuda_is_downloaded_only_without_a_reachable_cpu_build(
     torch_build: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -193,11 +193,11 @@ def test_cuda_is_fetched_only_where_no_cpu_build_is_reached(
     assert asked == (["cuda"] if build == "cuda" else [])
 
 
-def test_a_cpu_build_that_was_asked_for_is_not_replaced_by_cuda(
+def test_a_requested_cpu_build_is_not_replaced_by_cuda(
     torch_build: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv(torch_build.CHOICE, "cpu")
-    with pytest.raises(torch_build.SetupError, match="CPU index was not reached"):
+    with pytest.raises(torch_build.SetupError, match="CPU index is unreachable"):
         torch_build.install_torch(installer(tmp_path, "torch-cpu"), lambda _build: None)
     assert "cuda.txt" not in (tmp_path / "calls").read_text()

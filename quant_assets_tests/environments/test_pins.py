@@ -1,4 +1,4 @@
-"""The pin files: whole for every supported machine, every file checked by its hash."""
+"""The pin files: complete for every supported machine, with a hash for every file."""
 
 import os
 import re
@@ -17,13 +17,13 @@ UV = Path(sys.executable).with_name("uv")
 PYTHONS = ("3.11", "3.12", "3.13")
 LINUX = ("x86_64-manylinux_2_28", "aarch64-manylinux_2_28")
 MACOS = "aarch64-apple-darwin"
-# What `bootstrap.py` may install together.
+# The combinations that `bootstrap.py` may install.
 ENVIRONMENTS_OF = {
     "main": ("main", "test", "live", "llama-cpp"),
     "gptq": ("gptq",),
     "awq": ("awq",),
 }
-# They have no wheels; everything else must not need to be built.
+# These have no wheels; nothing else may need a build.
 FROM_SOURCE = (
     "autoawq", "defuser", "device-smi", "gptqmodel", "llama-cpp-python", "logbar", "pypcre", "tokenicer",
 )  # fmt: skip
@@ -42,7 +42,7 @@ def entries(name: str) -> list[str]:
 
 
 def resolve(files: list[str], python: str, platform: str, *options: str | Path) -> str | set[str]:
-    """What uv makes of the pins for one kind of machine, by metadata alone; an error as text."""
+    """uv's resolution of the pins for one kind of machine, from metadata only; an error as text."""
     env = {name: value for name, value in os.environ.items() if name != "PIP_FIND_LINKS"}
     done = subprocess.run(
         [UV, "pip", "compile", "--quiet", "--no-annotate", "--no-header", "--python", sys.executable,
@@ -58,7 +58,7 @@ def resolve(files: list[str], python: str, platform: str, *options: str | Path) 
 
 @pytest.fixture(scope="module")
 def index() -> None:
-    """Skip where no package index is reached."""
+    """Skip if no package index is reachable."""
     if not UV.exists():
         pytest.skip("uv is not in this environment: `make setup` puts it there")
     done = subprocess.run(
@@ -66,11 +66,11 @@ def index() -> None:
         input="iniconfig", capture_output=True, text=True, env={**os.environ, "UV_HTTP_RETRIES": "0"},
     )  # fmt: skip
     if done.returncode != 0:
-        pytest.skip(f"the package index is not reached: {done.stderr.strip().splitlines()[-1]}")
+        pytest.skip(f"the package index is unreachable: {done.stderr.strip().splitlines()[-1]}")
 
 
 def unmet(name: str, python: str, platform: str, torch: list[str], *options: str | Path) -> str:
-    """What is wrong with an environment on one kind of machine; empty when nothing is."""
+    """Problems of an environment on one kind of machine; empty if there are none."""
     files = [*ENVIRONMENTS_OF[name], *torch]
     resolved = resolve([f"{file}.txt" for file in files], python, platform, *options)
     if isinstance(resolved, str):
@@ -87,7 +87,7 @@ def unmet(name: str, python: str, platform: str, torch: list[str], *options: str
 
 
 @pytest.mark.usefixtures("index")
-def test_pins_are_whole_for_every_python_and_platform_with_the_index_s_torch():
+def test_pins_are_complete_for_every_python_and_platform_with_torch_from_the_index():
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         cells = [
             threads.submit(unmet, name, python, platform, ["torch", "cuda"])
@@ -99,8 +99,8 @@ def test_pins_are_whole_for_every_python_and_platform_with_the_index_s_torch():
 
 
 @pytest.mark.usefixtures("index")
-def test_pins_are_whole_with_a_cpu_build_of_torch(tmp_path: Path):
-    """The CPU build asks for what the index's does, CUDA and triton left out."""
+def test_pins_are_complete_with_a_cpu_build_of_torch(tmp_path: Path):
+    """The CPU build has the dependencies of the index's build, except CUDA and triton."""
     wheel = tmp_path / "torch-2.13.0+cpu-py3-none-any.whl"
     metadata = ["Metadata-Version: 2.1", "Name: torch", "Version: 2.13.0+cpu"]
     metadata += [f"Requires-Dist: {need}" for need in CPU_TORCH_NEEDS]
@@ -132,7 +132,7 @@ def test_every_pin_is_one_version_with_hashes_and_names_no_index(path: Path):
 
 
 def test_shared_packages_have_one_version():
-    """What lies in one environment together is pinned once."""
+    """Packages of the same environment are pinned once."""
     for files in ENVIRONMENTS_OF.values():
         names = [
             pin.partition("==")[0] for file in (*files, "torch", "cuda") for pin in entries(file)

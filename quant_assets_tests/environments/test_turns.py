@@ -1,4 +1,4 @@
-"""One set-up at a time, and nothing of it outlives it."""
+"""One set-up at a time, and its programs do not outlive it."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ with turn(Path(sys.argv[1]), "holding"):
     print("held", flush=True)
     time.sleep(60)
 """
-# A set-up whose program starts one of its own, as a build does, and then hangs.
+# A set-up whose program starts another one, as a build does, and then hangs.
 HANG = """
 import sys
 from steps import children_end_with_us, run
@@ -54,7 +54,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def test_the_second_waits_says_for_whom_and_has_a_limit(
+def test_the_second_set_up_waits_names_the_holder_and_has_a_limit(
     turns: ModuleType,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -90,7 +90,7 @@ def test_a_killed_set_up_holds_nothing(turns: ModuleType, tmp_path: Path):
     assert lock.read_text() == ""
 
 
-def test_a_lock_file_that_is_replaced_is_taken_anew(turns: ModuleType, tmp_path: Path):
+def test_a_replaced_lock_file_is_locked_again(turns: ModuleType, tmp_path: Path):
     lock = tmp_path / "lock"
     with turns.turn(lock, "the first"):
         lock.unlink()

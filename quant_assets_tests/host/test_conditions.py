@@ -15,7 +15,7 @@ QUIET: dict[str, Any] = {
 }
 
 
-def test_a_quiet_host_is_not_contended_whatever_its_load_average_remembers() -> None:
+def test_a_quiet_host_is_not_contended_despite_its_load_average() -> None:
     assert not host_conditions(**QUIET).contended
 
 
@@ -38,7 +38,7 @@ def test_unreadable_counters_decide_nothing() -> None:
     assert not host_conditions(**{**QUIET, **unreadable}).contended
 
 
-def test_a_busy_process_beside_is_seen() -> None:
+def test_another_busy_process_is_detected() -> None:
     hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
         conditions = HostWatch().finish()

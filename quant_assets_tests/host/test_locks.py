@@ -1,4 +1,4 @@
-"""Locks between real processes: who waits is told for whom, and not for ever."""
+"""Locks between real processes: a waiter learns the holder, and does not wait forever."""
 
 import logging
 import os
@@ -88,7 +88,7 @@ def test_a_killed_holder_holds_nothing(holder: subprocess.Popen[str], tmp_path: 
         pass
 
 
-def test_a_lock_that_cannot_be_made_is_one_clear_error(tmp_path: Path):
+def test_a_lock_that_cannot_be_created_is_one_clear_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "lock", tmp_path):
         with pytest.raises(ResourceError, match="cannot be used"), exclusive_lock(path, "the oven"):

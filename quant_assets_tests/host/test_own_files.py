@@ -1,4 +1,4 @@
-"""Files in shared folders: what is not this user's own regular file is neither opened nor changed."""
+"""Files in shared folders: only this user's own regular files are opened or changed."""
 
 import fcntl
 import os
@@ -35,7 +35,7 @@ def test_links_are_not_followed(tmp_path: Path, victim: Path) -> None:
 
 
 def test_only_regular_files_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)  # the path of a socket is short
+    monkeypatch.chdir(tmp_path)  # socket paths must be short
     os.mkfifo("pipe")
     Path("folder").mkdir()
     with socket.socket(socket.AF_UNIX) as server:
@@ -67,10 +67,10 @@ def test_a_folder_is_not_reached_through_a_link(tmp_path: Path) -> None:
     assert (tmp_path / "made" / "here").is_dir()
 
 
-def test_the_lock_is_that_of_the_file_which_has_the_name(
+def test_the_lock_belongs_to_the_file_that_has_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The holder gives the file its final name between our opening and our locking."""
+    """The holder renames the file between our opening and our locking."""
     path, final = tmp_path / "x.part", tmp_path / "x"
     path.write_text("finished")
     original = fcntl.flock
@@ -109,7 +109,7 @@ def test_a_temporary_file_is_new(
     with pytest.raises(FileExistsError):
         write_text_atomically(tmp_path / "x", "ours")
     assert victim.read_text() == "somebody else's"
-    assert (tmp_path / ".x.guessed.tmp").is_symlink(), "what is not ours is not removed"
+    assert (tmp_path / ".x.guessed.tmp").is_symlink(), "foreign files are not removed"
 
 
 def test_a_link_at_the_final_name_is_replaced(tmp_path: Path, victim: Path) -> None:
@@ -121,7 +121,7 @@ def test_a_link_at_the_final_name_is_replaced(tmp_path: Path, victim: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "-x", "a\nb", "'\"[1]*?", b"\xff\xfe"])
-def test_any_name_that_a_file_can_have(tmp_path: Path, name: str | bytes) -> None:
+def test_any_valid_file_name(tmp_path: Path, name: str | bytes) -> None:
     final = tmp_path / os.fsdecode(name)
     write_text_atomically(final, "whole")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]

@@ -1,4 +1,4 @@
-"""A worker's every end becomes a result or one clear error. The workers here are real processes."""
+"""However a worker ends, the parent gets a result or one clear error. Workers are real processes."""
 
 import contextlib
 import json
@@ -79,7 +79,7 @@ def test_answer_and_events_arrive_in_order(worker):
     assert kinds == ["progress", "log", "progress", "result"]
 
 
-def test_an_error_of_ours_keeps_its_type_and_parts(worker):
+def test_a_project_error_keeps_its_type_and_parts(worker):
     with pytest.raises(InputError) as raised:
         worker("raise InputError('The file is short.', 'It ends early.', 'Fetch it again.')")
     assert raised.value.what == "The file is short."
@@ -135,12 +135,12 @@ def test_a_hanging_worker_is_killed(worker):
     assert not psutil.pid_exists(pids[0])
 
 
-def test_a_full_disk_is_said_so(worker):
+def test_a_full_disk_is_reported(worker):
     with pytest.raises(ResourceError, match="disk filled up while writing to /out/x"):
         worker("raise OSError(errno.ENOSPC, 'No space left on device', '/out/x')")
 
 
-def test_no_memory_is_said_so(worker):
+def test_lack_of_memory_is_reported(worker):
     with pytest.raises(ResourceError, match="ran out of memory"):
         worker("raise MemoryError")
 
@@ -150,7 +150,7 @@ def test_leaving_without_an_answer_is_an_error(worker):
         worker("os._exit(0)")
 
 
-def test_rubbish_among_the_events_is_an_error(worker):
+def test_an_invalid_event_is_an_error(worker):
     with pytest.raises(WorkerError, match="an invalid event"):
         worker("channel._stream.write('hello\\n'); channel._stream.flush(); time.sleep(5)")
 
@@ -222,7 +222,9 @@ def test_a_secret_that_looks_like_a_number_breaks_nothing(worker, monkeypatch: p
         assert answer.number == 21
 
 
-def test_a_worker_is_given_what_it_needs_and_no_secret(worker, monkeypatch: pytest.MonkeyPatch):
+def test_a_worker_gets_the_variables_it_needs_and_no_secret(
+    worker, monkeypatch: pytest.MonkeyPatch
+):
     passed = {
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "0",
@@ -272,7 +274,7 @@ def test_events_after_the_answer_are_an_error(worker):
         worker("channel.result(Answer(number=1)); channel.log('more'); time.sleep(60)")
 
 
-def test_an_answer_of_the_wrong_form_is_an_error(worker):
+def test_an_answer_with_the_wrong_structure_is_an_error(worker):
     with pytest.raises(WorkerError, match="wrong structure"):
         worker(
             """
@@ -319,7 +321,7 @@ def test_a_grandchild_that_holds_the_pipes_ends_with_the_worker(worker, apart: b
 
 
 def test_the_death_of_the_guard_is_survived(worker):
-    """Whoever kills what `ps` shows as the worker may hit its guard."""
+    """A user who kills the worker that `ps` shows may hit its guard."""
     pids: list[int] = []
 
     def note(event: Event) -> None:
@@ -336,7 +338,7 @@ def test_the_death_of_the_guard_is_survived(worker):
 
 
 def ended_in_time(pids: list[int]) -> bool:
-    """Whether all processes are gone within the five seconds that are promised."""
+    """Whether all processes end within the promised five seconds."""
     deadline = time.monotonic() + 5
     while left := [pid for pid in pids if alive(pid)]:
         if time.monotonic() > deadline:
@@ -367,7 +369,7 @@ far = subprocess.Popen(sleeper, start_new_session=True)
 print(os.getpid(), near.pid, far.pid, flush=True)
 time.sleep(600)
 ''']
-# From a thread that ends at once: what is tied to a thread instead of the process fires here.
+# From a thread that ends immediately, to catch anything tied to a thread instead of the process.
 started = threading.Thread(
     target=lambda: subprocess.Popen(guarded(command, grace_s=0.5), start_new_session=True))
 started.start()
@@ -394,7 +396,7 @@ def test_nothing_guarded_outlives_its_parent(number: signal.Signals):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_guard_that_is_told_to_end_ends_what_ignores_it(number: signal.Signals):
+def test_a_guard_told_to_end_kills_a_command_that_ignores_signals(number: signal.Signals):
     command = [sys.executable, "-S", "-c"]
     deaf = "import os, signal, time; [signal.signal(n, signal.SIG_IGN) for n in (1, 2, 15)]"
     guard = subprocess.Popen(

@@ -1,1 +1,1 @@
-"""Tests of artifacts and their store."""
+"""Tests of quantization and conversion jobs."""

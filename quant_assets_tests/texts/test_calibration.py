@@ -1,4 +1,4 @@
-"""Calibration texts of every form, and those that are none."""
+"""Calibration texts of every format, and invalid ones."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The default calibration text where there is no network."""
+"""The default calibration text without a network."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from quant_assets.models.identity import sha256_of
 from quant_assets.texts.calibration import default_calibration_text
 
 
-def test_offline_it_is_shipped_text_with_a_warning(
+def test_offline_the_shipped_text_is_used_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -19,7 +19,7 @@ def test_offline_it_is_shipped_text_with_a_warning(
     assert text.sha256 == sha256_of(text.path)
 
 
-def test_a_kept_wikitext_is_used_without_the_network(
+def test_a_cached_wikitext_is_used_without_the_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

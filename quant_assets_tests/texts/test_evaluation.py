@@ -14,7 +14,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
-def test_offline_the_text_that_every_python_has_is_used(tmp_path: Path, offline: None) -> None:
+def test_offline_the_python_reference_is_used(tmp_path: Path, offline: None) -> None:
     text = evaluation_text("auto", tmp_path)
     assert text.name == "python-reference"
     content = text.path.read_bytes()
@@ -28,7 +28,7 @@ def test_offline_wikitext_is_an_error_when_asked_for_by_name(tmp_path: Path, off
         evaluation_text("wikitext-2", tmp_path)
 
 
-def test_a_text_fetched_before_needs_no_network(tmp_path: Path, offline: None) -> None:
+def test_a_cached_text_needs_no_network(tmp_path: Path, offline: None) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "wikitext-2.txt").write_text(" = Title = \n")
     assert evaluation_text("auto", tmp_path).name == "wikitext-2"
@@ -50,7 +50,7 @@ def test_offline_the_cache_of_the_hub_is_used(
     assert text.path.read_text() == " = Title = \nwords \n"
 
 
-def test_a_file_of_ones_own_can_be_named(tmp_path: Path) -> None:
+def test_a_user_file_can_be_chosen(tmp_path: Path) -> None:
     path = tmp_path / "mine.txt"
     path.write_text("words")
     assert evaluation_text(path, tmp_path).name == "mine"
