@@ -20,7 +20,7 @@ from arguments import existing_file, model_folder, positive
 from quant_assets.models.inspection import inspect_model
 from quant_assets.quantize.groupwise.job import GroupwiseSettings, check_shape
 from quant_assets.workers.groupwise.calibration import calibration_windows
-from quant_assets.workers.groupwise.loop import linears
+from quant_assets.workers.groupwise.layer_quantizer import linears
 from quant_assets.workers.groupwise.rounding import rounded_to_nearest
 from quant_assets.workers.groupwise.streaming import StreamedModel
 

@@ -34,7 +34,7 @@ SHARED_SETUPS = {
     ),
     "a trained model": ("workers/groupwise/test_bad_input.py", "workers/groupwise/test_graph_artifacts.py",
                         "workers/groupwise/test_kernels.py", "workers/groupwise/test_scaling.py",
-                        "workers/groupwise/test_checkpoints.py"),
+                        "workers/groupwise/test_work_folder.py"),
     "marts": ("dbt_like_sql/test_marts.py", "warehouse/test_recommendation.py", "report/decision/test_decision_report.py",
               "speed/test_validation.py"),
 }  # fmt: skip

@@ -150,7 +150,7 @@ def measure_checkpoints(
     Raises `InputError` for a text that is too short, `WorkerError` when a checkpoint does not load.
     """
     return run_worker(
-        "checkpoint.quality",
+        "groupwise.quality",
         CheckpointQualityJob(
             checkpoints=checkpoints, text=text.path, context=context, windows=windows,
             threads=threads, device=device,

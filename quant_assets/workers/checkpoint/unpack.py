@@ -1,4 +1,4 @@
-"""Worker: a GPTQ or AWQ folder to one with plain 16 bit weights, a tensor at a time."""
+"""Worker: a GPTQ or AWQ folder to one with plain 16-bit weights, one tensor at a time."""
 
 import json
 import shutil
@@ -22,12 +22,12 @@ from quant_assets.models.stored_quantization import (
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.quantize.conversion.plain_weights import UnpackJob, UnpackResult
 from quant_assets.quantize.groupwise.layout import check_layout
-from quant_assets.workers.groupwise.assembly import copy_companions, join_safetensors
-from quant_assets.workers.groupwise.packing import unpack_awq, unpack_columns, unpack_rows
+from quant_assets.workers.checkpoint.assembly import copy_companions, join_safetensors
+from quant_assets.workers.checkpoint.packing import unpack_awq, unpack_columns, unpack_rows
 
 
 def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
-    """Restore every matrix as readers of the checkpoint do, and copy all else."""
+    """Restore every matrix to the values that inference computes with, and copy the rest."""
     quantization = groupwise_config(job.source)
     check_layout(job.source)
     dtype = checkpoint_dtype(inspect_model(job.source).architecture)
@@ -63,7 +63,7 @@ def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
 
 
 def _is_other(name: str) -> bool:
-    """Whether a tensor is neither part of a packed matrix nor the scales of an activation, all ones."""
+    """Whether a tensor is neither part of a packed matrix nor an activation's scales, which are ones."""
     return name.rsplit(".", 1)[1] not in PACKED_PARTS
 
 

@@ -43,11 +43,7 @@ from quant_assets.quantize.gguf.job import (
     validate_gguf,
 )
 from quant_assets.workers.gguf import ggml
-from quant_assets.workers.gguf.imatrix_file import ImportanceMatrix, read_imatrix
-from quant_assets.workers.gguf.journal import Journal
-from quant_assets.workers.gguf.kernels.quantizer import Quantizer
-from quant_assets.workers.gguf.plan import FilePlan, PlannedTensor, make_plan
-from quant_assets.workers.gguf.rows import (
+from quant_assets.workers.gguf.chunks import (
     CHUNK_ELEMENTS,
     Chunk,
     ChunkWriter,
@@ -55,6 +51,10 @@ from quant_assets.workers.gguf.rows import (
     digest_at,
     write_at,
 )
+from quant_assets.workers.gguf.imatrix_file import ImportanceMatrix, read_imatrix
+from quant_assets.workers.gguf.journal import Journal
+from quant_assets.workers.gguf.kernels.quantizer import Quantizer
+from quant_assets.workers.gguf.plan import FilePlan, PlannedTensor, make_plan
 from quant_assets.workers.gguf.source import GgufSource, HuggingFaceSource, Source
 
 # What the process takes with its libraries loaded, measured, with some room.

@@ -1,1 +1,4 @@
-"""What the GPTQ and the AWQ worker share: layers one at a time, packing, checkpoints, assembly."""
+"""GPTQ and AWQ, one layer at a time: the loop, streaming, calibration, resume, quality.
+
+Not here: file layouts and packing (`checkpoint`), models loaded as a whole (`torch`).
+"""

@@ -1,4 +1,4 @@
-"""Windows of tokens out of a calibration text."""
+"""Token windows from a calibration text."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 from quant_assets.errors import InputError
 
-# Enough for several hundred windows; a longer text is not tokenized to its end.
+# Enough for several hundred windows; the rest of a longer text is ignored.
 _CHARACTERS_READ = 8_000_000
 
 

@@ -1,16 +1,22 @@
-"""Round-to-nearest by groups: the last step of AWQ, and the yardstick for every artifact."""
+"""Group-wise round-to-nearest: the last step of AWQ, and the baseline for every artifact.
+
+Per group of weights: one float16 scale, and a zero point (AWQ: from minimum and maximum; GPTQ's
+symmetric form: the middle of the range). Formulas: `pseudo_quantize_tensor` of AutoAWQ, `Quantizer`
+of gptqmodel.
+"""
 
 import torch
 
-_SMALLEST_RANGE = 1e-5  # of a group of equal weights
+_SMALLEST_RANGE = 1e-5  # for a group of equal weights
 
 
 def zero_point_integers(
     weight: torch.Tensor, bits: int, group_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(scales, zero points, integers) of outputs x inputs weights, by AWQ's own formula.
+    """(scales, zero points, integers) of outputs x inputs weights, by AWQ's formula.
 
-    The integers are those of the float16 scales that are stored. A group size of -1 is a row.
+    The integers are computed with the stored float16 scales. A group size of -1 means one group
+    per row.
     """
     groups = _grouped(weight, group_size)
     largest = 2**bits - 1
@@ -26,7 +32,7 @@ def zero_point_integers(
 def symmetric_integers(
     weight: torch.Tensor, bits: int, group_size: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same with the zero point in the middle, by GPTQ's formula."""
+    """The same with the zero point in the middle of the range, by GPTQ's formula."""
     groups = _grouped(weight, group_size)
     largest = 2**bits - 1
     bound = groups.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST_RANGE)
@@ -39,7 +45,7 @@ def symmetric_integers(
 def rounded_to_nearest(
     weight: torch.Tensor, bits: int, group_size: int, *, sym: bool
 ) -> torch.Tensor:
-    """The weights that a reader of plainly rounded ones computes with."""
+    """The weights after rounding to nearest and dequantizing."""
     integers_of = symmetric_integers if sym else zero_point_integers
     scales, zeros, integers = integers_of(weight.float(), bits, group_size)
     grouped = _grouped(integers, group_size)

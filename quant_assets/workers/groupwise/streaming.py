@@ -1,4 +1,4 @@
-"""A causal language model on disk of which one decoder layer at a time is in memory."""
+"""A causal language model on disk, with one decoder layer in memory at a time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,32 +10,32 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
-from safetensors import safe_open
 
 from quant_assets.errors import InputError
-from quant_assets.formats.safetensors_header import shard_index, tensors_of_folder
 from quant_assets.models.hf_config import read_config
 from quant_assets.models.linked_model import linked_model
+from quant_assets.workers.checkpoint.tensor_files import TensorFiles, renamed
 
 _TUPLE_OUTPUT = int(transformers.__version__.split(".", 1)[0]) < 5
-_BEFORE_ROPE_PARAMETERS = _BEFORE_RENAMING = _TUPLE_OUTPUT
+_BEFORE_ROPE_PARAMETERS = _TUPLE_OUTPUT
 
 
 @dataclass(frozen=True)
 class LayerCall:
-    """How the model calls one layer, besides with the hidden states."""
+    """Arguments that the model passes to one layer besides the hidden states."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
 class _LastLayerReached(Exception):
-    """Everything has been seen; the rest of the model is not loaded."""
+    """Stops the forward pass: all calls are recorded, and the rest of the model is not loaded."""
 
 
 def _restore_rope(config: Any, folder: Path) -> None:
-    """Give a config that transformers 5 wrote its rotary settings, which version 4 looks for
-    elsewhere and, not finding them, silently replaces by defaults.
+    """Copy the rotary settings of a transformers 5 config to where transformers 4 reads them.
+
+    Version 4 would silently fall back to defaults.
     """
     raw = read_config(folder)
     rope = raw.get("rope_parameters")
@@ -45,7 +45,7 @@ def _restore_rope(config: Any, folder: Path) -> None:
         raise InputError(
             f"transformers {transformers.__version__} cannot express the rotary embeddings of "
             f"{config.model_type}.",
-            "They differ between kinds of layers.",
+            "They differ between layer types.",
             "Use --engine gptqmodel.",
         )
     config.rope_theta = rope["rope_theta"]
@@ -53,67 +53,11 @@ def _restore_rope(config: Any, folder: Path) -> None:
         config.rope_scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
 
 
-def renamed(model: Any, names: list[str]) -> dict[str, str]:
-    """Parameters that transformers calls otherwise than the files do: their names in the files."""
-    if _BEFORE_RENAMING:
-        return {}
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
-
-    renamings = [
-        change for change in get_model_conversion_mapping(model) if type(change) is WeightRenaming
-    ]
-    found = {}
-    for name in names:
-        now = name
-        for renaming in renamings:
-            now = renaming.rename_source_key(now)[0]
-        if now != name:
-            found[now] = name
-    return found
-
-
-class TensorFiles:
-    """The tensors of a folder of safetensors files, by name.
-
-    `stored_as` holds further names that tensors can be read by.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.stored_as: dict[str, str] = {}
-        index = shard_index(folder)
-        self._tensors = {
-            name: found
-            for name, found in tensors_of_folder(folder).items()
-            if index is None or name in index
-        }
-
-    @property
-    def names(self) -> list[str]:
-        """All names in the files, sorted."""
-        return sorted(self._tensors)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._tensors or name in self.stored_as
-
-    def read(self, name: str) -> torch.Tensor:
-        """One tensor, on the CPU."""
-        stored = self.stored_as.get(name, name)
-        path, _ = self._tensors[stored]
-        with safe_open(path, framework="pt") as reader:
-            tensor: torch.Tensor = reader.get_tensor(stored)
-        return tensor
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of one tensor, without reading it."""
-        return self._tensors[name][1].shape
-
-
 class StreamedModel:
-    """The skeleton of the model in `folder`; parameters are on the meta device until loaded.
+    """The model in `folder` with its parameters on the meta device until they are loaded.
 
-    Raises `InputError` for a folder that transformers cannot read, and for a model whose files do
-    not hold its layers' parameters under their own names (fused experts).
+    Raises `InputError` for a folder that transformers cannot read, and for a model whose files
+    lack its parameters under their own names (fused experts).
     """
 
     def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
@@ -134,8 +78,8 @@ class StreamedModel:
         except (ValueError, OSError, KeyError, ImportError) as error:
             raise InputError(
                 f"The model in {folder} cannot be built.",
-                f"transformers {transformers.__version__} said: {str(error).splitlines()[0]}",
-                "Use a model of an architecture that this version knows, or --to gguf.",
+                f"transformers {transformers.__version__} reports: {str(error).splitlines()[0]}",
+                "Use a model whose architecture this version supports, or --to gguf.",
             ) from error
         self.prefix, self.layers = self._find_layers()
         self.files.stored_as = {
@@ -152,34 +96,34 @@ class StreamedModel:
                 return name, module
         raise InputError(
             f"The decoder layers of {self.config.model_type} were not found.",
-            f"No list of {count} modules is part of the model.",
+            f"The model contains no list of {count} modules.",
             "Use --to gguf.",
         )
 
     def _check_names(self, folder: Path) -> None:
         have = {*self.files.names, *self.files.stored_as}
         if getattr(self.config, "tie_word_embeddings", False):
-            # The head is the embeddings once more; most files do not repeat it.
+            # The head shares its weights with the embeddings; most files do not repeat them.
             have |= self._head_names()
         missing = [name for name, _ in self.model.named_parameters() if name not in have]
         if missing:
             raise InputError(
                 f"The files in {folder} do not hold {len(missing)} parameters of the model.",
-                f"The first is {missing[0]}; the architecture stores its weights in another way.",
+                f"The first is {missing[0]}; the architecture stores its weights differently.",
                 "Use --to gguf, or a model that stores every matrix under its own name.",
             )
 
     def layer_prefix(self, index: int) -> str:
-        """What the names of a layer's tensors begin with."""
+        """The prefix of a layer's tensor names."""
         return f"{self.prefix}.{index}."
 
     def outer_names(self) -> list[str]:
-        """The names of all tensors in the files that belong to no layer."""
+        """Names of all tensors in the files that are outside the decoder layers."""
         return [name for name in self.files.names if not name.startswith(f"{self.prefix}.")]
 
     @contextmanager
     def layer(self, index: int) -> Iterator[torch.nn.Module]:
-        """A layer with its parameters loaded, freed after the block."""
+        """A layer with its parameters loaded; they are freed after the block."""
         module = self.layers[index]
         self._load([f"{self.prefix}.{index}.{name}" for name, _ in module.named_parameters()])
         yield module
@@ -194,10 +138,10 @@ class StreamedModel:
     def first_inputs(
         self, windows: torch.Tensor, *, only_calls: bool
     ) -> tuple[torch.Tensor, list[LayerCall]]:
-        """The first layer's hidden states for every window, and how each layer is called.
+        """Input hidden states of the first layer for every window, and each layer's call.
 
-        The model runs with every layer replaced by one that records its call. All windows have
-        the same length, so one call stands for all. With `only_calls` only one window is run.
+        The model runs with every layer replaced by a recorder. All windows have the same length,
+        so one call serves them all. With `only_calls`, a single window is run.
         """
         outer = self._load_outer(with_head=False)
         states: list[torch.Tensor] = []
@@ -219,9 +163,9 @@ class StreamedModel:
     def logits(
         self, windows: torch.Tensor, keep: int, change: Callable[[torch.nn.Module], None]
     ) -> Iterator[torch.Tensor]:
-        """The model's output for the last `keep` tokens of every window, layer by layer.
+        """Logits of the last `keep` tokens of every window, computed layer by layer.
 
-        `change` is done to each layer once it is loaded.
+        `change` is applied to each layer after loading.
         """
         states, calls = self.first_inputs(windows, only_calls=False)
         for index, call in enumerate(calls):
@@ -247,21 +191,19 @@ class StreamedModel:
         self._free(outer)
 
     def _load_outer(self, *, with_head: bool) -> list[str]:
-        """Load what belongs to no layer; the names of what was loaded."""
-        passed_over = set() if with_head else self._head_names()
+        """Load the parameters outside the layers; returns their names."""
+        skipped = set() if with_head else self._head_names()
         outer = [
             name
             for name, _ in self.model.named_parameters()
-            if not name.startswith(f"{self.prefix}.")
-            and name not in passed_over
-            and name in self.files
+            if not name.startswith(f"{self.prefix}.") and name not in skipped and name in self.files
         ]
         self._load(outer)
         self._move_buffers()
         return outer
 
     def _head_names(self) -> set[str]:
-        """The names of the output embeddings' parameters that the input embeddings are not."""
+        """Names of the output embeddings' parameters that are not shared with the input embeddings."""
         output = self.model.get_output_embeddings()
         heads = (
             {id(parameter) for parameter in output.parameters()} if output is not None else set()

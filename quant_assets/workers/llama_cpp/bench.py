@@ -1,8 +1,8 @@
 """Worker: one benchmark cell of a GGUF file on llama.cpp, through its C API.
 
 The procedure is that of llama-bench and llama-batched-bench: all prompts in one batch, then one
-batch a step with one token of every sequence, random tokens (their values do not change the work),
-and the clock read after `llama_synchronize`.
+batch per step with one token per sequence; tokens are random (their values do not change the
+work), and the clock is read after `llama_synchronize`.
 """
 
 import gc
@@ -19,11 +19,11 @@ from quant_assets.workers.llama_cpp import native as llama_native
 from quant_assets.workers.llama_cpp.gpu_memory import GpuMemory
 
 _SEED = 1234
-_BATCH_TOKENS = 2048  # llama.cpp's own default of n_batch
+_BATCH_TOKENS = 2048  # llama.cpp's default n_batch
 
 
 class _Cell:
-    """One model in one context, ready for runs."""
+    """A model in a context, ready for runs."""
 
     def __init__(self, job: CellJob, model: Any, native_context: Any) -> None:
         self._job = job
@@ -38,7 +38,7 @@ class _Cell:
         self._step = llama_native.Batch(job.batch_size)
 
     def run(self) -> RunSample:
-        """Prefill and decode once, from an empty cache."""
+        """Prefill and decode once, starting with an empty cache."""
         job = self._job
         llama_cpp.llama_memory_clear(self._memory, False)
         self._fill_prompts()

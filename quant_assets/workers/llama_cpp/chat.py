@@ -1,4 +1,4 @@
-"""Worker: answers of a GGUF file to prompts, greedily, through the chat template in the file."""
+"""Worker: greedy answers to prompts from a GGUF file, through the chat template in the file."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ _ALL_LAYERS = -1
 
 
 def answer(job: ChatJob, channel: EventChannel) -> ChatReplies:
-    """Load the model and answer every prompt on its own."""
+    """Load the model and answer every prompt in a fresh conversation."""
     device = llama_native.resolve_device(job.device)
     check_gguf(Path(job.model_path))
     model = Llama(

@@ -1,20 +1,20 @@
-"""Memory of the GPU, as `nvidia-smi` sees it from outside the process."""
+"""GPU memory, as `nvidia-smi` reports it from outside the process."""
 
 from quant_assets.host.conditions import nvidia_smi
 
 
 class GpuMemory:
-    """How much the first GPU's used memory grew since this object was made.
+    """Growth of the first GPU's used memory since this object was created.
 
-    llama.cpp allocates its weights, its KV cache and its compute buffers when model and context
-    are made and keeps them, so the growth after the runs is the peak.
+    llama.cpp allocates weights, KV cache and compute buffers when it creates model and context, and
+    keeps them, so the growth after the runs is the peak.
     """
 
     def __init__(self) -> None:
         self._start = _used_bytes()
 
     def grown_bytes(self) -> int | None:
-        """Bytes more than at the start; None without an NVIDIA driver."""
+        """Growth in bytes; None without an NVIDIA driver."""
         now = _used_bytes()
         return None if now is None or self._start is None else now - self._start
 

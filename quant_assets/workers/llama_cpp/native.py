@@ -1,4 +1,4 @@
-"""llama.cpp's C API as the workers here need it: a model, a context, batches, and its log."""
+"""The part of llama.cpp's C API that these workers use: models, contexts, batches, the log."""
 
 import ctypes
 import importlib.metadata
@@ -20,7 +20,7 @@ _LOG_LEVEL_WARNING = 3
 _KV_SIZE = re.compile(r"KV buffer size =\s*([0-9.]+) MiB")
 _ALL_LAYERS = -1
 
-# llama.cpp keeps a bare pointer to its log callback, and logs until the process ends.
+# llama.cpp keeps a raw pointer to its log callback and logs until the process ends.
 _callbacks: list[object] = []
 
 
@@ -41,7 +41,7 @@ class NativeLog:
         _callbacks.append(callback)
 
     def kv_cache_bytes(self) -> int | None:
-        """Sum of the KV buffers that the log speaks of; it rounds each to 0.01 MiB."""
+        """Sum of the KV buffer sizes from the log, which rounds each to 0.01 MiB."""
         sizes = [float(size) for size in _KV_SIZE.findall("".join(self.lines))]
         return round(sum(sizes) * 2**20) if sizes else None
 
@@ -60,12 +60,12 @@ def ggml_type(name: str) -> int:
 
 
 def needs_flash_attention(cache_type_v: str) -> bool:
-    """Whether the V cache is quantized: llama.cpp reads such a cache in flash attention only."""
+    """Whether the V cache is quantized, which llama.cpp supports with flash attention only."""
     return cache_type_v not in ("f32", "f16", "bf16")
 
 
 def resolve_device(device: Device) -> str:
-    """`cpu` or `cuda` for `auto`; raise `EnvironmentNotReady` for a GPU that this build lacks."""
+    """`cpu` or `cuda` for `auto`; raise `EnvironmentNotReady` if this build lacks GPU support."""
     can_offload = bool(llama_cpp.llama_supports_gpu_offload())
     if device == "cuda" and not can_offload:
         raise EnvironmentNotReady(
@@ -78,12 +78,12 @@ def resolve_device(device: Device) -> str:
 
 @contextmanager
 def loaded_model(path: str, device: str) -> Iterator[Any]:
-    """A model, loaded from a GGUF file; raises `InputError` when it is damaged or llama.cpp refuses it."""
+    """A model loaded from a GGUF file; raises `InputError` if it is damaged or llama.cpp rejects it."""
     if not Path(path).is_file():
         raise InputError(
             f"There is no model file {path}.",
             "The artifact may have been moved or deleted.",
-            "Make the artifact again.",
+            "Rebuild the artifact.",
         )
     try:
         check_gguf(Path(path))
@@ -98,8 +98,8 @@ def loaded_model(path: str, device: str) -> Iterator[Any]:
     if not model:
         raise InputError(
             f"llama.cpp cannot load {path}.",
-            "The file is damaged, or its architecture is unknown to this version.",
-            "Check the file's hash against its manifest, or make the artifact again.",
+            "The file is damaged, or this version does not support its architecture.",
+            "Check the file's hash against its manifest, or rebuild the artifact.",
         )
     try:
         yield model
@@ -120,8 +120,8 @@ def context(
 ) -> Iterator[Any]:
     """A context for `sequences` sequences of `tokens_per_sequence` tokens each.
 
-    Everything else is llama.cpp's default, as in its own tools; flash attention is required, not
-    chosen by llama.cpp, where the V cache is quantized.
+    Everything else is llama.cpp's default, as in its own tools, except that a quantized V cache
+    forces flash attention on.
     """
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = tokens_per_sequence * sequences
@@ -137,8 +137,8 @@ def context(
     native = llama_cpp.llama_init_from_model(model, params)
     if not native:
         raise ResourceError(
-            "llama.cpp cannot make a context for this model.",
-            f"It refused {sequences} sequences of {tokens_per_sequence} tokens with a KV cache in "
+            "llama.cpp cannot create a context for this model.",
+            f"It rejected {sequences} sequences of {tokens_per_sequence} tokens with a KV cache in "
             f"{cache_type_k} and {cache_type_v}.",
             "Use a smaller batch, or cache types whose blocks divide the model's head size.",
         )
@@ -156,11 +156,11 @@ class Batch:
         self._native.n_tokens = 0
 
     def clear(self) -> None:
-        """Forget all tokens."""
+        """Remove all tokens."""
         self._native.n_tokens = 0
 
     def add(self, token: int, position: int, sequence: int, *, logits: bool) -> None:
-        """Append one token of a sequence; `logits` asks for its output."""
+        """Append one token of a sequence; `logits` requests its output."""
         native, index = self._native, self._native.n_tokens
         native.token[index] = token
         native.pos[index] = position
@@ -170,7 +170,7 @@ class Batch:
         native.n_tokens = index + 1
 
     def decode(self, native_context: Any) -> None:
-        """Compute the batch and wait for it; raise `ResourceError` when it does not fit."""
+        """Compute the batch and wait for the result; raise `ResourceError` if it does not fit."""
         status = llama_cpp.llama_decode(native_context, self._native)
         if status != 0:
             raise ResourceError(
@@ -181,12 +181,12 @@ class Batch:
         llama_cpp.llama_synchronize(native_context)
 
     def free(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         llama_cpp.llama_batch_free(self._native)
 
 
 def tokenize(model: Any, text: str) -> list[int]:
-    """Tokens of a text, with the special tokens that the model adds by itself (such as BOS)."""
+    """Tokens of a text, with the special tokens that the model adds (such as BOS)."""
     vocabulary = llama_cpp.llama_model_get_vocab(model)
     encoded = text.encode()
     capacity = len(encoded) + 2
@@ -220,8 +220,8 @@ def metadata_text(model: Any, key: str) -> str | None:
 def kv_cache_arithmetic(model: Any, cells: int, cache_types: Sequence[str]) -> int | None:
     """Bytes of a KV cache of `cells` tokens: layers x cells x (K row + V row).
 
-    A row holds `n_head_kv x head size` values in blocks of its ggml type. None for a model that
-    keeps another kind of state (recurrent, hybrid) or that slides a window over its attention.
+    A row holds `n_head_kv x head size` values in blocks of its ggml type. None for a model with
+    another kind of state (recurrent, hybrid) or sliding-window attention.
     """
     other_state = (
         llama_cpp.llama_model_is_recurrent(model)

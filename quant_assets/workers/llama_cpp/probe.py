@@ -1,4 +1,4 @@
-"""Worker: what llama.cpp finds on this machine."""
+"""Worker: the devices and build features that llama.cpp finds on this machine."""
 
 import llama_cpp
 
@@ -9,7 +9,7 @@ from quant_assets.workers.llama_cpp.native import library_versions, resolve_devi
 
 
 def probe(job: ProbeJob, _: EventChannel) -> LlamaProbe:
-    """Look at the build, the processor and the GPU."""
+    """Report the build, the processor and the GPU."""
     device = resolve_device(job.device)
     return LlamaProbe(
         device=device,

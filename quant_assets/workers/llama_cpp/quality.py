@@ -1,7 +1,7 @@
 """Worker: perplexity and KL divergence of a GGUF file, by the procedure of llama-perplexity.
 
-Several windows go through llama.cpp in one batch of 2048 tokens, each as its own sequence; logits
-are asked for from the middle of a window on.
+Several windows share a batch of 2048 tokens, one sequence per window; logits are requested from the
+middle of each window on.
 """
 
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def _window_logits(
                 row = sequence * (end - begin) + max(begin, first) - begin
                 pointer = llama_cpp.llama_get_logits_ith(native_context, row)
                 values = np.ctypeslib.as_array(pointer, shape=(wanted, n_vocab))
-                # llama.cpp writes the next batch to the same memory.
+                # llama.cpp reuses this memory for the next batch.
                 parts[sequence].append(values.copy() if step < context else values)
         for part in parts:
             rows = part[0] if len(part) == 1 else np.concatenate(part)
@@ -77,8 +77,8 @@ def measure(job: QualityJob, channel: EventChannel) -> QualityMeasurement:
         vocabulary = llama_cpp.llama_model_get_vocab(model)
         if llama_cpp.llama_vocab_get_add_eos(vocabulary):
             raise InputError(
-                "The perplexity of this model is not defined.",
-                "Its vocabulary ends every text with an end token, as encoder models do.",
+                "Perplexity is undefined for this model.",
+                "Its tokenizer appends an end token to every text, as encoder models do.",
                 "Use a causal language model.",
             )
         batch = llama_native.Batch(_BATCH_TOKENS)

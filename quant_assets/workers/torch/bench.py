@@ -1,4 +1,4 @@
-"""Worker: one benchmark cell of a checkpoint on torch, by the procedure of `llama_bench`."""
+"""Worker: one benchmark cell of a checkpoint on torch, with the procedure of `llama_cpp.bench`."""
 
 import gc
 import time
@@ -20,7 +20,7 @@ _SEED = 1234
 
 
 class _Cell:
-    """One model, ready for runs; `cache` is the KV cache of the last one."""
+    """A loaded model, ready for runs; `cache` is the KV cache of the last run."""
 
     def __init__(self, job: CellJob, model: Any, device: str) -> None:
         self._job = job
@@ -31,7 +31,7 @@ class _Cell:
         self.cache: Any = None
 
     def run(self) -> RunSample:
-        """Prefill and decode once, from an empty cache."""
+        """Prefill and decode once, starting with an empty cache."""
         self.cache = None
         prompts = self._random_tokens(self._job.prompt_tokens)
         steps = [self._random_tokens(1) for _ in range(self._job.generated_tokens)]
@@ -56,7 +56,7 @@ class _Cell:
         return sum(tensor.nbytes for tensor in tensors)
 
     def cache_arithmetic(self) -> int:
-        """layers x 2 x batch x heads x tokens x head size x bytes of the activations' type."""
+        """Expected bytes: layers x 2 x batch x heads x tokens x head size x bytes per activation."""
         config, job = self._model.config, self._job
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         head = getattr(config, "head_dim", None) or (

@@ -1,4 +1,4 @@
-"""Worker: answers of a checkpoint to prompts on torch, greedily, through its chat template."""
+"""Worker: greedy answers to prompts from a checkpoint on torch, through its chat template."""
 
 from quant_assets.bench.jobs import ChatJob, ChatReplies
 from quant_assets.processes.protocol import EventChannel, serve
@@ -11,7 +11,7 @@ from quant_assets.workers.torch.models import (
 
 
 def answer(job: ChatJob, channel: EventChannel) -> ChatReplies:
-    """Load the model and answer every prompt on its own."""
+    """Load the model and answer every prompt in a fresh conversation."""
     prepare_torch(job.threads)
     device = resolve_device(job.device)
     model = load_model(job.model_path, job.format, device)

@@ -1,9 +1,9 @@
-"""Worker: what this machine can do at most: memory bandwidth and dense matrix throughput.
+"""Worker: the peaks of this machine: memory bandwidth and dense matrix throughput.
 
-Bandwidth is the better of STREAM's triad, a = b + s x c (McCalpin, 1995; three arrays counted), and
-a plain sum that reads one array. The arrays are far larger than the caches. Throughput is that of
-square FP32 matrices, 2 n^3 operations each. Both are the best of several repetitions: a peak is
-what the roofline divides by, and anything else that runs can only lower it.
+Bandwidth is the higher of STREAM's triad, a = b + s x c (McCalpin, 1995; three arrays counted), and
+a plain sum that reads one array. The arrays are far larger than the caches. Throughput is measured
+on products of square FP32 matrices, 2 n^3 operations each. Both are the best of several
+repetitions: they are the denominators of the roofline, and any other load can only lower them.
 """
 
 import time

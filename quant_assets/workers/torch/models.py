@@ -1,4 +1,4 @@
-"""Causal language models on torch: plain Hugging Face folders, GPTQ and AWQ checkpoints."""
+"""Loading causal language models on torch: plain Hugging Face folders, GPTQ and AWQ checkpoints."""
 
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -13,13 +13,14 @@ from quant_assets.host.devices import Device
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.models.linked_model import linked_model
 from quant_assets.models.stored_quantization import groupwise_config
+from quant_assets.workers.checkpoint.tensor_files import TensorFiles, renamed
 
 _FUSED = "gate_up_proj"
 _LIBRARIES = ("torch", "transformers", "gptqmodel")
 
 
 def resolve_device(device: Device) -> str:
-    """`cpu` or `cuda` for `auto`; raise `EnvironmentNotReady` when there is no such GPU."""
+    """`cpu` or `cuda` for `auto`; raise `EnvironmentNotReady` if CUDA is unavailable."""
     available = torch.cuda.is_available()
     if device == "cuda" and not available:
         raise EnvironmentNotReady(
@@ -33,26 +34,27 @@ def resolve_device(device: Device) -> str:
 def load_model(folder: str, artifact_format: str, device: str) -> Any:
     """The model of a checkpoint folder, ready for inference.
 
-    Raises `InputError` for a folder that is damaged. Code inside a checkpoint never runs, and the
-    loaders see the model's own files alone.
+    Raises `InputError` for a damaged folder. Code inside a checkpoint never runs, and loaders see
+    only the model's own files.
     """
     check_hf_folder(Path(folder))
     if artifact_format == "gptq":
         if holds_fused_matrices(Path(folder)):
             raise InputError(
                 f"gptqmodel cannot load {folder}.",
-                f"It takes {_FUSED} apart; the folder holds it whole, as transformers and vLLM do.",
+                f"It expects {_FUSED} as separate matrices; the folder stores it fused, as transformers and "
+                "vLLM do.",
                 "Serve the folder with vLLM, or use `quant-assets convert` to make another format.",
             )
-        # gptqmodel's loader demands at least two workers, also on a machine with one core.
+        # gptqmodel's loader requires at least two workers, even on a single core.
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
         if device == "cpu":
-            # Compiling its kernels takes longer than a CPU ever gains by it.
+            # Compiling its kernels takes longer than it ever saves on a CPU.
             os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         from gptqmodel import BACKEND, GPTQModel
 
         quantization = groupwise_config(Path(folder))
-        # The fused CPU kernel that gptqmodel 7.6.0 would choose gets zero points of whole rows wrong.
+        # The fused CPU kernel that gptqmodel 7.6.0 picks mishandles per-channel zero points.
         fused_is_wrong = quantization.group_size == PER_CHANNEL and not quantization.symmetric
         backend = BACKEND.TORCH if device == "cpu" and fused_is_wrong else BACKEND.AUTO
         with linked_model(Path(folder)) as links:
@@ -74,16 +76,14 @@ def load_model(folder: str, artifact_format: str, device: str) -> Any:
     if device == "cpu" and any(
         type(module).__name__ == "TorchLinear" for module in model.modules()
     ):
-        # This kernel multiplies in the model's own type, and half precision has no fast product on
-        # most CPUs: 78 s for 512 tokens of a 135M model, 1.4 s in single precision.
+        # This kernel multiplies in the model's dtype, and most CPUs have no fast half-precision
+        # matmul: 78 s for 512 tokens of a 135M model, against 1.4 s in single precision.
         model = model.float()
     return model.eval()
 
 
 def _load_renamed(model: Any, folder: str) -> None:
-    """Load what the files call otherwise than transformers does, which gptqmodel passes over."""
-    from quant_assets.workers.groupwise.streaming import TensorFiles, renamed
-
+    """Load the parameters that transformers renames, which gptqmodel skips."""
     files = TensorFiles(Path(folder))
     parameters = dict(model.named_parameters())
     for name, stored in renamed(model, files.names).items():
@@ -92,9 +92,7 @@ def _load_renamed(model: Any, folder: str) -> None:
 
 
 def holds_fused_matrices(folder: Path) -> bool:
-    """Whether a GPTQ folder has matrices in one that gptqmodel 7.6.0 loads as two (Phi 3, GLM 4)."""
-    from quant_assets.workers.groupwise.streaming import TensorFiles
-
+    """Whether a GPTQ folder has fused matrices that gptqmodel 7.6.0 loads as two (Phi 3, GLM 4)."""
     return any(name.endswith(f"{_FUSED}.qweight") for name in TensorFiles(folder).names)
 
 
@@ -107,13 +105,13 @@ def load_tokenizer(folder: str) -> Any:
 
 
 def prepare_torch(threads: int) -> None:
-    """Use this many threads, and make no gradients."""
+    """Set the number of threads and disable autograd."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of what runs the model, as far as it is installed."""
+    """Versions of the installed libraries that run the model."""
     found = {}
     for name in _LIBRARIES:
         try:

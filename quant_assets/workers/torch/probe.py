@@ -1,4 +1,4 @@
-"""Worker: what torch finds on this machine."""
+"""Worker: the devices and libraries that torch finds on this machine."""
 
 import torch
 
@@ -9,7 +9,7 @@ from quant_assets.workers.torch.models import library_versions, resolve_device
 
 
 def probe(job: ProbeJob, _: EventChannel) -> TorchProbe:
-    """Look at GPUs, processor and libraries."""
+    """Report GPUs, processor and library versions."""
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return TorchProbe(
         device=resolve_device(job.device),

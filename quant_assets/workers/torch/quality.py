@@ -1,4 +1,4 @@
-"""Worker: perplexity and KL divergence of a checkpoint on torch, on llama.cpp's windows."""
+"""Worker: perplexity and KL divergence of a checkpoint on torch, over llama.cpp's windows."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,11 +17,11 @@ from quant_assets.workers.torch.models import (
 )
 
 LogitsOf = Callable[[torch.Tensor, int], Iterator[torch.Tensor]]
-"""Takes windows of tokens; the logits of the last so many tokens of each, in order."""
+"""(windows of tokens, n) -> logits of the last n tokens of each window, in order."""
 
 
 def logits_of_loaded(model: Any, device: str) -> LogitsOf:
-    """The logits of a model that is in memory."""
+    """Logits of a model that is in memory."""
 
     def logits_of(windows: torch.Tensor, keep: int) -> Iterator[torch.Tensor]:
         for window in windows:
@@ -32,7 +32,7 @@ def logits_of_loaded(model: Any, device: str) -> LogitsOf:
 
 
 def _window_logits(logits_of: LogitsOf, windows: Tokens, bos: int | None) -> Iterator[Logits]:
-    """Logits of the scored rows of each window; `bos` takes the place of its first token."""
+    """Logits of the scored rows of each window; `bos` replaces the first token."""
     context = windows.shape[1]
     tokens = torch.tensor(windows, dtype=torch.long)
     if bos is not None:
@@ -43,7 +43,7 @@ def _window_logits(logits_of: LogitsOf, windows: Tokens, bos: int | None) -> Ite
 
 
 def _added_bos(tokenizer: Any) -> int | None:
-    """The token that the tokenizer puts before a text by itself, if it is BOS."""
+    """The BOS token, if the tokenizer prepends it by default."""
     tokens = tokenizer("a")["input_ids"]
     return tokenizer.bos_token_id if tokens and tokens[0] == tokenizer.bos_token_id else None
 
@@ -65,7 +65,7 @@ def measure(job: QualityJob, channel: EventChannel) -> QualityMeasurement:
 def score_logits(
     job: QualityJob, n_vocab: int, logits_of: LogitsOf, tokenizer: Any, channel: EventChannel
 ) -> QualityMeasurement:
-    """Score the windows by their logits, wherever these come from."""
+    """Score the windows from logits of any origin."""
     return score(
         job,
         n_vocab,

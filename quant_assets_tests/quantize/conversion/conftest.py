@@ -26,8 +26,8 @@ def packed(
     import torch
     from safetensors.torch import load_file, save_file
 
-    from quant_assets.workers.groupwise.assembly import copy_companions
-    from quant_assets.workers.groupwise.packing import pack_awq, pack_gptq
+    from quant_assets.workers.checkpoint.assembly import copy_companions
+    from quant_assets.workers.checkpoint.packing import pack_awq, pack_gptq
     from quant_assets.workers.groupwise.rounding import symmetric_integers, zero_point_integers
 
     method, bits = request.param.split("-")[0], int(request.param.split("-")[1])

@@ -34,7 +34,7 @@ from quant_assets.workers.groupwise.awq.scaling import (
     apply_scales,
     change_since_now,
     norms_before,
-    use_norm_before,
+    use_actual_norm,
     weight_offset,
 )
 from quant_assets.workers.groupwise.streaming import StreamedModel
@@ -90,7 +90,7 @@ def test_scaling_changes_no_output(gemma: Path, fits: bool) -> None:
             "layers": [modules[name] for name in GATE_AND_UP],
         }
         if fits:
-            use_norm_before(group, norms)
+            use_actual_norm(group, norms)
         names = {id(module): name for name, module in modules.items()}
         scaled = (names[id(group["prev_op"])], GATE_AND_UP, torch.linspace(0.3, 3, 256))
         features = {name: torch.ones(2, 32, 256) for name in GATE_AND_UP}

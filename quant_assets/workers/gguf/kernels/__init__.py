@@ -1,1 +1,4 @@
-"""Kernels of the project's own that give ggml's very bytes, faster, and how they are built."""
+"""The project's own K-quant kernels, faster than ggml's and equal byte for byte, and their build.
+
+Not here: ggml's kernels, which are called through `ggml`.
+"""

@@ -1,1 +1,4 @@
-"""Worker: AWQ with the scale search of AutoAWQ or of gptqmodel."""
+"""The AWQ worker: its search, the engines AutoAWQ and gptqmodel, moving scales into weights.
+
+Not here: the layer loop and rounding (`groupwise`), the packed layout (`checkpoint.packing`).
+"""

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 def handle(job: GroupwiseJob, channel: EventChannel) -> GroupwiseResult:
-    """Quantize with the engine that the job names."""
+    """Quantize with the job's engine."""
     engine = job.settings.engine
     channel.progress(f"load {engine}", 0, 1, "libraries")
-    # Libraries print while they are imported; only now does standard output carry no events.
+    # Imported here: libraries print on import, and events no longer use standard output now.
     from quant_assets.workers.groupwise.awq.quantizer import AwqQuantizer
     from quant_assets.workers.groupwise.loop import run
 

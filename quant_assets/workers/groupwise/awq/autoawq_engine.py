@@ -1,4 +1,8 @@
-"""AutoAWQ's knowledge of architectures and its statistics, with the shared search."""
+"""AWQ engine on AutoAWQ: its architecture tables and statistics, with the shared search.
+
+Source: `awq.quantize.quantizer.AwqQuantizer` of AutoAWQ 0.2.9. Life cycle: created once per job; its
+own model loading and layer loop never run, and its two inner searches are replaced by `search`.
+"""
 
 from typing import Any
 
@@ -13,12 +17,12 @@ from quant_assets.errors import InputError
 from quant_assets.quantize.groupwise.job import GroupwiseSettings
 from quant_assets.workers.groupwise.awq.scaling import Scaled
 from quant_assets.workers.groupwise.awq.search import TOKENS_AT_ONCE, best_bounds, best_scales
-from quant_assets.workers.groupwise.loop import installed_versions, linears
+from quant_assets.workers.groupwise.layer_quantizer import installed_versions, linears
 from quant_assets.workers.groupwise.streaming import StreamedModel
 
 _LIBRARIES = ("autoawq", "transformers", "torch")
 
-# AutoAWQ collects garbage several times a matrix, which takes longer than the search itself.
+# AutoAWQ runs the garbage collector several times per matrix, which takes longer than the search.
 autoawq_quantizer.clear_memory = lambda *_: None
 
 
@@ -26,7 +30,7 @@ class _Search(AwqQuantizer):  # type: ignore[misc]
     def init_quant(
         self, n_samples: int = 0, max_seq_len: int = 0
     ) -> tuple[list[torch.nn.Module], dict[str, Any], None]:
-        """The layer loop is not AutoAWQ's; nothing is loaded here."""
+        """Load nothing: the layer loop is not AutoAWQ's."""
         del n_samples, max_seq_len
         return [], {}, None
 
@@ -59,15 +63,15 @@ class _Search(AwqQuantizer):  # type: ignore[misc]
 class AutoAwqEngine:
     """See `AwqEngine`.
 
-    Raises `InputError` for an architecture that AutoAWQ does not know.
+    Raises `InputError` for an architecture that AutoAWQ does not support.
     """
 
     def __init__(self, model: StreamedModel, settings: GroupwiseSettings) -> None:
         architecture = model.config.model_type
         if architecture not in AWQ_CAUSAL_LM_MODEL_MAP:
             raise InputError(
-                f"AutoAWQ does not know the architecture {architecture}.",
-                f"It knows {', '.join(sorted(AWQ_CAUSAL_LM_MODEL_MAP))}.",
+                f"AutoAWQ does not support the architecture {architecture}.",
+                f"It supports {', '.join(sorted(AWQ_CAUSAL_LM_MODEL_MAP))}.",
                 "Use --engine gptqmodel, or --to gptq.",
             )
         self._model = AWQ_CAUSAL_LM_MODEL_MAP[architecture](
@@ -94,7 +98,7 @@ class AutoAwqEngine:
         )
 
     def library_versions(self) -> dict[str, str]:
-        """Versions of what decides the bytes."""
+        """Versions of the libraries that determine the output's bytes."""
         return installed_versions(_LIBRARIES)
 
     def scaling_groups(

@@ -1,9 +1,12 @@
-"""gptqmodel's knowledge of architectures and its statistics, with the shared search.
+"""AWQ engine on gptqmodel: its architecture tables and statistics, with the shared search.
 
-gptqmodel's own loop gives AWQ hardly better than rounding, or worse, when calibration samples
-differ in length: it then keeps the inputs of the last sample alone, and on a CPU query, key and value
-(gate and up) share one memory for them, which is divided by the scales once for each before the
-bounds are searched. The loop here gives it windows of one length and every module its own copy.
+Source: `gptqmodel.looper.awq_processor.AWQProcessor` of gptqmodel 7.6.0. Life cycle: created once per
+job; its own loop never runs, and its two inner searches are replaced by `search`.
+
+gptqmodel's own loop makes AWQ barely better than rounding, or worse, when calibration samples differ
+in length: it then keeps the inputs of the last sample only, and on a CPU query, key and value (gate
+and up) share the memory of these inputs, which is divided by the scales once per module before the
+bounds are searched. The loop here passes windows of equal length and gives each module a copy.
 """
 
 import threading
@@ -20,7 +23,7 @@ from quant_assets.errors import InputError
 from quant_assets.quantize.groupwise.job import GroupwiseSettings
 from quant_assets.workers.groupwise.awq.scaling import Scaled
 from quant_assets.workers.groupwise.awq.search import TOKENS_AT_ONCE, best_bounds, best_scales
-from quant_assets.workers.groupwise.loop import installed_versions, linears
+from quant_assets.workers.groupwise.layer_quantizer import installed_versions, linears
 from quant_assets.workers.groupwise.streaming import StreamedModel
 
 _LIBRARIES = ("gptqmodel", "transformers", "torch")
@@ -28,7 +31,7 @@ _CHUNK_BYTES = 1 << 30
 
 
 class _Search(AWQProcessor):  # type: ignore[misc]
-    """gptqmodel's processor without its loop: only what its search reads is set."""
+    """gptqmodel's processor without its loop; sets only the attributes that its search reads."""
 
     def __init__(self, definition: Any, config: QuantizeConfig, windows_at_once: int) -> None:
         self.qcfg = config
@@ -69,23 +72,23 @@ class _Search(AWQProcessor):  # type: ignore[misc]
 
 
 class GptqmodelEngine:
-    """See `AwqEngine`; raises `InputError` for an architecture that gptqmodel does not know."""
+    """See `AwqEngine`; raises `InputError` for an architecture that gptqmodel does not support."""
 
     def __init__(self, model: StreamedModel, settings: GroupwiseSettings) -> None:
         architecture = model.config.model_type
         if architecture not in MODEL_MAP:
             raise InputError(
-                f"gptqmodel does not know the architecture {architecture}.",
-                "AWQ needs to know which modules share their inputs.",
+                f"gptqmodel does not support the architecture {architecture}.",
+                "AWQ needs a table of the modules that share their inputs.",
                 "Use --engine autoawq, or --to gptq.",
             )
         kind = MODEL_MAP[architecture]
-        # Its constructor prepares a loop; only the description of the layers is wanted.
+        # Its constructor prepares a loop; only the layer descriptions are needed.
         self._definition = object.__new__(kind)
         torch.nn.Module.__init__(self._definition)
         self._definition.model = model.model
-        # The loop passes on what the model computed; gptqmodel would compute it anew, not knowing
-        # that some models have several rotary embeddings.
+        # Use the position embeddings that the model computed; gptqmodel would recompute them without
+        # supporting models with several rotary embeddings.
         self._definition.awq_preserve_explicit_position_embeddings = True
         config = QuantizeConfig(
             bits=settings.bits,
@@ -98,7 +101,7 @@ class GptqmodelEngine:
         self._search = _Search(self._definition, config, at_once)
 
     def library_versions(self) -> dict[str, str]:
-        """Versions of what decides the bytes."""
+        """Versions of the libraries that determine the output's bytes."""
         return installed_versions(_LIBRARIES)
 
     def scaling_groups(

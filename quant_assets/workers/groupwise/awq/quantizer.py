@@ -1,7 +1,15 @@
-"""One layer by AWQ: an engine scales and clips the weights, then they are rounded and packed.
+"""AWQ of one layer: an engine scales and clips the weights, then they are rounded and packed.
 
-The inputs of every layer are those of the unquantized model, so layers depend on each other only
-through them.
+Paper: Lin et al., "AWQ: Activation-aware Weight Quantization for LLM Compression and Acceleration",
+arXiv:2306.00978. The recipe, for every group of linear modules with the same input:
+
+1. Search per-channel scales that minimize the output error after rounding (`search.best_scales`).
+2. Multiply the weights by them, and fold their inverse into the preceding operation (`scaling`).
+3. Search clipping bounds per weight group (`search.best_bounds`), clip, and round to nearest.
+
+Life cycle: one `AwqQuantizer` per job; the loop calls `quantize` once per layer. It records the inputs
+of all linear modules in one pass, which also yields the next layer's inputs: those are computed by
+the unquantized weights, so the quantization of a layer does not depend on earlier ones.
 """
 
 import functools
@@ -14,45 +22,45 @@ from transformers.integrations.awq import AWQ_SCALES_MAPPINGS
 
 from quant_assets.errors import QuantAssetsError
 from quant_assets.quantize.groupwise.job import GroupwiseSettings
+from quant_assets.workers.checkpoint.packing import pack_awq
 from quant_assets.workers.groupwise.awq.scaling import (
     Scaled,
     apply_scales,
     change_since_now,
     is_norm,
     norms_before,
-    use_norm_before,
+    use_actual_norm,
 )
-from quant_assets.workers.groupwise.loop import linears
-from quant_assets.workers.groupwise.packing import pack_awq
+from quant_assets.workers.groupwise.layer_quantizer import before_running, linears
 from quant_assets.workers.groupwise.rounding import zero_point_integers
 from quant_assets.workers.groupwise.streaming import LayerCall, StreamedModel
 
 
 class AwqEngine(Protocol):
-    """A search for scales and clipping bounds."""
+    """A library's architecture tables and statistics for the search of scales and bounds."""
 
     def library_versions(self) -> dict[str, str]:
-        """Versions of what decides the bytes."""
+        """Versions of the libraries that determine the output's bytes."""
 
     def scaling_groups(
         self, layer: torch.nn.Module, features: dict[str, torch.Tensor], kwargs: dict[str, Any]
     ) -> list[dict[str, Any]]:
-        """Linear modules with one input (`layers`), and what produces it (`prev_op`).
+        """Groups of linear modules with a shared input (`layers`) and its producer (`prev_op`).
 
         `features` holds the inputs of every linear module, windows x tokens x channels.
         """
 
     def best_scales(self, layer: torch.nn.Module, group: dict[str, Any]) -> Scaled:
-        """Search the scales of one group; nothing is changed. Raises what the library does."""
+        """Search the scales of one group without applying them. Raises what the library raises."""
 
     def clip(self, layer: torch.nn.Module, features: dict[str, torch.Tensor]) -> None:
-        """Search clipping bounds for the scaled weights, and clip them in place."""
+        """Search clipping bounds for the scaled weights and clip these in place."""
 
 
 class AwqQuantizer:
     """Quantizes layers of one model; see `LayerQuantizer`.
 
-    `warn` is told of matrices whose inputs cannot be scaled, once.
+    `warn` is called once per message about matrices whose inputs cannot be scaled.
     """
 
     def __init__(
@@ -65,14 +73,14 @@ class AwqQuantizer:
         self._model = model
         self._settings = settings
         self._engine = engine
-        self._warn = functools.cache(warn)  # every layer may have the same to say
+        self._warn = functools.cache(warn)  # layers repeat their messages
 
     def library_versions(self) -> dict[str, str]:
-        """Versions of what decides the bytes."""
+        """Versions of the libraries that determine the output's bytes."""
         return self._engine.library_versions()
 
     def quantization_config(self) -> dict[str, Any]:
-        """As AutoAWQ writes it for transformers and vLLM."""
+        """The configuration as AutoAWQ writes it for transformers and vLLM."""
         return {
             "quant_method": "awq",
             "bits": self._settings.bits,
@@ -85,7 +93,7 @@ class AwqQuantizer:
     def quantize(
         self, layer: torch.nn.Module, states: torch.Tensor, call: LayerCall
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Quantize one layer; its outputs are those of the unquantized weights."""
+        """Quantize one layer; the outputs are computed with the unquantized weights."""
         modules = linears(layer)
         features, outputs = self._features(layer, modules, states, call)
         self._scale(layer, features, states[:1], call)
@@ -106,7 +114,7 @@ class AwqQuantizer:
         window: torch.Tensor,
         call: LayerCall,
     ) -> None:
-        """Search scales and apply those that leave the layer what it is, as one window shows."""
+        """Search scales; apply those that leave the layer's outputs on one window unchanged."""
 
         def run() -> torch.Tensor:
             layer.to(self._model.device)
@@ -116,32 +124,34 @@ class AwqQuantizer:
         groups = self._engine.scaling_groups(layer, features, dict(call.kwargs))
         found = []
         for group in groups:
-            use_norm_before(group, norms)
+            use_actual_norm(group, norms)
             if is_norm(group["prev_op"]) or isinstance(group["prev_op"], torch.nn.Linear):
                 found += self._searched(layer, group)
         change = change_since_now(run, window)
         for scaled in found:
             if not apply_scales(layer, scaled, features, change):
-                self._leave_out(scaled[1], "they would change what the layer computes")
+                self._skip_scaling(scaled[1], "the scales would change the layer's outputs")
 
     def _searched(self, layer: torch.nn.Module, group: dict[str, Any]) -> list[Scaled]:
-        """The scales of a group, if the engine can run it."""
+        """The scales of a group; none if the engine cannot run it."""
         try:
             return [self._engine.best_scales(layer, group)]
         except (QuantAssetsError, MemoryError, torch.OutOfMemoryError):
             raise
-        except Exception as error:  # whatever the architecture's code raises when called otherwise
+        except (
+            Exception
+        ) as error:  # the architecture's code may raise anything when called differently
             names = {id(module): name for name, module in layer.named_modules()}
-            self._leave_out(
+            self._skip_scaling(
                 [names[id(linear)] for linear in group["layers"]],
-                f"the engine cannot run them ({type(error).__name__})",
+                f"the engine cannot run these modules ({type(error).__name__})",
             )
             return []
 
-    def _leave_out(self, names: Sequence[str], why: str) -> None:
+    def _skip_scaling(self, names: Sequence[str], why: str) -> None:
         self._warn(
-            f"The inputs of {', '.join(names)} are not scaled: {why}, as the engine does not describe "
-            f"{self._model.config.model_type} right. Their weights are clipped and rounded alone."
+            f"The inputs of {', '.join(names)} are not scaled: {why}, because the engine describes "
+            f"{self._model.config.model_type} incorrectly. Their weights are only clipped and rounded."
         )
 
     def _features(
@@ -154,20 +164,13 @@ class AwqQuantizer:
         """The inputs of every module over all windows, and the layer's outputs."""
         seen: dict[str, list[torch.Tensor]] = defaultdict(list)
 
-        def hook_of(name: str) -> Callable[..., None]:
-            def hook(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-                seen[name].append(args[0].cpu())
+        def record(name: str, module_input: torch.Tensor) -> None:
+            seen[name].append(module_input.cpu())
 
-            return hook
-
-        handles = [
-            module.register_forward_pre_hook(hook_of(name)) for name, module in modules.items()
-        ]
-        outputs = torch.cat(list(self._model.run_layer(layer, states, call)))
-        for handle in handles:
-            handle.remove()
-        # `cat` copies, so that modules with one input do not share memory: the engines divide
-        # each module's features by its scales, in place.
+        with before_running(modules, record):
+            outputs = torch.cat(list(self._model.run_layer(layer, states, call)))
+        # `cat` copies, so modules with a shared input do not share memory: each module's features
+        # are divided by its scales in place.
         return {name: torch.cat(parts) for name, parts in seen.items()}, outputs
 
     def _packed(self, name: str, module: torch.nn.Linear) -> dict[str, torch.Tensor]:
@@ -186,9 +189,9 @@ class AwqQuantizer:
 
 
 def _activation_scales(layer: torch.nn.Module, architecture: str) -> dict[str, torch.Tensor]:
-    """Scales of the activations that readers of this architecture divide by them.
+    """Activation scales that loaders of this architecture expect and divide by.
 
-    They are ones, so that readers who know nothing of them compute the same.
+    They are ones, so loaders that ignore them compute the same.
     """
     known = AWQ_SCALES_MAPPINGS.get(architecture)
     if known is None:

@@ -1,9 +1,15 @@
-"""AWQ's scales moved from a layer's inputs into its weights, without changing what it computes.
+"""Apply AWQ's scales: W diag(s) (diag(s)^-1 x) = W x, so the layer computes the same.
 
-Engines know architectures by tables, and tables are wrong in places: gptqmodel 7.6.0 takes Gemma 3 and
-OLMo 2 for a Llama, whose norms are elsewhere, and neither engine knows that Gemma 3's norms multiply
-by one plus their weight. So norms are found by running the layer, how they use their weights by
-running them, and scales that change the layer's outputs are taken back.
+Paper: arXiv:2306.00978, section 3.2. The recipe, for every group of linear modules:
+
+1. Find the operation that produces their input: a norm, or the previous linear module.
+2. Multiply the columns of the weights by s, and divide that operation's output by s.
+3. Run the layer, and revert the scales if its outputs changed.
+
+Engines describe architectures by tables with errors: gptqmodel 7.6.0 treats Gemma 3 and OLMo 2 as
+Llama, whose norms are elsewhere, and neither engine knows that Gemma 3's norms multiply by one plus
+their weight. So norms and their weight offsets are found by running the layer. Life cycle: functions
+without state, called once per layer between search and clipping.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,18 +19,18 @@ from typing import Any
 import torch
 
 CHANGE_ALLOWED = 1e-4
-"""Rounding in float32 was seen to change 1e-6, scales in a wrong place 1e-2 and more."""
+"""float32 rounding changed outputs by 1e-6 in measurements, misplaced scales by 1e-2 or more."""
 
 Run = Callable[[], torch.Tensor]
-"""Computes the layer's outputs for the window that it is checked with."""
+"""Computes the layer's outputs for the test window."""
 Change = Callable[[], float]
-"""How much the layer's outputs have changed by now."""
+"""Relative change of the layer's outputs so far."""
 Scaled = Sequence[Any]
-"""(name of the operation before, names of the linear modules, scales, ...), as engines say it."""
+"""(name of the preceding operation, names of the linear modules, scales, ...), as engines return."""
 
 
 def norms_before(layer: torch.nn.Module, run: Run) -> dict[torch.nn.Module, torch.nn.Module]:
-    """For each linear module whose input is a norm's output: the norm."""
+    """Each linear module that reads a norm's output, with that norm."""
     produced: list[tuple[torch.Tensor, torch.nn.Module]] = []
     found: dict[torch.nn.Module, torch.nn.Module] = {}
 
@@ -46,23 +52,23 @@ def norms_before(layer: torch.nn.Module, run: Run) -> dict[torch.nn.Module, torc
     return found
 
 
-def use_norm_before(
+def use_actual_norm(
     group: dict[str, Any], norms: Mapping[torch.nn.Module, torch.nn.Module]
 ) -> None:
-    """Let a group of linear modules be scaled by the norm that they were seen to read from."""
+    """Set a group's preceding operation to the norm that its modules were observed to read from."""
     group["prev_op"] = norms.get(group["layers"][0], group["prev_op"])
 
 
 def change_since_now(run: Run, inputs: torch.Tensor) -> Change:
-    """The change of a layer's outputs from here on, relative to what it adds to its `inputs`.
+    """Measures how a layer's outputs change from now on, relative to what it adds to `inputs`.
 
-    Inputs dwarf what later layers add, and a few tokens dwarf all others; so it is the median over
-    tokens, relative to what is added.
+    The residual stream is much larger than what later layers add, and a few tokens are much larger
+    than the rest; hence the median over tokens, relative to the layer's own contribution.
     """
 
     def outputs() -> torch.Tensor:
         precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")  # TF32 rounds too much for this
+        torch.set_float32_matmul_precision("highest")  # TF32 is too coarse for this comparison
         try:
             return run()
         finally:
@@ -76,9 +82,10 @@ def change_since_now(run: Run, inputs: torch.Tensor) -> Change:
 def apply_scales(
     layer: torch.nn.Module, scaled: Scaled, features: dict[str, torch.Tensor], change: Change
 ) -> bool:
-    """Multiply the linear modules' weights, divide what is before them and the modules' `features`.
+    """Multiply the modules' weights by the scales; divide the preceding operation and `features`.
 
-    Whether that is possible and leaves the layer's outputs as they are; if not, nothing is done.
+    Returns whether that is possible and leaves the layer's outputs unchanged; if not, everything is
+    reverted.
     """
     before, names, scales = layer.get_submodule(scaled[0]), scaled[1], scaled[2].reshape(-1)
     if len(scales) > len(before.weight):
@@ -92,7 +99,7 @@ def apply_scales(
     _divide(before, scales)
     for linear in linears:
         linear.weight.data = linear.weight.data * scales.to(linear.weight.device)
-    # A change that is not a number compares false with everything, so the good case is asked.
+    # NaN compares false with everything, so test for the good case.
     unchanged = change() <= CHANGE_ALLOWED
     if unchanged:
         for name in names:
@@ -104,7 +111,7 @@ def apply_scales(
 
 
 def _divide(before: torch.nn.Module, scales: torch.Tensor) -> None:
-    """Divide what a norm, or the last rows of a linear module, gives."""
+    """Divide the output of a norm, or of the last rows of a linear module."""
     scales = scales.to(before.weight.device)
     if is_norm(before):
         offset = weight_offset(before)
@@ -121,7 +128,7 @@ def _last_divided(tensor: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
 
 
 def weight_offset(norm: torch.nn.Module) -> int:
-    """What a norm adds to its weight before it multiplies: 0 as a rule, 1 in Gemma's kin."""
+    """The constant that a norm adds to its weight: usually 0, 1 in the Gemma family."""
     weight: torch.Tensor = norm.weight.data
     probe = torch.linspace(-1, 2, weight.numel(), device=weight.device, dtype=weight.dtype)
     answers = []
@@ -136,6 +143,6 @@ def weight_offset(norm: torch.nn.Module) -> int:
 
 
 def is_norm(module: torch.nn.Module) -> bool:
-    """Whether a module multiplies each channel by one weight."""
+    """Whether a module multiplies each channel by a weight of its own."""
     weight = getattr(module, "weight", None)
     return isinstance(weight, torch.Tensor) and weight.dim() == 1 and not list(module.children())

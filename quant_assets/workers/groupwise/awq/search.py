@@ -1,10 +1,19 @@
-"""The two searches of AWQ, as AutoAWQ defines them, shared by the engines.
+"""AWQ's two searches, shared by the engines: per-channel scales and clipping bounds.
+
+Paper: Lin et al., arXiv:2306.00978; the grids and statistics are those of AutoAWQ 0.2.9
+(`_compute_best_scale`, `_compute_best_clip`). The recipe:
+
+1. Scales: s = mean|x|^r / mean|w|^(1 - r), normalized, for 20 ratios r in [0, 1).
+2. Keep the ratio with the least squared error of the inspected module's output after rounding.
+3. Bounds: per weight group, the fraction of its maximum (1 down to 0.55) with the least error.
+
+Life cycle: functions without state; weights are temporarily replaced and always restored.
 
 AutoAWQ and gptqmodel both keep a backup of the weights that on a CPU (gptqmodel: with float32
-weights) is the same memory, so that every candidate spoils the weights that the next one starts
-from. Here candidates are new tensors. Two sums are computed in another order, with the same result
-up to rounding: the error of a single matrix W with inputs X is the trace of dW (X^T X) dW^T, and
-the error of a clipped group is the same with the group's block of X^T X.
+weights) aliases them, so every candidate corrupts the weights that the next one starts from. Here
+candidates are new tensors. Two sums are reordered, with the same result up to rounding: the error of
+a single matrix W with inputs X is the trace of dW (X^T X) dW^T, and that of a clipped group uses the
+group's block of X^T X.
 """
 
 import math
@@ -24,7 +33,7 @@ TOKENS_AT_ONCE = 8192
 _ROWS_AT_ONCE = 2048
 
 Rounded = Callable[[torch.Tensor], torch.Tensor]
-"""Weights as they are after rounding to the format's grid."""
+"""Rounds weights to the format's grid."""
 
 
 def best_scales(
@@ -37,11 +46,11 @@ def best_scales(
     run: Callable[[torch.Tensor], torch.Tensor],
     rounded: Rounded,
 ) -> tuple[torch.Tensor, float]:
-    """(one factor a channel with the least error of `inspected`'s output, that error).
+    """(per-channel scales with the least error of `inspected`'s output, that error).
 
-    `w_mean` and `x_mean` are AWQ's statistics of weights and inputs, `outputs` are those of
-    `inspected`, which `run` computes for windows of inputs. All candidates are compared on some
-    windows, the best of them again on all. The weights are left as they were.
+    `w_mean` and `x_mean` are AWQ's statistics of weights and inputs; `outputs` are the outputs of
+    `inspected`, which `run` computes for windows of inputs. All candidates are compared on some of
+    the windows, the finalists on all. The weights are restored.
     """
     originals = [linear.weight.data for linear in linears]
     candidates = [_scales(x_mean, w_mean, step / GRID) for step in range(GRID)]
@@ -74,9 +83,9 @@ def best_scales(
     best = _finite_order(errors)
     if not best:
         raise InputError(
-            "The search for scales found none.",
-            "The model's activations are not finite.",
-            "Check that the model answers sensibly before it is quantized.",
+            "The search for AWQ scales failed.",
+            "No candidate has a finite error: the model's activations are infinite or NaN.",
+            "Check that the unquantized model generates sensible text.",
         )
     return candidates[best[0]].cpu(), errors[best[0]]
 
@@ -87,7 +96,7 @@ def _restore(linears: list[torch.nn.Linear], originals: list[torch.Tensor]) -> N
 
 
 def _finite_order(errors: list[float]) -> list[int]:
-    """Indices of the finite errors, the least first."""
+    """Indices of the finite errors, least first."""
     finite = [index for index, error in enumerate(errors) if math.isfinite(error)]
     return sorted(finite, key=errors.__getitem__)
 
@@ -95,7 +104,7 @@ def _finite_order(errors: list[float]) -> list[int]:
 def best_bounds(
     weight: torch.Tensor, inputs: torch.Tensor, group_size: int, rounded: Rounded
 ) -> torch.Tensor:
-    """The clipping bound of every group with the least error, outputs x groups x 1."""
+    """The clipping bound of least error for every group, outputs x groups x 1."""
     tokens = inputs.reshape(-1, inputs.shape[-1])
     tokens = tokens[:: max(1, len(tokens) // CLIP_TOKENS)].to(weight.device).float()
     grouped = tokens.reshape(len(tokens), -1, group_size).transpose(0, 1)
@@ -129,7 +138,7 @@ def _gram(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def _scales(x_mean: torch.Tensor, w_mean: torch.Tensor, ratio: float) -> torch.Tensor:
-    """The candidate for one ratio, from inputs and weights."""
+    """The candidate scales for one ratio."""
     x_mean, w_mean = x_mean.reshape(-1), w_mean.reshape(-1).to(x_mean.device)
     scales = (x_mean.pow(ratio) / (w_mean.pow(1 - ratio) + 1e-4)).clamp(min=1e-4)
     scales = scales / (scales.max() * scales.min()).sqrt()

@@ -7,7 +7,7 @@ from quant_assets.quantize.groupwise.job import GroupwiseJob, GroupwiseResult
 def handle(job: GroupwiseJob, channel: EventChannel) -> GroupwiseResult:
     """Quantize with gptqmodel's solver."""
     channel.progress("load gptqmodel", 0, 1, "libraries")
-    # gptqmodel prints while it is imported; only now does standard output carry no events.
+    # Imported here: gptqmodel prints on import, and events no longer use standard output now.
     from quant_assets.workers.groupwise.gptq.solver import GptqQuantizer
     from quant_assets.workers.groupwise.loop import run
 

@@ -1,12 +1,18 @@
-"""One layer by GPTQ: gptqmodel's solver, fed by this project's layer loop.
+"""GPTQ of one layer: gptqmodel's solver, fed by this project's layer loop.
 
-The modules of a layer are quantized in the order in which they run; those that read the same input
-(query, key and value; gate and up) share one Hessian, and later ones see what the quantized
-earlier ones produce, as in gptqmodel's own loop.
+Paper: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
+Transformers", arXiv:2210.17323. The recipe, for every linear module:
+
+1. Accumulate the Hessian of the layer's squared error, H = 2 X X^T, over the calibration inputs X.
+2. Round the columns of the weights one after the other to the grid of their group.
+3. Compensate each column's error in the columns still to come, weighted by the inverse of H.
+
+Life cycle: one `GptqQuantizer` per job; the loop calls `quantize` once per layer. In a layer, modules
+are solved in execution order: those with the same input (query, key and value; gate and up) share a
+Hessian, and later ones see the outputs of quantized earlier ones (`true_sequential`). Solvers and
+Hessians are freed with their group. Steps 2 and 3 are gptqmodel's `GPTQ.quantize`.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,18 +21,22 @@ from gptqmodel.quantization.gptq import GPTQ
 from gptqmodel.quantization.quantizer import Quantizer
 
 from quant_assets.quantize.groupwise.job import GroupwiseSettings
-from quant_assets.workers.groupwise.loop import installed_versions, linears
-from quant_assets.workers.groupwise.packing import pack_gptq
+from quant_assets.workers.checkpoint.packing import pack_gptq
+from quant_assets.workers.groupwise.layer_quantizer import (
+    before_running,
+    installed_versions,
+    linears,
+)
 from quant_assets.workers.groupwise.streaming import LayerCall, StreamedModel
 
 _LIBRARIES = ("gptqmodel", "transformers", "torch")
 
 
 class _StorableQuantizer(Quantizer):  # type: ignore[misc]
-    """Zero points from 1 on.
+    """Keeps zero points at 1 or above.
 
-    The format stores a zero point less one. gptqmodel lets a 0 wrap around and borrow from its
-    neighbour's bits; here the range is laid out anew with the zero point at 1.
+    The format stores zero points minus one. gptqmodel lets a 0 wrap around and borrow from the
+    neighbouring bits; here the scale is recomputed for a zero point of 1.
     """
 
     scale: torch.Tensor
@@ -49,8 +59,8 @@ class _Solver(GPTQ):  # type: ignore[misc]
         return _StorableQuantizer(qcfg=self.qcfg, name=name)
 
 
-class _Enough(Exception):
-    """The modules of interest have run; the rest of the layer need not."""
+class _StopForward(Exception):
+    """Stops the forward pass of a layer: the module of interest was reached."""
 
 
 class GptqQuantizer:
@@ -64,13 +74,13 @@ class GptqQuantizer:
             group_size=settings.group_size,
             desc_act=settings.desc_act,
             sym=settings.sym,
-            # Sorts whole groups by their activations; costs nothing at run time, needs groups.
+            # Group-aware reordering: sorts whole groups by activation, free at inference; needs groups.
             act_group_aware=not settings.desc_act and settings.group_size > 0,
             fallback=None,
         )
 
     def library_versions(self) -> dict[str, str]:
-        """Versions of what decides the bytes."""
+        """Versions of the libraries that determine the output's bytes."""
         return installed_versions(_LIBRARIES)
 
     def quantization_config(self) -> dict[str, Any]:
@@ -86,19 +96,19 @@ class GptqQuantizer:
             "checkpoint_format": "gptq",
             "pack_dtype": "int32",
             "true_sequential": True,
-            # gptqmodel loads zero points only of producers that it knows to store them right.
+            # gptqmodel loads zero points only from producers that it knows to store them correctly.
             "meta": {"quantizer": [f"gptqmodel:{self.library_versions()['gptqmodel']}"]},
         }
 
     def quantize(
         self, layer: torch.nn.Module, states: torch.Tensor, call: LayerCall
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Quantize one layer; its outputs are those of the quantized weights."""
+        """Quantize one layer; the outputs are computed with the quantized weights."""
         modules = linears(layer)
         packed: dict[str, torch.Tensor] = {}
         for names in self._groups(layer, modules, states, call):
-            for name, solver in self._measured(names, layer, modules, states, call).items():
-                packed |= self._solved(name, modules[name], solver)
+            for name, solver in self._with_hessians(names, layer, modules, states, call).items():
+                packed |= self._packed(name, modules[name], solver)
         rest = {
             name: parameter.detach()
             for name, parameter in layer.named_parameters()
@@ -114,7 +124,7 @@ class GptqQuantizer:
         states: torch.Tensor,
         call: LayerCall,
     ) -> list[list[str]]:
-        """The names of modules in the order they run, those with one input together."""
+        """Module names in execution order, grouped by shared input."""
         groups: list[list[str]] = []
         inputs: list[torch.Tensor] = []
 
@@ -125,11 +135,11 @@ class GptqQuantizer:
                 groups.append([name])
                 inputs.append(module_input)
 
-        with _hooked(modules, record):
+        with before_running(modules, record):
             list(self._model.run_layer(layer, states[:1], call))
         return groups
 
-    def _measured(
+    def _with_hessians(
         self,
         names: list[str],
         layer: torch.nn.Module,
@@ -137,7 +147,7 @@ class GptqQuantizer:
         states: torch.Tensor,
         call: LayerCall,
     ) -> dict[str, GPTQ]:
-        """A solver for each module of a group, with the Hessian of its inputs."""
+        """A solver for each module of a group, holding the Hessian of their shared input."""
         solvers = {name: _Solver(modules[name], self._config) for name in names}
         for solver in solvers.values():
             solver.fallback = None
@@ -146,24 +156,24 @@ class GptqQuantizer:
 
         def measure(_: str, module_input: torch.Tensor) -> None:
             leader.add_batch(module_input, module_input)
-            raise _Enough
+            raise _StopForward
 
-        with _hooked({names[0]: modules[names[0]]}, measure):
+        with before_running({names[0]: modules[names[0]]}, measure):
             for window in states.split(1):
                 try:
                     list(self._model.run_layer(layer, window, call))
-                except _Enough:
+                except _StopForward:
                     continue
         for solver in solvers.values():
             solver.adopt_hessian_from(leader)
         return solvers
 
-    def _solved(self, name: str, module: torch.nn.Linear, solver: GPTQ) -> dict[str, torch.Tensor]:
-        """Replace the module's weights by quantized ones; its packed tensors."""
+    def _packed(self, name: str, module: torch.nn.Linear, solver: GPTQ) -> dict[str, torch.Tensor]:
+        """Quantize the module's weights in place; returns its packed tensors."""
         _, scale, zero, group_index, *_ = result = solver.quantize()
         weight = result[0]
         solver.free()
-        # What is computed with from here on is what a reader of the 16-bit scales computes with.
+        # From here on, compute with the 16-bit scales that inference will use.
         scale = scale.to(torch.float16).float()
         zero = zero.round()
         index = group_index.long()
@@ -180,23 +190,3 @@ class GptqQuantizer:
         if module.bias is not None:
             tensors[f"{name}.bias"] = module.bias.detach()
         return tensors
-
-
-@contextmanager
-def _hooked(
-    modules: dict[str, torch.nn.Linear], see: Callable[[str, torch.Tensor], None]
-) -> Iterator[None]:
-    """Call `see` with the name and the input of each module before it runs."""
-
-    def hook_of(name: str) -> Callable[..., None]:
-        def hook(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            see(name, args[0])
-
-        return hook
-
-    handles = [module.register_forward_pre_hook(hook_of(name)) for name, module in modules.items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,9 +1,9 @@
-"""Checkpoints after every layer, and the way back to the last whole one.
+"""The work folder of a GPTQ or AWQ job: saves every finished layer and resumes after the last one.
 
-The work folder holds `job.json` (what the work is for), one safetensors file a finished layer, the
-hidden states that the next layer takes, and `journal.jsonl`, one line a finished layer with the
-digests of both. A line is appended after its files are durable, so whatever kills the process, the
-last whole line names a state to go on from.
+It holds `job.json` (the job's identity), one safetensors file per finished layer, the hidden states
+that the next layer takes, and `journal.jsonl`, one line per finished layer with the digests of
+both. A line is appended once its files are durable, so the last complete line always names a state
+that a killed run can resume from.
 """
 
 import json
@@ -25,7 +25,7 @@ from quant_assets.models.identity import sha256_of
 
 _JOB = "job.json"
 _JOURNAL = "journal.jsonl"
-# A line has 200 bytes; no model has 100,000 layers.
+# 200 bytes per line; no model has 100,000 layers.
 _MAX_BYTES = 20_000_000
 _IDENTITY: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str], config=ConfigDict(strict=True))
 
@@ -38,13 +38,13 @@ class _Line(BaseModel):
     states_sha256: str
 
 
-class Checkpoints:
-    """The work folder of one job, held by one process alone."""
+class WorkFolder:
+    """The work folder of one job, locked by one process."""
 
     def __init__(self, folder: Path, identity: Mapping[str, str], *, resume: bool) -> None:
-        """Open the work folder; `messages` says why earlier work, if any, is not gone on with.
+        """Open the work folder; `messages` says why an earlier run, if any, is not resumed.
 
-        Raises `ResourceError` when another process works there.
+        Raises `ResourceError` if another process holds the folder.
         """
         self.folder = folder
         self.messages: list[str] = []
@@ -65,7 +65,7 @@ class Checkpoints:
             self._keep_journal_lines(self.done)
 
     def close(self) -> None:
-        """Let others work in the folder."""
+        """Release the folder."""
         self._lock.release()
 
     def layer_file(self, layer: int) -> Path:
@@ -76,11 +76,11 @@ class Checkpoints:
         return self.folder / f"states-{layer:05d}.safetensors"
 
     def states(self) -> torch.Tensor:
-        """The hidden states that the first layer still to do takes."""
+        """Input hidden states of the first unfinished layer."""
         return load_file(self._states_file(self.done))["states"]
 
     def save(self, layer: int, tensors: dict[str, torch.Tensor], states: torch.Tensor) -> None:
-        """Make a finished layer and the next layer's inputs durable."""
+        """Save a finished layer and the next layer's inputs durably."""
         line = _Line(
             layer=layer,
             layer_sha256=_save(self.layer_file(layer), tensors),
@@ -100,7 +100,7 @@ class Checkpoints:
         except ValidationError:
             return 0
         if not resume:
-            self.messages.append("The work of an earlier run is discarded, as asked.")
+            self.messages.append("Discarding the work of an earlier run, as requested.")
             return 0
         if changed := differences(known, identity):
             self.messages.append(f"Starting over: {'; '.join(changed)}.")
@@ -116,9 +116,9 @@ class Checkpoints:
         return len(lines)
 
     def _lines(self) -> list[_Line]:
-        """The whole lines from the first layer on."""
+        """The complete lines, from the first layer on."""
         lines: list[_Line] = []
-        # What follows the last line feed was being written when the process died.
+        # Text after the last line feed was being written when the process died.
         for raw in read_own_file(self.folder / _JOURNAL, _MAX_BYTES).split(b"\n")[:-1]:
             try:
                 line = _Line.model_validate_json(raw)

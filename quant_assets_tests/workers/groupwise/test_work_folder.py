@@ -14,7 +14,7 @@ from quant_assets.errors import ResourceError
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.source import SourceModel
 from quant_assets.texts.calibration import CalibrationText
-from quant_assets.workers.groupwise.checkpoint import Checkpoints
+from quant_assets.workers.groupwise.work_folder import WorkFolder
 from quant_assets_tests.mutation import bounded, fuzz_settings, mutated
 from quant_assets_tests.workers.groupwise.groupwise_jobs import drive, job_of
 
@@ -39,19 +39,19 @@ def test_ten_kills(
 def work(tmp_path: Path) -> Path:
     """The work folder of a job that was interrupted after two layers."""
     folder = tmp_path / "work"
-    checkpoints = Checkpoints(folder, IDENTITY, resume=True)
+    work_folder = WorkFolder(folder, IDENTITY, resume=True)
     for layer in range(2):
-        checkpoints.save(
+        work_folder.save(
             layer, {"weight": torch.full((4,), float(layer))}, torch.full((2, 3), layer + 1.0)
         )
-    checkpoints.close()
+    work_folder.close()
     return folder
 
 
 def test_work_goes_on_after_the_last_whole_layer(work: Path) -> None:
-    checkpoints = Checkpoints(work, IDENTITY, resume=True)
-    assert checkpoints.done == 2 and checkpoints.messages == []
-    assert torch.equal(checkpoints.states(), torch.full((2, 3), 2.0))
+    work_folder = WorkFolder(work, IDENTITY, resume=True)
+    assert work_folder.done == 2 and work_folder.messages == []
+    assert torch.equal(work_folder.states(), torch.full((2, 3), 2.0))
     assert sorted(path.name for path in work.iterdir()) == [
         "job.json", "journal.jsonl", "layer-00000.safetensors", "layer-00001.safetensors",
         "states-00002.safetensors",
@@ -64,9 +64,9 @@ def test_a_line_cut_short_is_no_layer(work: Path) -> None:
     journal.write_text(first + second[:20])
     # They are removed only once the line is whole.
     save_file({"states": torch.full((2, 3), 1.0)}, work / "states-00001.safetensors")
-    checkpoints = Checkpoints(work, IDENTITY, resume=True)
-    assert checkpoints.done == 1 and checkpoints.messages == []
-    assert torch.equal(checkpoints.states(), torch.full((2, 3), 1.0))
+    work_folder = WorkFolder(work, IDENTITY, resume=True)
+    assert work_folder.done == 1 and work_folder.messages == []
+    assert torch.equal(work_folder.states(), torch.full((2, 3), 1.0))
     assert journal.read_text() == first
 
 
@@ -75,30 +75,30 @@ def test_damage_is_found(work: Path, name: str) -> None:
     content = bytearray((work / name).read_bytes())
     content[-1] ^= 1
     (work / name).write_bytes(content)
-    checkpoints = Checkpoints(work, IDENTITY, resume=True)
-    assert checkpoints.done == 0
-    assert "damaged" in checkpoints.messages[0]
+    work_folder = WorkFolder(work, IDENTITY, resume=True)
+    assert work_folder.done == 0
+    assert "damaged" in work_folder.messages[0]
 
 
 def test_another_job_starts_over_and_says_why(work: Path) -> None:
-    checkpoints = Checkpoints(work, {**IDENTITY, "bits": "8"}, resume=True)
-    assert checkpoints.done == 0
-    assert checkpoints.messages == ["Starting over: bits was 4, is 8."]
+    work_folder = WorkFolder(work, {**IDENTITY, "bits": "8"}, resume=True)
+    assert work_folder.done == 0
+    assert work_folder.messages == ["Starting over: bits was 4, is 8."]
     assert json.loads((work / "job.json").read_text())["bits"] == "8"
     assert not list(work.glob("*.safetensors"))
 
 
 def test_work_is_discarded_when_asked(work: Path) -> None:
-    checkpoints = Checkpoints(work, IDENTITY, resume=False)
-    assert checkpoints.done == 0 and "discarded" in checkpoints.messages[0]
+    work_folder = WorkFolder(work, IDENTITY, resume=False)
+    assert work_folder.done == 0 and "Discarding" in work_folder.messages[0]
 
 
 def test_two_runs_do_not_share_a_folder(work: Path) -> None:
-    first = Checkpoints(work, IDENTITY, resume=True)
+    first = WorkFolder(work, IDENTITY, resume=True)
     with pytest.raises(ResourceError, match="Another run"):
-        Checkpoints(work, IDENTITY, resume=True)
+        WorkFolder(work, IDENTITY, resume=True)
     first.close()
-    assert Checkpoints(work, IDENTITY, resume=True).done == 2
+    assert WorkFolder(work, IDENTITY, resume=True).done == 2
 
 
 @pytest.fixture
@@ -113,10 +113,10 @@ def reopened(folder: Path, files: dict[str, bytes]) -> tuple[int, list[float]]:
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    checkpoints = Checkpoints(folder, IDENTITY, resume=True)
-    checkpoints.close()
-    states = checkpoints.states().flatten().tolist() if checkpoints.done else []
-    return checkpoints.done, states
+    work_folder = WorkFolder(folder, IDENTITY, resume=True)
+    work_folder.close()
+    states = work_folder.states().flatten().tolist() if work_folder.done else []
+    return work_folder.done, states
 
 
 @pytest.mark.fuzz
@@ -152,10 +152,10 @@ def test_links_are_not_followed(tmp_path: Path, work: Path, name: str) -> None:
     path.symlink_to(victim)
     before = sorted(victim.iterdir()) if victim.is_dir() else victim.read_text()
     try:
-        checkpoints = Checkpoints(work, IDENTITY, resume=True)
-        assert checkpoints.done == 0
-        checkpoints.save(0, {"weight": torch.ones(4)}, torch.ones(2, 3))
-        checkpoints.close()
+        work_folder = WorkFolder(work, IDENTITY, resume=True)
+        assert work_folder.done == 0
+        work_folder.save(0, {"weight": torch.ones(4)}, torch.ones(2, 3))
+        work_folder.close()
     except (ResourceError, OSError):
         assert name != "work/journal.jsonl"
     assert (sorted(victim.iterdir()) if victim.is_dir() else victim.read_text()) == before

@@ -1,10 +1,9 @@
-"""From finished layers to a Hugging Face folder: weights, index, configuration, tokenizer."""
+"""Assemble a Hugging Face folder from parts: weights, index, configuration, tokenizer."""
 
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,9 @@ _NOT_COPIED = (f"*{SUFFIX}.index.json", SOURCE_MANIFEST, MANIFEST_NAME)
 
 
 def join_safetensors(parts: Sequence[Path], folder: Path) -> list[str]:
-    """Join safetensors files into shards of at most `MAX_SHARD_BYTES`, with an index if several.
+    """Join safetensors files into shards of at most `MAX_SHARD_BYTES`, with an index if needed.
 
-    The tensors' bytes are copied, never loaded; the names of the files written are returned.
+    Tensor bytes are copied, never loaded. Returns the names of the files written.
     """
     headers = {part: read_safetensors_header(part) for part in parts}
     shards: list[list[Path]] = [[]]
@@ -74,7 +73,7 @@ def _write(path: Path, tensors: Sequence[StoredTensor], parts: Sequence[tuple[Pa
 
 
 def tensor_facts(folder: Path, names: Sequence[str]) -> tuple[int, dict[str, int]]:
-    """(bytes of all tensors, tensors by their type) of the safetensors files among `names`."""
+    """(bytes of all tensors, tensor count per dtype) of the safetensors files among `names`."""
     size = 0
     types: dict[str, int] = {}
     for name in names:
@@ -89,9 +88,9 @@ def tensor_facts(folder: Path, names: Sequence[str]) -> tuple[int, dict[str, int
 def copy_companions(
     source: Path, output: Path, dtype: str, quantization_config: Mapping[str, Any]
 ) -> list[str]:
-    """Copy tokenizer, chat template and generation settings byte by byte; extend the config.
+    """Copy tokenizer, chat template and generation settings unchanged; extend the config.
 
-    The names of the files written are returned.
+    Returns the names of the files written.
     """
     names = []
     for path in _companions(source):
@@ -99,7 +98,7 @@ def copy_companions(
             shutil.copyfile(path, output / path.name)
             names.append(path.name)
     config = read_config(source)
-    # Both the names of transformers 5 and the older ones, which other software still looks for.
+    # transformers 5 names and the older ones, which other software still reads.
     config["dtype"] = config["torch_dtype"] = dtype
     rope = config.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
@@ -117,22 +116,6 @@ def _companions(source: Path) -> Iterator[Path]:
     paths = {
         path for pattern in COMPANION_PATTERNS for path in source.glob(pattern) if path.is_file()
     }
-    left_out = {path for pattern in _NOT_COPIED for path in source.glob(pattern)}
-    for path in sorted(paths - left_out):
+    excluded = {path for pattern in _NOT_COPIED for path in source.glob(pattern)}
+    for path in sorted(paths - excluded):
         yield require_own_file(path, source)
-
-
-def packed_bytes(
-    in_features: int, out_features: int, bits: int, group_size: int, *, with_index: bool
-) -> int:
-    """Bytes of one packed matrix: weights, zero points, 16-bit scales, and GPTQ's group index."""
-    group = in_features if group_size == -1 else group_size
-    groups = -(-in_features // group)
-    weights = in_features * out_features * bits // 8
-    zeros = groups * out_features * bits // 8
-    return weights + zeros + groups * out_features * 2 + (4 * in_features if with_index else 0)
-
-
-def tensor_bytes(shape: Sequence[int], itemsize: int) -> int:
-    """Bytes of an unpacked tensor."""
-    return prod(shape) * itemsize

@@ -1,6 +1,6 @@
-"""Worker: perplexity of a checkpoint, also of one rounded to nearest, and a first sentence of it.
+"""Worker: perplexity and a short generation of checkpoints, optionally rounded to nearest.
 
-It runs in the environment of gptqmodel, whose kernels read GPTQ and AWQ on CPUs and GPUs.
+Runs in the gptqmodel environment, whose kernels read GPTQ and AWQ on CPUs and GPUs.
 """
 
 import io
@@ -21,13 +21,15 @@ from quant_assets.quantize.groupwise.gate import (
     CheckpointQualityJob,
     Rounding,
 )
+from quant_assets.workers.checkpoint.unpack import unpack
+from quant_assets.workers.groupwise.rounding import rounded_to_nearest
 
 _PROMPT = "The"
 _GENERATED_TOKENS = 12
 
 
 def measure(job: CheckpointQualityJob, channel: EventChannel) -> CheckpointQualities:
-    """Measure every checkpoint; one is in memory at a time."""
+    """Measure every checkpoint, with one in memory at a time."""
     return CheckpointQualities(
         measured=[_measured(job, checkpoint, channel) for checkpoint in job.checkpoints]
     )
@@ -36,8 +38,8 @@ def measure(job: CheckpointQualityJob, channel: EventChannel) -> CheckpointQuali
 def _measured(
     job: CheckpointQualityJob, checkpoint: Checkpoint, channel: EventChannel
 ) -> CheckpointQuality:
-    """Load an artifact whole, let it generate and score it; score plain weights layer by layer."""
-    # These libraries print while they are imported; only now does standard output carry no events.
+    """Load an artifact whole, generate and score; score plain weights layer by layer."""
+    # Imported here: these libraries print on import, and events no longer use standard output now.
     from quant_assets.workers.torch.models import (
         holds_fused_matrices,
         load_model,
@@ -47,10 +49,10 @@ def _measured(
     )
     from quant_assets.workers.torch.quality import LogitsOf, logits_of_loaded, score_logits
 
-    what = {"hf": "source"}.get(checkpoint.format, "artifact")
+    role = "source" if checkpoint.format == "hf" else "artifact"
     if checkpoint.rounding is not None:
-        what = "rounded source"
-    channel.log(f"Measuring the {what}.")
+        role = "rounded source"
+    channel.log(f"Measuring the {role}.")
     prepare_torch(job.threads)
     device = resolve_device(job.device)
     path = str(checkpoint.path)
@@ -78,7 +80,7 @@ def _measured(
     else:
         if checkpoint.format == "gptq" and holds_fused_matrices(checkpoint.path):
             channel.log(
-                "gptqmodel cannot load fused matrices; they are measured as restored weights.",
+                "gptqmodel cannot load fused matrices; their dequantized weights are measured instead.",
                 "warning",
             )
             model = _restored(checkpoint.path, device)
@@ -98,8 +100,7 @@ def _measured(
 
 
 def _restored(folder: Path, device: str) -> Any:
-    """The model with the weights that the packed ones of a folder stand for."""
-    from quant_assets.workers.checkpoint.unpack import unpack
+    """The model of a packed folder with its weights dequantized."""
     from quant_assets.workers.torch.models import load_model
 
     with TemporaryDirectory(dir=folder.parent, prefix=".restored-") as work:
@@ -109,11 +110,9 @@ def _restored(folder: Path, device: str) -> Any:
 
 
 def _round(layer: torch.nn.Module, rounding: Rounding | None) -> None:
-    """Round the linear modules of a decoder layer, those that the quantizers pack."""
+    """Round the linear modules of a decoder layer, the ones that quantizers pack."""
     if rounding is None:
         return
-    from quant_assets.workers.groupwise.rounding import rounded_to_nearest
-
     for module in layer.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight.data = rounded_to_nearest(

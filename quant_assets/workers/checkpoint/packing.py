@@ -1,11 +1,14 @@
-"""Packing of small integers into 32-bit words, in the layouts of GPTQ and of AWQ's GEMM format.
+"""Packing small integers into 32-bit words, in the layouts of GPTQ and of AWQ's GEMM format.
 
-GPTQ packs weights along the inputs and zero points along the outputs, as one stream of bits that
-runs from word to word (which matters at 3 bits). AWQ packs both along the outputs, eight 4-bit
-values a word in the order 0 2 4 6 1 3 5 7.
+GPTQ packs weights along the inputs and zero points along the outputs, as a bit stream that crosses
+word boundaries (relevant at 3 bits). AWQ packs both along the outputs, eight 4-bit values per word
+in the order 0 2 4 6 1 3 5 7. Sources: `pack` of gptqmodel's quantized linear modules, `WQLinear_GEMM`
+of AutoAWQ.
 """
 
 import torch
+
+from quant_assets.formats.group_quantization import PER_CHANNEL
 
 _WORD = 32
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -28,7 +31,7 @@ def _pack(values: torch.Tensor, bits: int) -> torch.Tensor:
     )
     weights = torch.arange(_WORD, device=values.device, dtype=torch.int64)
     words = (stream << weights[None, :, None]).sum(dim=1)
-    # The 32-bit pattern, read as a signed number.
+    # Reinterpret the 32-bit pattern as signed.
     return torch.where(words >= 1 << (_WORD - 1), words - (1 << _WORD), words).to(torch.int32)
 
 
@@ -42,7 +45,7 @@ def pack_gptq(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(qweight, qzeros) of outputs x inputs integers and outputs x groups zero points.
 
-    The format stores a zero point less one, so none may be 0.
+    The format stores zero points minus one, so they must be at least 1.
     """
     return pack_rows(quantized.t(), bits), pack_columns(zeros.t() - 1, bits)
 
@@ -82,3 +85,14 @@ def unpack_awq(words: torch.Tensor) -> torch.Tensor:
     rows, columns = values.shape
     inverse = sorted(range(8), key=_AWQ_ORDER.__getitem__)
     return values.reshape(rows, -1, 8)[:, :, inverse].reshape(rows, columns)
+
+
+def packed_bytes(
+    in_features: int, out_features: int, bits: int, group_size: int, *, with_index: bool
+) -> int:
+    """Bytes of one packed matrix: weights, zero points, 16-bit scales, and GPTQ's group index."""
+    group = in_features if group_size == PER_CHANNEL else group_size
+    groups = -(-in_features // group)
+    weights = in_features * out_features * bits // 8
+    zeros = groups * out_features * bits // 8
+    return weights + zeros + groups * out_features * 2 + (4 * in_features if with_index else 0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quant_assets.workers.groupwise.packing import (
+from quant_assets.workers.checkpoint.packing import (
     pack_awq,
     pack_columns,
     pack_gptq,
