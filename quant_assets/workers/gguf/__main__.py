@@ -1,4 +1,4 @@
-"""`python -m quant_assets.workers.gguf`: one job of any of the worker's tasks."""
+"""`python -m quant_assets.workers.gguf`: run one job of any of the worker's tasks."""
 
 import os
 import sys
@@ -18,11 +18,11 @@ class GgufJob(
         ]
     ]
 ):
-    """A job of this worker; `task` says which."""
+    """A job of this worker, discriminated by `task`."""
 
 
 def handle(job: GgufJob, channel: EventChannel) -> BaseModel:
-    """Do the job; each task imports only what it needs."""
+    """Run the job; each task imports only what it needs."""
     task = job.root
     if isinstance(task, ValidateGgufJob):
         from quant_assets.workers.gguf.validate import validate
@@ -32,15 +32,17 @@ def handle(job: GgufJob, channel: EventChannel) -> BaseModel:
         from quant_assets.workers.gguf.imatrix import compute_imatrix
 
         return compute_imatrix(task, channel)
-    from quant_assets.workers.gguf.engine import plan_only, quantize
-
     if isinstance(task, GgufPlanJob):
+        from quant_assets.workers.gguf.prepare import plan_only
+
         return plan_only(task, channel)
+    from quant_assets.workers.gguf.engine import quantize
+
     return quantize(task, channel)
 
 
 if __name__ == "__main__":
     serve(GgufJob, handle)
     sys.stderr.flush()
-    # The answer is sent; taking torch's modules down one by one would take a second.
+    # The result is sent; tearing down torch's modules would take a second.
     os._exit(0)

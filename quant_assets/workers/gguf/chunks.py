@@ -1,4 +1,4 @@
-"""One chunk of rows, from its source to its final place: read, widen, quantize, check, write."""
+"""Chunks of rows, from source to final place: read, widen, quantize, check, write."""
 
 import ctypes
 import hashlib
@@ -16,7 +16,7 @@ from quant_assets.workers.gguf.kernels.quantizer import Quantizer
 from quant_assets.workers.gguf.plan import PlannedTensor
 from quant_assets.workers.gguf.source import Buffer, Rows
 
-# 2 MB of float32: large enough to hide the cost of a call, small enough for a core's cache.
+# 2 MB of float32: large enough to amortize a call, small enough for a core's cache.
 CHUNK_ELEMENTS = 1 << 19
 
 
@@ -30,7 +30,7 @@ class Chunk:
 
     @property
     def offset(self) -> int:
-        """Where the chunk begins in the output."""
+        """Absolute offset of the chunk in the output."""
         return self.tensor.offset + self.first_row * self.tensor.target_row_bytes
 
     @property
@@ -40,7 +40,7 @@ class Chunk:
 
 
 def chunks_of(tensor: PlannedTensor) -> Iterator[Chunk]:
-    """Cut a tensor into chunks of whole rows that do not cross from one expert to the next."""
+    """Split a tensor into chunks of whole rows that do not cross expert boundaries."""
     step = max(1, CHUNK_ELEMENTS // tensor.row_elements)
     for matrix in range(0, tensor.n_rows, tensor.rows_per_matrix):
         for row in range(matrix, matrix + tensor.rows_per_matrix, step):
@@ -48,10 +48,10 @@ def chunks_of(tensor: PlannedTensor) -> Iterator[Chunk]:
 
 
 class ChunkWriter:
-    """Makes chunks and writes them to `descriptor`; safe to use from several threads at once.
+    """Quantizes chunks and writes them to `descriptor`; thread-safe.
 
-    The C functions and the system calls release the GIL, so threads of one process use all cores,
-    and reading, quantizing and writing of different chunks overlap.
+    The C functions and the system calls release the GIL, so threads use all cores, and reading,
+    quantizing and writing of different chunks overlap.
     """
 
     def __init__(self, descriptor: int, quantizer: Quantizer) -> None:
@@ -61,9 +61,9 @@ class ChunkWriter:
         self._library = ggml.base_library()
 
     def write(self, chunk: Chunk, rows: Rows, importances: npt.NDArray[np.float32] | None) -> bytes:
-        """Make one chunk; returns the SHA-256 of what was written.
+        """Quantize and write one chunk; returns the SHA-256 of the bytes written.
 
-        Raises `InputError` when the result holds values that are not numbers.
+        Raises `InputError` if source or result holds invalid values.
         """
         tensor = chunk.tensor
         source = self._buffer("source", chunk.n_rows * tensor.source_row_bytes)
@@ -78,12 +78,12 @@ class ChunkWriter:
         return hashlib.sha256(data.data).digest()
 
     def _check(self, tensor: PlannedTensor, ggml_type: int, data: Buffer) -> None:
-        """The check that llama.cpp makes of what it reads and of what it has quantized."""
+        """llama.cpp's own validation of data that it reads and of data that it quantized."""
         if not self._library.ggml_validate_row_data(ggml_type, _pointer(data), data.nbytes):
             raise InputError(
-                f"The tensor {tensor.name} has no sound values as {ggml.type_name(ggml_type)}.",
-                "Some are infinite, not a number, or too large for the type.",
-                "Fetch the source model again; if it is whole, choose a type of wider range.",
+                f"The tensor {tensor.name} has invalid values as {ggml.type_name(ggml_type)}.",
+                "Some are infinite, NaN, or too large for the type.",
+                "Download the source model again; if it is intact, choose a type of wider range.",
             )
 
     def _quantize(
@@ -119,7 +119,7 @@ class ChunkWriter:
         )
 
     def _buffer(self, name: str, n_bytes: int) -> Buffer:
-        """A buffer of this thread, kept from chunk to chunk."""
+        """A buffer of this thread, reused from chunk to chunk."""
         kept: Buffer | None = getattr(self._buffers, name, None)
         if kept is None or kept.nbytes < n_bytes:
             kept = np.empty(n_bytes, dtype=np.uint8)
@@ -141,5 +141,5 @@ def write_at(descriptor: int, data: memoryview | bytes, offset: int) -> None:
 
 
 def digest_at(descriptor: int, chunk: Chunk) -> bytes:
-    """The SHA-256 of what lies at the chunk's place."""
+    """The SHA-256 of the file's current bytes at the chunk's place."""
     return hashlib.sha256(os.pread(descriptor, chunk.n_bytes, chunk.offset)).digest()

@@ -1,6 +1,6 @@
-"""The C interface of the ggml and llama libraries that ship inside llama-cpp-python, by ctypes.
+"""ctypes bindings to the ggml and llama libraries that ship with llama-cpp-python.
 
-Only what the engine needs: rows of numbers between types, the GGUF container, and the log.
+Only what the engine needs: conversion of rows between types, the GGUF container, and the log.
 """
 
 import ctypes
@@ -104,15 +104,15 @@ _SIGNATURES: Final[dict[str, tuple[Any, list[Any]]]] = {
 
 @cache
 def base_library() -> ctypes.CDLL:
-    """libggml-base with the argument types of everything that is called here.
+    """libggml-base with the argument types of all functions that are called here.
 
-    Raises `EnvironmentNotReady` when llama-cpp-python is missing or its layout is another one.
+    Raises `EnvironmentNotReady` if llama-cpp-python is missing or has another layout.
     """
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or spec.origin is None:
         raise EnvironmentNotReady(
             "llama-cpp-python is not installed.",
-            "GGUF files are quantized by the libraries that it carries.",
+            "GGUF files are quantized by the libraries that ship with it.",
             "Run `python3 environments/bootstrap.py main` in the project's folder.",
         )
     suffix = ".dylib" if sys.platform == "darwin" else ".so"
@@ -125,27 +125,27 @@ def base_library() -> ctypes.CDLL:
     except (OSError, AttributeError) as error:
         raise EnvironmentNotReady(
             f"The library {path} cannot be used.",
-            f"The loader said: {error}.",
+            f"The loader reports: {error}.",
             "Rebuild with `python3 environments/bootstrap.py main --rebuild`.",
         ) from error
     if library.ggml_tensor_overhead() != _OBJECT_BYTES + ctypes.sizeof(Tensor):
         raise EnvironmentNotReady(
-            f"The library {path} lays out its tensors in another way.",
-            "It is another version of ggml than the pinned one.",
+            f"The library {path} has another layout of `struct ggml_tensor`.",
+            "Its version of ggml is not the pinned one.",
             "Install the pinned llama-cpp-python with `python3 environments/bootstrap.py main`.",
         )
     return library
 
 
 def type_name(ggml_type: int) -> str:
-    """The name of an `enum ggml_type` value as people write it, such as `Q4_K`."""
+    """The usual name of an `enum ggml_type` value, such as `Q4_K`."""
     name: bytes = base_library().ggml_type_name(ggml_type)
     return name.decode().upper()
 
 
 @cache
 def type_of_name(name: str) -> int:
-    """The `enum ggml_type` value of a name as `type_name` or ggml itself writes it."""
+    """The `enum ggml_type` value of a name, in the spelling of `type_name` or ggml."""
     for ggml_type in range(64):
         if base_library().ggml_type_name(ggml_type) and type_name(ggml_type) == name.upper():
             return ggml_type
@@ -158,7 +158,7 @@ def row_bytes(ggml_type: int, n_elements: int) -> int:
 
 
 class GgufTensor:
-    """One tensor of a GGUF file: ggml's own struct of it and where its bytes begin in the file."""
+    """One tensor of a GGUF file: ggml's struct, and the offset of its data in the file."""
 
     def __init__(self, pointer: Any, offset: int) -> None:
         self.pointer = pointer
@@ -178,7 +178,7 @@ class GgufTensor:
 
 
 class GgufMetadata:
-    """The key-values and tensor descriptions of a GGUF file, held by ggml's own reader."""
+    """The key-values and tensor descriptions of a GGUF file, owned by ggml's reader."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -190,12 +190,12 @@ class GgufMetadata:
         if not self.context:
             raise InputError(
                 f"The GGUF file {path} cannot be read.",
-                "llama.cpp's reader refused its header; it is damaged or cut off.",
-                "Fetch or convert the file again.",
+                "llama.cpp's reader rejected its header; the file is damaged or truncated.",
+                "Download or convert the file again.",
             )
 
     def close(self) -> None:
-        """Free the memory that ggml holds."""
+        """Free ggml's memory."""
         self._library.gguf_free(self.context)
         self._library.ggml_free(self._tensors)
 
@@ -229,9 +229,9 @@ def build_header(
     removed_keys: Sequence[str],
     tensors: Sequence[tuple[GgufTensor, int]],
 ) -> tuple[bytes, dict[str, int]]:
-    """The header of a GGUF file with the key-values of `source` and `tensors` in their new types.
+    """The header of a GGUF file with the key-values of `source`, and `tensors` in their new types.
 
-    `values` are set in their order (numbers as uint32), after `removed_keys` are gone. Returns the
+    `removed_keys` are removed first, then `values` are set in order (numbers as uint32). Returns the
     header's bytes and the absolute offset of every tensor.
     """
     library = base_library()
@@ -264,9 +264,9 @@ def build_header(
 
 @contextmanager
 def captured_log() -> Iterator[list[str]]:
-    """Collect what llama.cpp logs inside the block; errors also go to this process's log.
+    """Collect llama.cpp's log inside the block; errors also go to this process's log.
 
-    The list holds the fragments as they come: a line may be several.
+    The list holds fragments in order: a line may consist of several.
     """
     import llama_cpp
     from llama_cpp._logger import llama_log_callback
@@ -288,3 +288,9 @@ def captured_log() -> Iterator[list[str]]:
         yield fragments
     finally:
         llama_cpp.llama_log_set(llama_log_callback, ctypes.c_void_p(0))
+
+
+def reported_error(log: Sequence[str]) -> str:
+    """The first error in a `captured_log`, as a sentence for an error's reason."""
+    lines = [line for line in "".join(log).splitlines() if "error" in line or "fail" in line]
+    return f"It reports: {lines[0]}" if lines else "It reports no reason."

@@ -1,6 +1,13 @@
-"""Measure an importance matrix: run the source model over a text and watch every matrix's input.
+"""Measure an importance matrix: evaluate the source model on a text and sum its squared inputs.
 
-What is summed, and which tensors are watched, follows llama-imatrix (tools/imatrix/imatrix.cpp).
+Source: llama-imatrix (tools/imatrix/imatrix.cpp of llama.cpp). The recipe:
+
+1. Run the model in its own float type over chunks of the calibration text, each from an empty context.
+2. For every weight matrix, sum the squares of its inputs per column, and count the rows.
+3. Write sums and counts; quantization weights each column's error by the mean, E[x^2].
+
+Life cycle: the output's `.part` file is locked for the whole run; a Hugging Face source is converted
+to a temporary GGUF beside the output; a later run of the same job reuses its result.
 """
 
 import ctypes
@@ -12,11 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from pydantic import ValidationError
 
-from quant_assets.artifacts.job import library_versions
-from quant_assets.artifacts.output_record import OutputRecord, finished_output, settle_record
+from quant_assets.artifacts.output_record import settle_record
 from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import InputError
 from quant_assets.host.own_files import locked_file
@@ -27,95 +31,12 @@ from quant_assets.processes.protocol import EventChannel, resident_memory
 from quant_assets.quantize.gguf.job import ImatrixJob, ImatrixResult, QuantizeGgufJob
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.engine import quantize
+from quant_assets.workers.gguf.finished import finished_result, library_identity
+from quant_assets.workers.gguf.imatrix_collector import Collector
 from quant_assets.workers.gguf.imatrix_file import MatrixInputs, write_imatrix
 from quant_assets.workers.gguf.source import float_type_of
 
-_MIN_ROWS = 16  # llama-imatrix ignores smaller batches
-_WATCHED_PREFIX = "blk."
 _STEP = "measure"
-
-
-class Collector:
-    """Sums the squared inputs of the model's matrices while llama.cpp evaluates it."""
-
-    def __init__(self) -> None:
-        self.inputs: dict[str, MatrixInputs] = {}
-        self.error: Exception | None = None
-        self._library = ggml.base_library()
-
-    def __call__(self, pointer: int, ask: bool, _: Any) -> bool:
-        """llama.cpp's callback: whether a node is wanted, then the node itself."""
-        try:
-            node = ggml.Tensor.from_address(pointer)
-            if ask:
-                return self._wanted(node)
-            if self._operation(node) == "MUL_MAT_ID":
-                self._add_experts(node)
-            else:
-                self._add_matrix(node)
-        except Exception as error:  # an exception cannot cross the C code; it is raised later
-            self.error = self.error or error
-            return False
-        return True
-
-    def _operation(self, node: ggml.Tensor) -> str:
-        name: bytes = self._library.ggml_op_name(node.op)
-        return name.decode()
-
-    def _wanted(self, node: ggml.Tensor) -> bool:
-        operation = self._operation(node)
-        if operation == "MUL_MAT_ID":
-            return True
-        if operation != "MUL_MAT":
-            return False
-        inputs = node.src[1].contents
-        return bool(
-            inputs.ne[1] >= _MIN_ROWS
-            and inputs.type == ggml.F32
-            and node.src[0].contents.name.decode().startswith(_WATCHED_PREFIX)
-        )
-
-    def _add_matrix(self, node: ggml.Tensor) -> None:
-        weights, inputs = node.src[0].contents, node.src[1].contents
-        row = weights.ne[0]
-        n_matrices = weights.ne[2] * weights.ne[3]
-        entry = self._entry(weights, n_counts=1, n_values=row * n_matrices)
-        values = _array(inputs, np.float32)
-        sums = np.square(values, dtype=np.float64).sum(axis=2)  # (ne3, ne2, ne0)
-        by_matrix = entry.sums.reshape(weights.ne[3], weights.ne[2], row)
-        for i3 in range(inputs.ne[3]):
-            for i2 in range(inputs.ne[2]):
-                by_matrix[i3 % weights.ne[3], i2 % weights.ne[2]] += sums[i3, i2]
-        entry.counts[0] += inputs.ne[1] * inputs.ne[2] * inputs.ne[3] // n_matrices
-
-    def _add_experts(self, node: ggml.Tensor) -> None:
-        weights, inputs, chosen = (node.src[index].contents for index in range(3))
-        n_experts = weights.ne[2]
-        entry = self._entry(weights, n_counts=n_experts, n_values=weights.ne[0] * n_experts)
-        values = np.square(_array(inputs, np.float32)[0], dtype=np.float64)  # (tokens, slots, row)
-        experts = _array(chosen, np.int32)[0, 0]  # (tokens, used experts)
-        for slot in range(experts.shape[1]):
-            used = experts[:, slot]
-            np.add.at(entry.sums, used, values[:, slot % values.shape[1]])
-            np.add.at(entry.counts, used, 1)
-
-    def _entry(self, weights: ggml.Tensor, *, n_counts: int, n_values: int) -> MatrixInputs:
-        name = weights.name.decode()
-        if name not in self.inputs:
-            self.inputs[name] = MatrixInputs(
-                sums=np.zeros((n_counts, n_values // n_counts)),
-                counts=np.zeros(n_counts, dtype=np.int64),
-            )
-        return self.inputs[name]
-
-
-def _array(tensor: ggml.Tensor, dtype: type) -> npt.NDArray[Any]:
-    """A view of a tensor in this process's memory, slowest dimension first."""
-    shape = tuple(reversed(tensor.ne))
-    strides = tuple(reversed(tensor.nb))
-    n_bytes = sum((extent - 1) * stride for extent, stride in zip(shape, strides, strict=True))
-    memory = (ctypes.c_uint8 * (n_bytes + np.dtype(dtype).itemsize)).from_address(tensor.data)
-    return np.lib.stride_tricks.as_strided(np.frombuffer(memory, dtype=dtype), shape, strides)
 
 
 def compute_imatrix(job: ImatrixJob, channel: EventChannel) -> ImatrixResult:
@@ -127,29 +48,12 @@ def compute_imatrix(job: ImatrixJob, channel: EventChannel) -> ImatrixResult:
         "calibration_name": job.calibration_name,
         "chunk_tokens": str(job.chunk_tokens),
         "max_chunks": str(job.max_chunks),
-        **{name.replace("-", "_"): version for name, version in library_versions("gguf").items()},
+        **library_identity(),
     }
     part = job.output.with_name(f"{job.output.name}.part")
     with locked_file(part, job.output.name, remove=True):
-        finished = finished_output(
-            job.output,
-            identity,
-            job.source,
-            overwrite=job.overwrite,
-            log=lambda why: channel.log(why, "warning"),
-        )
-        if finished is not None and (known := _result_of(finished, job)) is not None:
-            channel.log("Nothing is to be done: this job has finished, and its file is whole.")
-            return known
-        return _measure(job, identity, channel)
-
-
-def _result_of(record: OutputRecord, job: ImatrixJob) -> ImatrixResult | None:
-    try:
-        result = ImatrixResult.model_validate(record.result)
-    except ValidationError:
-        return None
-    return result.model_copy(update={"output": job.output})
+        finished = finished_result(job, identity, ImatrixResult, channel)
+        return finished or _measure(job, identity, channel)
 
 
 def _measure(job: ImatrixJob, identity: dict[str, str], channel: EventChannel) -> ImatrixResult:
@@ -197,15 +101,15 @@ def _check_finite(inputs: dict[str, MatrixInputs]) -> None:
     for name, entry in inputs.items():
         if not np.isfinite(entry.sums).all():
             raise InputError(
-                "The source model computes values that are no numbers.",
-                f"The input of {name} is infinite or not a number on the calibration text.",
+                "The source model computes invalid numbers.",
+                f"The input of {name} is infinite or NaN on the calibration text.",
                 "Check the source model's files.",
             )
 
 
 @contextmanager
 def _runnable(job: ImatrixJob, channel: EventChannel) -> Iterator[Path]:
-    """The source as a GGUF file that llama.cpp runs: itself, or a temporary one of its own type."""
+    """The source as a GGUF file: itself, or a temporary conversion in its own float type."""
     if job.source_kind == "gguf":
         check_gguf(job.source)
         yield job.source
@@ -236,7 +140,7 @@ class _Session:
         self._job = job
 
     def chunks(self, text: str) -> list[list[int]]:
-        """The text's tokens in chunks, each beginning with BOS where the model wants one."""
+        """The text's tokens in chunks, each starting with BOS if the model uses it."""
         llama, size = self._llama, self._job.chunk_tokens
         encoded = text.encode()
         array = (ctypes.c_int32 * (len(encoded) + 2))()
@@ -246,8 +150,8 @@ class _Session:
         if count < size:
             raise InputError(
                 f"The calibration text {self._job.calibration} is too short.",
-                f"It has {max(count, 0)} tokens; one chunk is {size}.",
-                "Give a longer text.",
+                f"It has {max(count, 0)} tokens; one chunk has {size}.",
+                "Use a longer text.",
             )
         n_chunks = min(count // size, self._job.max_chunks)
         chunks = [list(array[first : first + size]) for first in range(0, n_chunks * size, size)]
@@ -257,7 +161,7 @@ class _Session:
         return chunks
 
     def evaluate(self, chunk: list[int]) -> None:
-        """Run one chunk from an empty context."""
+        """Run one chunk in an empty context."""
         llama = self._llama
         llama.llama_memory_clear(llama.llama_get_memory(self._context), True)
         batch = llama.llama_batch_init(len(chunk), 0, 1)
@@ -291,11 +195,10 @@ def _session(path: Path, job: ImatrixJob, collector: Collector) -> Iterator[_Ses
         parameters.use_extra_bufts = False
         model = llama_cpp.llama_model_load_from_file(str(path).encode(), parameters)
         if not model:
-            errors = [line for line in "".join(log).splitlines() if "error" in line]
             raise InputError(
-                f"llama.cpp does not load {path.name}.",
-                f"It said: {errors[0] if errors else 'nothing'}",
-                "Check that the model's files are whole.",
+                f"llama.cpp cannot load {path.name}.",
+                ggml.reported_error(log),
+                "Check that the model's files are intact.",
             )
         callback = llama_cpp.llama_cpp.ggml_backend_sched_eval_callback(collector)
         settings = llama_cpp.llama_context_default_params()

@@ -1,4 +1,4 @@
-"""llama.cpp's GGUF importance matrix: each matrix's squared inputs, summed, and a count."""
+"""llama.cpp's imatrix format in GGUF: per weight tensor the sums of squared inputs and a count."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,22 +25,22 @@ Values = npt.NDArray[np.float32]
 
 @dataclass
 class MatrixInputs:
-    """What one weight tensor saw: `sums` is (experts, row length), `counts` is (experts,)."""
+    """Squared inputs of one weight tensor: `sums` is (experts, row length), `counts` (experts,)."""
 
     sums: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
 
     @property
     def importances(self) -> Values:
-        """The mean squared input; 1 for an expert that saw nothing, as llama-quantize does."""
+        """The mean squared input; 1 for an expert without inputs, as in llama-quantize."""
         counts = self.counts.astype(np.float32)[:, None]
         sums = self.sums.astype(np.float32)
         means = np.divide(sums, counts, out=np.ones_like(sums), where=counts > 0)
         return means.ravel()
 
 
-class ImportanceMatrix:
-    """An importance matrix read from a file, as the quantization uses it."""
+class ImatrixFile:
+    """The contents of an imatrix file, in the form that the quantization uses."""
 
     def __init__(self, name: str, datasets: list[str], n_chunks: int, values: dict[str, Values]):
         self._name = name
@@ -49,14 +49,14 @@ class ImportanceMatrix:
         self._values = values
 
     def values(self, tensor_name: str) -> Values | None:
-        """The importances of a tensor's columns, matrix by matrix, or None."""
+        """The importances of a tensor's columns, matrix by matrix; None if it has no entry."""
         return self._values.get(tensor_name)
 
     @property
     def header_values(self) -> dict[str, str | int]:
         """The keys that llama-quantize adds to the output, in its order.
 
-        The file is named without its folder, which says nothing of the content.
+        The file name goes without its folder, which is unrelated to the content.
         """
         values: dict[str, str | int] = {"quantize.imatrix.file": self._name[:_MAX_HEADER_TEXT]}
         if self._datasets:
@@ -67,10 +67,10 @@ class ImportanceMatrix:
         return values
 
 
-def read_imatrix(path: Path) -> ImportanceMatrix:
-    """Read a GGUF importance matrix of llama.cpp's or ours.
+def read_imatrix(path: Path) -> ImatrixFile:
+    """Read a GGUF importance matrix written by llama-imatrix or by `write_imatrix`.
 
-    Raises `InputError` for a file that is missing, none, or holds values that are not finite.
+    Raises `InputError` for a file that is missing, is not an imatrix, or has non-finite values.
     """
     if not path.is_file():
         raise InputError(
@@ -87,14 +87,14 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
         or type(n_chunks) is not int
         or not 0 <= n_chunks <= _MAX_UINT32
     ):
-        raise _not_an_imatrix(path, f"Its {_DATASETS} or {_CHUNK_COUNT} are of another kind.")
+        raise _not_an_imatrix(path, f"Its {_DATASETS} or {_CHUNK_COUNT} has the wrong type.")
     tensors = {tensor.name: tensor for tensor in header.tensors}
     names = [name.removesuffix(_SUMS) for name in tensors if name.endswith(_SUMS)]
     if not names:
         raise InputError(
             f"The file {path} holds no importances.",
             f"None of its tensors is named *{_SUMS}.",
-            "Use a file of llama-imatrix in its GGUF format, or let this tool compute one.",
+            "Use a file of llama-imatrix in its GGUF format, or let this tool measure one.",
         )
     values = {}
     with path.open("rb") as stream:
@@ -106,19 +106,21 @@ def read_imatrix(path: Path) -> ImportanceMatrix:
                 or counts.type_name != "F32"
                 or sums.n_elements != sums.shape[0] * counts.n_elements
             ):
-                raise _not_an_imatrix(path, f"The sums and counts of {name} do not fit together.")
+                raise _not_an_imatrix(
+                    path, f"The sums and counts of {name} have incompatible shapes."
+                )
             entry = [_read(stream, header.data_start, part) for part in (sums, counts)]
             if not all(np.isfinite(part).all() and (part >= 0).all() for part in entry):
                 raise InputError(
                     f"The importance matrix {path} is damaged.",
-                    f"The entry of {name} holds values that are not finite.",
-                    "Compute it again.",
+                    f"The entry of {name} holds negative or non-finite values.",
+                    "Measure it again.",
                 )
             values[name] = MatrixInputs(
                 sums=entry[0].reshape(counts.n_elements, -1).astype(np.float64),
                 counts=np.rint(np.minimum(entry[1], _MAX_COUNT)).astype(np.int64),
             ).importances
-    return ImportanceMatrix(
+    return ImatrixFile(
         path.name, [name for name in datasets if isinstance(name, str)], n_chunks, values
     )
 
@@ -132,18 +134,18 @@ def _not_an_imatrix(path: Path, why: str) -> InputError:
     return InputError(
         f"The file {path} is not an importance matrix in GGUF.",
         why,
-        "Use a file of llama-imatrix in its GGUF format, or let this tool compute one.",
+        "Use a file of llama-imatrix in its GGUF format, or let this tool measure one.",
     )
 
 
 def write_imatrix(
     path: Path, inputs: dict[str, MatrixInputs], *, dataset: str, n_chunks: int, chunk_tokens: int
 ) -> None:
-    """Write `inputs` to `path`, atomically, as llama-imatrix lays them out."""
+    """Write `inputs` to `path` atomically, in the layout of llama-imatrix."""
     from gguf import GGUFWriter
 
     with atomic_path(path) as temporary:
-        # llama-imatrix writes no architecture, so the key that the writer starts with goes.
+        # llama-imatrix writes no architecture, so remove the key that the writer starts with.
         writer = GGUFWriter(temporary, arch="")
         writer.kv_data[0].clear()
         writer.add_type("imatrix")

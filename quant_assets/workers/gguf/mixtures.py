@@ -1,4 +1,4 @@
-"""Worker: what llama.cpp's type policy makes of a model of which only the metadata exists."""
+"""Worker: bits per weight that llama.cpp's type policy gives a model, from its metadata alone."""
 
 from math import prod
 
@@ -6,11 +6,11 @@ from quant_assets.capacity.update_gguf_mixtures import MixtureJob, MixtureResult
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.workers.gguf import ggml
-from quant_assets.workers.gguf.plan import types_from_dry_run
+from quant_assets.workers.gguf.type_policy import types_from_dry_run
 
 
 def handle(job: MixtureJob, channel: EventChannel) -> MixtureResult:
-    """Ask for every level; one that needs an importance matrix is asked as if there were one."""
+    """Evaluate every level; levels that need an importance matrix are evaluated as if with one."""
     metadata = ggml.GgufMetadata(job.path)
     try:
         tensors = metadata.tensors()

@@ -1,4 +1,4 @@
-"""Load a finished GGUF file with llama.cpp and let it generate."""
+"""Load a finished GGUF file with llama.cpp and generate from it."""
 
 import ctypes
 import time
@@ -10,7 +10,7 @@ from quant_assets.errors import CheckFailed
 from quant_assets.models.integrity import check_gguf
 from quant_assets.processes.protocol import EventChannel, resident_memory
 from quant_assets.quantize.gguf.job import ValidateGgufJob, ValidateGgufResult
-from quant_assets.workers.gguf.ggml import captured_log
+from quant_assets.workers.gguf.ggml import captured_log, reported_error
 
 _CONTEXT_TOKENS = 64
 _PIECE_BYTES = 256
@@ -19,8 +19,8 @@ _PIECE_BYTES = 256
 def validate(job: ValidateGgufJob, channel: EventChannel) -> ValidateGgufResult:
     """Load `job.path` and generate `job.n_tokens` tokens, greedily.
 
-    Raises `InputError` when the file is damaged, `CheckFailed` when it does not load, or its
-    logits are not finite.
+    Raises `InputError` if the file is damaged, `CheckFailed` if it does not load or its logits are
+    not finite.
     """
     import llama_cpp
 
@@ -30,11 +30,10 @@ def validate(job: ValidateGgufJob, channel: EventChannel) -> ValidateGgufResult:
     with captured_log() as log:
         model = _load(job)
         if not model:
-            errors = [line for line in "".join(log).splitlines() if "error" in line]
             raise CheckFailed(
-                f"llama.cpp does not load {job.path.name}.",
-                f"It said: {errors[0] if errors else 'nothing'}",
-                "Delete the file and make it again; if that fails too, check the source model.",
+                f"llama.cpp cannot load {job.path.name}.",
+                reported_error(log),
+                "Delete the file and rebuild it; if that fails too, check the source model.",
             )
         channel.progress("load", 1, 1, "steps")
         text = _generate(model, job)
@@ -53,13 +52,13 @@ def _load(job: ValidateGgufJob) -> Any:
 
     parameters = llama_cpp.llama_model_default_params()
     parameters.n_gpu_layers = 0
-    # Repacking would copy the weights; one token does not need the speed.
+    # Repacking would copy the weights, and one token gains nothing from its speed.
     parameters.use_extra_bufts = False
     return llama_cpp.llama_model_load_from_file(str(job.path).encode(), parameters)
 
 
 def _generate(model: Any, job: ValidateGgufJob) -> str | None:
-    """The generated text, or None for a model that has no logits."""
+    """The generated text, or None for a model without logits."""
     import llama_cpp
 
     parameters = llama_cpp.llama_context_default_params()
@@ -70,8 +69,8 @@ def _generate(model: Any, job: ValidateGgufJob) -> str | None:
     context = llama_cpp.llama_init_from_model(model, parameters)
     if not context:
         raise CheckFailed(
-            f"llama.cpp loads {job.path.name}, but cannot run it.",
-            "It made no context for the model.",
+            f"llama.cpp loads {job.path.name} but cannot run it.",
+            "It failed to create a context for the model.",
             "Check that this llama.cpp supports the model's architecture.",
         )
     vocabulary = llama_cpp.llama_model_get_vocab(model)
@@ -94,9 +93,9 @@ def _generate(model: Any, job: ValidateGgufJob) -> str | None:
             logits = np.ctypeslib.as_array(pointer, shape=(n_vocabulary,))
             if not np.isfinite(logits).all():
                 raise CheckFailed(
-                    f"The model in {job.path.name} computes no numbers.",
-                    "Its logits are infinite or not a number.",
-                    "Take a level with more bits, or check the source model.",
+                    f"The model in {job.path.name} computes invalid numbers.",
+                    "Its logits are infinite or NaN.",
+                    "Use a level with more bits, or check the source model.",
                 )
             tokens = [int(logits.argmax())]
             text += _piece(vocabulary, tokens[0])

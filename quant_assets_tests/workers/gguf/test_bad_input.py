@@ -200,7 +200,7 @@ def test_values_that_are_no_numbers(larger_bf16: Path, tmp_path: Path, output: P
     with source.open("r+b") as stream:
         stream.seek(int(tensor.data_offset) + 2048)
         stream.write(b"\xc0\x7f")  # a bfloat16 that is not a number
-    with pytest.raises(InputError, match=r"blk\.3\.ffn_up\.weight has no sound values"):
+    with pytest.raises(InputError, match=r"blk\.3\.ffn_up\.weight has invalid values"):
         quantize(job_of(source, output), EventChannel(io.StringIO()))
     assert not (output / "model.gguf").exists()
 

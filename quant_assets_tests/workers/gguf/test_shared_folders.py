@@ -19,7 +19,7 @@ from quant_assets.processes.protocol import Event, EventChannel, LogEvent
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.gguf.artifact import GgufArtifact, make_gguf_artifact
 from quant_assets.quantize.gguf.job import ImatrixJob, QuantizeGgufJob, QuantizeGgufResult
-from quant_assets.workers.gguf import engine, imatrix
+from quant_assets.workers.gguf import engine, finished, imatrix
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.journal import Journal
 
@@ -67,7 +67,7 @@ def test_a_run_that_loses_the_race_leaves_the_finished_file_whole(
     finished: list[QuantizeGgufResult] = []
     before_first_lock(monkeypatch, lambda: finished.append(run(user_job)[0]))
     late, messages = run(user_job)
-    assert late.reused and "Nothing is to be done" in messages[-1]
+    assert late.reused and "Nothing to do" in messages[-1]
     assert sha256_of(user_job.output) == finished[0].sha256 == late.sha256
     assert not part_of(user_job).exists()
 
@@ -78,16 +78,16 @@ def test_a_late_run_of_another_model_begins_a_file_of_its_own(
     """It is stopped when it has prepared its part file; the finished file was not touched."""
     finished: list[QuantizeGgufResult] = []
     before_first_lock(monkeypatch, lambda: finished.append(run(user_job)[0]))
-    write_layers = engine._write_layers
+    write_layers = engine.write_layers
 
     def second_stops(*arguments: Any) -> int:
-        monkeypatch.setattr(engine, "_write_layers", stop)
+        monkeypatch.setattr(engine, "write_layers", stop)
         return write_layers(*arguments)
 
     def stop(*_: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "_write_layers", second_stops)
+    monkeypatch.setattr(engine, "write_layers", second_stops)
     late = user_job.model_copy(
         update={"source_identity": "another model", "overwrite": True, "record": False}
     )
@@ -168,7 +168,7 @@ def test_the_same_job_again_does_nothing(user_job: QuantizeGgufJob) -> None:
     before = user_job.output.stat()
     again, messages = run(user_job)
     assert again == first.model_copy(update={"reused": True})
-    assert messages == ["Nothing is to be done: this job has finished, and its file is whole."]
+    assert messages == ["Nothing to do: this job has finished, and its output is unchanged."]
     after = user_job.output.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert {path.name for path in user_job.output.parent.iterdir()} == {
@@ -228,7 +228,7 @@ def test_the_same_models_file_of_other_versions_is_made_anew(
     user_job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(user_job)
-    monkeypatch.setattr(engine, "library_versions", lambda _: {"llama-cpp-python": "99"})
+    monkeypatch.setattr(finished, "library_versions", lambda _: {"llama-cpp-python": "99"})
     made, messages = run(user_job)
     assert not made.reused
     assert any("Rewriting" in line and "llama cpp python was" in line for line in messages)
@@ -326,7 +326,7 @@ def test_an_artifact_that_was_finished_but_not_committed_is_not_made_twice(
             make()
     assert store.all() == [] and said == []
     made = make()
-    assert said == ["Nothing is to be done: this job has finished, and its file is whole."]
+    assert said == ["Nothing to do: this job has finished, and its output is unchanged."]
     assert store.find(made.manifest.job_id, verify_content=True) == made.manifest
     assert sorted(path.name for path in made.folder.iterdir()) == [
         "larger-Q8_0.gguf", "manifest.json",

@@ -6,7 +6,7 @@ import pytest
 
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_levels import GGUF_LEVELS, parse_level
-from quant_assets.workers.gguf import plan
+from quant_assets.workers.gguf import plan, type_policy
 from quant_assets.workers.gguf.ggml import GgufMetadata, type_name
 from quant_assets.workers.gguf.imatrix_file import read_imatrix
 from quant_assets_tests.models.tiny_models import ARCHITECTURES
@@ -17,8 +17,8 @@ def test_library_and_dry_run_agree(bf16_files: dict[str, Path], architecture: st
     metadata = GgufMetadata(bf16_files[architecture])
     tensors = sorted(metadata.tensors(), key=lambda tensor: tensor.name)
     for level in GGUF_LEVELS:
-        from_library = plan.types_from_library(metadata, tensors, level)
-        from_log = plan.types_from_dry_run(metadata, tensors, level, has_imatrix=False)
+        from_library = type_policy.types_from_library(metadata, tensors, level)
+        from_log = type_policy.types_from_dry_run(metadata, tensors, level, has_imatrix=False)
         assert from_library == from_log, level
     metadata.close()
 
@@ -29,7 +29,7 @@ def test_a_build_without_the_symbols_falls_back(
     metadata = GgufMetadata(bf16_files["llama"])
     level = parse_level("Q4_K_M")
     with_symbols = plan.make_plan(metadata, level, None)
-    monkeypatch.setitem(plan._SYMBOLS, "compute", "no_such_symbol")
+    monkeypatch.setitem(type_policy._SYMBOLS, "compute", "no_such_symbol")
     without = plan.make_plan(metadata, level, None)
     assert (with_symbols.type_policy, without.type_policy) == ("library", "dry_run")
     assert without.tensors == with_symbols.tensors

@@ -1,7 +1,7 @@
 """Compile the kernels: `python -m quant_assets.workers.gguf.kernels.build c++ [--portable]`.
 
-The library lies in this Python environment, under a name that says which source, flags and
-processor it is of, so that no other one is ever loaded. Standard library only.
+The library is stored in this Python environment under a name derived from its source, flags and
+processor, so that a library built for others is never loaded. Standard library only.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("k_quants.cpp")
 FOLDER = Path(sys.prefix) / "lib" / "quant-assets"
-# Fused operations round once where ggml rounds twice.
+# No contraction: fused operations round once where ggml rounds twice.
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -29,7 +29,7 @@ NATIVE = "-march=native"
 
 
 def library_path(*, native: bool, source: Path = SOURCE, folder: Path = FOLDER) -> Path:
-    """Where the library of `source` lies, for this processor alone (`native`) or its whole family."""
+    """Path of the library of `source`, for this processor only (`native`) or its whole family."""
     parts = [*FLAGS, platform.system(), platform.machine()]
     if native:
         parts += [NATIVE, _processor()]
@@ -38,7 +38,7 @@ def library_path(*, native: bool, source: Path = SOURCE, folder: Path = FOLDER) 
 
 
 def _processor() -> str:
-    """What this processor can do, as Linux lists it; elsewhere its name."""
+    """This processor's feature flags on Linux; elsewhere its name."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
@@ -48,9 +48,9 @@ def _processor() -> str:
 
 
 def build(compiler: str, *, native: bool, source: Path = SOURCE, folder: Path = FOLDER) -> Path:
-    """Compile `source` unless that is done; returns the library.
+    """Compile `source` unless its library exists; returns the library's path.
 
-    Raises `subprocess.CalledProcessError` with the compiler's words, or `OSError`.
+    Raises `subprocess.CalledProcessError` with the compiler's output, or `OSError`.
     """
     path = library_path(native=native, source=source, folder=folder)
     if path.exists():
@@ -71,10 +71,12 @@ def build(compiler: str, *, native: bool, source: Path = SOURCE, folder: Path = 
 
 
 def main() -> int:
-    """Build what the arguments say; the exit status is 1 when that fails."""
+    """Build the library; returns 1 as the exit status on failure."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("compiler")
-    parser.add_argument("--portable", action="store_true", help="for any processor of the family")
+    parser.add_argument(
+        "--portable", action="store_true", help="run on any processor of the family"
+    )
     arguments = parser.parse_args()
     try:
         build(arguments.compiler, native=not arguments.portable)

@@ -1,4 +1,9 @@
-"""Rows of float32 into blocks of a type: by an own kernel that equals ggml's, else by ggml's."""
+"""Quantize float32 rows into blocks: with the project's kernel if it equals ggml's, else with ggml's.
+
+Source: the reference quantizers of ggml (ggml/src/ggml-quants.c), reimplemented in `k_quants.cpp`.
+The recipe: load the compiled library, compare every kernel byte for byte with ggml's on a sample of
+hard values, and use those that agree. Life cycle: one `Quantizer` per run, shared by its threads.
+"""
 
 import ctypes
 from collections.abc import Callable, Iterable
@@ -20,29 +25,31 @@ _Address = ctypes.c_void_p | int | None
 
 
 class Quantizer:
-    """Quantizes rows to the types it was made for; safe to use from several threads at once.
+    """Quantizes rows to the given types; thread-safe.
 
-    An own kernel is taken when, on a sample of hard values, every byte is the same as ggml's, with
-    importances and without. `kernels` says by type name which one that is; `refuse` is told why
-    when it is not the own one.
+    The project's kernel is used if every byte equals ggml's on a sample of hard values, with
+    importances and without. `kernels` records the choice by type name; `on_fallback` is called with
+    the reason when a kernel is rejected.
     """
 
     def __init__(
         self,
         ggml_types: Iterable[int],
-        refuse: Callable[[str], None] = lambda _: None,
+        on_fallback: Callable[[str], None] = lambda _: None,
         library: Path | None = None,
     ) -> None:
         self._library = ggml.base_library()
         self._own: dict[int, Any] = {}
         self.kernels: dict[str, Kernel] = {}
-        own = _load(library or _built_library(), refuse)
+        own = _load(library or _built_library(), on_fallback)
         for ggml_type in sorted(set(ggml_types) - ggml.FLOAT_TYPES):
             self._library.ggml_quantize_init(ggml_type)
             name = ggml.type_name(ggml_type)
             kernel = own.get(name)
             if kernel is not None and not _agrees(kernel, ggml_type):
-                refuse(f"The kernel for {name} does not give ggml's bytes here; using ggml's.")
+                on_fallback(
+                    f"The kernel for {name} does not reproduce ggml's bytes here; using ggml's."
+                )
                 kernel = None
             if kernel is not None:
                 self._own[ggml_type] = kernel
@@ -57,9 +64,9 @@ class Quantizer:
         row_elements: int,
         importances: _Address,
     ) -> None:
-        """Quantize `n_rows` rows at `rows` (float32) into `blocks`; the arguments are addresses.
+        """Quantize `n_rows` float32 rows at `rows` into `blocks`; both are addresses.
 
-        `importances` has one float32 for each column, or is None.
+        `importances` is the address of one float32 per column, or None.
         """
         kernel = self._own.get(ggml_type)
         if kernel is not None:
@@ -75,14 +82,14 @@ def _built_library() -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def _load(path: Path | None, refuse: Callable[[str], None]) -> dict[str, Any]:
-    """The kernels in the library `path`, by the name of their type."""
+def _load(path: Path | None, on_fallback: Callable[[str], None]) -> dict[str, Any]:
+    """The kernels in the library `path`, by type name."""
     if path is None:
         return {}
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
-        refuse(f"The kernels in {path} cannot be loaded; using ggml's ({error}).")
+        on_fallback(f"The kernels in {path} cannot be loaded; using ggml's ({error}).")
         return {}
     kernels = {}
     for name in KERNEL_TYPES:
@@ -112,7 +119,7 @@ def _agrees(kernel: Any, ggml_type: int) -> bool:
 
 @cache
 def _hard_rows() -> npt.NDArray[np.float32]:
-    """Rows on which arithmetic that is not exactly ggml's shows: many scales, ties, zeros."""
+    """Rows that expose any deviation from ggml's arithmetic: many scales, ties, zeros."""
     generator = np.random.default_rng(0)
     normal = generator.standard_normal((5, _SAMPLE_ROW))
     outliers = np.where(generator.random(normal.shape) < 0.01, 1000 * normal, normal)
@@ -121,7 +128,7 @@ def _hard_rows() -> npt.NDArray[np.float32]:
     flat = np.repeat(normal[:, ::32], 32, axis=1)
     kinds = (0.02 * normal, outliers, sparse, scales * normal, flat, np.round(4 * normal) / 8,
              1 + abs(normal), -1 - abs(normal), 1e-39 * normal)  # fmt: skip
-    # bfloat16 has many ties, float32 few; half of the rows are each.
+    # bfloat16 values have many ties, float32 values few: half of the rows each.
     rows = np.concatenate(kinds).astype(np.float32)
     rows[::2].view(np.uint32)[:] &= 0xFFFF0000
     return rows
