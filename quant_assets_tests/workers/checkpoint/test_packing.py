@@ -1,4 +1,4 @@
-"""The bit layouts, against their definition written down plainly."""
+"""The bit layouts, compared with plain definitions."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_rows_are_one_stream_of_bits(bits: int) -> None:
     assert torch.equal(unpack_columns(pack_columns(integers.t(), bits), bits), integers.t())
 
 
-def test_gptq_stores_zero_points_less_one() -> None:
+def test_gptq_stores_zero_points_minus_one() -> None:
     integers, zeros = values(4, 32, 64), torch.full((32, 2), 8)
     qweight, qzeros = pack_gptq(integers, zeros, 4)
     assert qweight.shape == (8, 32) and qzeros.shape == (2, 4)
@@ -50,6 +50,6 @@ def test_awq_interleaves_eight_outputs() -> None:
     assert torch.equal(unpack_awq(qzeros), zeros.t())
 
 
-def test_values_that_fill_no_word_are_refused() -> None:
+def test_values_that_do_not_fill_words_are_rejected() -> None:
     with pytest.raises(ValueError, match="whole words"):
         pack_rows(values(3, 8, 4), 3)

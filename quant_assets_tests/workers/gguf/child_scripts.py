@@ -1,4 +1,4 @@
-"""Runs `two_step.py` and `one_pass.py` on the same tasks, side by side."""
+"""Run `two_step.py` and `one_pass.py` on the same tasks, side by side."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from quant_assets.formats.gguf_levels import GGUF_LEVELS, GgufLevel
 from quant_assets.settings import PROJECT_ROOT
 
 HERE = Path(__file__).parent
-# ggml's IQ kernels search a grid for every group of weights and are slower by far.
+# ggml's IQ kernels search a grid for every group of weights and are much slower.
 IQ_LEVELS = [level for level in GGUF_LEVELS if level.name.startswith("IQ")]
 FAST_LEVELS = [level for level in GGUF_LEVELS if level not in IQ_LEVELS and not level.needs_imatrix]
 
 
 def run_scripts(tasks_by_script: dict[str, list[dict[str, Any]]], folder: Path) -> dict[str, str]:
-    """Run child scripts of this folder at the same time; returns what each printed."""
+    """Run child scripts of this folder concurrently; returns the output of each."""
     running = {}
     for script, tasks in tasks_by_script.items():
         file = folder / f"{script}.{len(tasks)}.json"
@@ -40,7 +40,7 @@ def run_scripts(tasks_by_script: dict[str, list[dict[str, Any]]], folder: Path) 
 def tasks(
     sources: dict[str, Path], levels: Sequence[GgufLevel], folder: Path, imatrices: dict[str, Path]
 ) -> list[dict[str, Any]]:
-    """One task for each source and level, in the form that both scripts take."""
+    """One task per source and level, in the form that both scripts take."""
     folder.mkdir(parents=True, exist_ok=True)
     return [
         {

@@ -1,4 +1,4 @@
-"""Tiny models, and both ways of quantizing them, made once a session."""
+"""Tiny models, and both ways of quantizing them, once per session."""
 
 import json
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ def tokenizer() -> bytes:
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory, tokenizer: bytes) -> dict[str, Path]:
-    """A tiny checkpoint of each architecture."""
+    """A tiny checkpoint per architecture."""
     folder = tmp_path_factory.mktemp("models")
     return {name: make_model(folder / name, name, tokenizer) for name in ARCHITECTURES}
 
@@ -59,7 +59,7 @@ def bf16_files(both_ways: tuple[Path, Path, list[dict[str, Any]]]) -> dict[str, 
 def imatrices(
     bf16_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Path]:
-    """A random importance matrix that fits each model; one expert has seen nothing."""
+    """A random importance matrix per model; one expert has no inputs."""
     from gguf import GGUFReader
 
     folder = tmp_path_factory.mktemp("imatrices")
@@ -91,7 +91,7 @@ def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def larger_bf16(tmp_path_factory: pytest.TempPathFactory, tokenizer: bytes) -> Path:
-    """A BF16 GGUF of 30 M parameters in 10 blocks: long enough to be interrupted."""
+    """A BF16 GGUF with 30 M parameters in 10 blocks: large enough to interrupt."""
     folder = tmp_path_factory.mktemp("larger")
     model = make_model(
         folder / "larger", "llama", tokenizer, hidden_size=512, head_dim=128,
@@ -104,7 +104,7 @@ def larger_bf16(tmp_path_factory: pytest.TempPathFactory, tokenizer: bytes) -> P
 
 @pytest.fixture
 def job(larger_bf16: Path, tmp_path: Path) -> Iterator[QuantizeGgufJob]:
-    """A job on the larger model, without the loading at its end."""
+    """A job on the larger model, without validating the output."""
     return QuantizeGgufJob(
         source=larger_bf16,
         source_kind="gguf",

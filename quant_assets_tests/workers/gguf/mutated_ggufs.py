@@ -1,7 +1,7 @@
-"""Child script: quantize and load every GGUF file of a folder, each in a process of its own.
+"""Child script: quantize and load every GGUF file of a folder, each in its own process.
 
 Prints one JSON line per file: `answer` is `made`, `refused`, or `died` with the signal. Forking is
-cheap where starting a worker is not, and a native abort ends one file's process alone.
+cheaper than starting a worker, and a native abort ends only one file's process.
 """
 
 import io
@@ -25,7 +25,7 @@ MADE, REFUSED, FAILED = 0, 3, 1
 
 
 def work(path: Path, output: Path) -> int:
-    """Do what a worker does with one file; the exit code says how it ended."""
+    """Process one file as a worker does; the exit code is the outcome."""
     job = QuantizeGgufJob(
         source=path,
         source_kind="gguf",

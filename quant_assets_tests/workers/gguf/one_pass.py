@@ -1,4 +1,4 @@
-"""The engine, many jobs in one child process: the counterpart of `two_step.py`.
+"""The engine on many jobs in one child process: the counterpart of `two_step.py`.
 
 `python one_pass.py TASKS.json` takes the same tasks and prints each result as a JSON line.
 """
@@ -14,7 +14,7 @@ from quant_assets.workers.gguf.engine import quantize
 
 
 def main(tasks: list[dict[str, Any]]) -> None:
-    """Do all tasks, without loading the results."""
+    """Run all tasks without loading the results."""
     channel = EventChannel(sys.stderr)
     for task in tasks:
         job = QuantizeGgufJob(

@@ -1,4 +1,4 @@
-"""What is wrong with an input is said before any work, in words, and nothing is left behind."""
+"""Invalid inputs are reported before any work, in words, and leave nothing behind."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def job_of(source: Path, output: Path, **changes: object) -> QuantizeGgufJob:
 
 
 def refused(job: QuantizeGgufJob, kind: type[QuantAssetsError] = InputError) -> QuantAssetsError:
-    """The error of a job, after which nothing of an output is there."""
+    """The error of a job, which leaves no output behind."""
     with pytest.raises(kind) as caught:
         quantize(job, EventChannel(io.StringIO()))
     if job.output.parent.exists():
@@ -120,7 +120,7 @@ def test_corrupted_header(damaged: Path, output: Path, position: int) -> None:
     assert shard.name in refused(job_of(damaged, output)).what
 
 
-def test_header_that_lies_about_a_tensor(damaged: Path, output: Path) -> None:
+def test_header_with_a_wrong_shape(damaged: Path, output: Path) -> None:
     shard = a_shard(damaged)
     content = shard.read_bytes()
     end = 8 + int.from_bytes(content[:8], "little")
@@ -144,7 +144,7 @@ def test_missing_shard_without_an_index(damaged: Path, output: Path) -> None:
     assert shard.name in refused(job_of(damaged, output)).why
 
 
-def test_weights_that_are_pickled(damaged: Path, output: Path) -> None:
+def test_pickled_weights(damaged: Path, output: Path) -> None:
     for shard in damaged.glob("*.safetensors*"):
         shard.unlink()
     (damaged / "pytorch_model.bin").write_bytes(b"\x80\x04")
@@ -188,10 +188,10 @@ def test_quantized_source(larger_bf16: Path, tmp_path: Path, output: Path) -> No
     quantized = job_of(larger_bf16, tmp_path / "first")
     quantize(quantized, EventChannel(io.StringIO()))
     error = refused(job_of(quantized.output, output, level="Q3_K_M"))
-    assert "is quantized already" in error.what
+    assert "is already quantized" in error.what
 
 
-def test_values_that_are_no_numbers(larger_bf16: Path, tmp_path: Path, output: Path) -> None:
+def test_nan_in_the_weights(larger_bf16: Path, tmp_path: Path, output: Path) -> None:
     from gguf import GGUFReader
 
     source = tmp_path / "nan.gguf"
@@ -199,7 +199,7 @@ def test_values_that_are_no_numbers(larger_bf16: Path, tmp_path: Path, output: P
     tensor = next(t for t in GGUFReader(source).tensors if t.name == "blk.3.ffn_up.weight")
     with source.open("r+b") as stream:
         stream.seek(int(tensor.data_offset) + 2048)
-        stream.write(b"\xc0\x7f")  # a bfloat16 that is not a number
+        stream.write(b"\xc0\x7f")  # a bfloat16 NaN
     with pytest.raises(InputError, match=r"blk\.3\.ffn_up\.weight has invalid values"):
         quantize(job_of(source, output), EventChannel(io.StringIO()))
     assert not (output / "model.gguf").exists()
@@ -226,20 +226,20 @@ def test_importance_matrix_of_another_model(
     assert "has 4096 values where the tensor needs 512" in error.why
 
 
-def test_importance_matrix_that_is_none(larger_bf16: Path, output: Path) -> None:
+def test_a_model_in_place_of_an_importance_matrix(larger_bf16: Path, output: Path) -> None:
     error = refused(job_of(larger_bf16, output, imatrix=larger_bf16))
     assert "holds no importances" in error.what
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 20 MB; the tiny model needs 18 MB of it at Q4_K_M."""
+    """A 20 MB disk, of which the tiny model needs 18 MB at Q4_K_M."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
     if mounted.returncode:
-        pytest.skip(f"mounting needs rights that this user has not: {mounted.stderr.strip()}")
+        pytest.skip(f"this user may not mount: {mounted.stderr.strip()}")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
@@ -251,7 +251,7 @@ def test_disk_too_small(larger_bf16: Path, small_disk: Path) -> None:
     assert "0.026 GB" in caught.value.why
 
 
-def test_disk_that_fills_up_in_the_middle(larger_bf16: Path, small_disk: Path) -> None:
+def test_disk_that_fills_up_during_the_run(larger_bf16: Path, small_disk: Path) -> None:
     job = job_of(larger_bf16, small_disk)
     filler = small_disk / "filler"
 

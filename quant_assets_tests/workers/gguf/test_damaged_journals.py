@@ -1,4 +1,4 @@
-"""Damaged journals, part files, records and jobs: the same bytes in the end, or a clear refusal."""
+"""Damaged journals, part files, records and jobs: the same bytes in the end, or a clear error."""
 
 import errno
 import io
@@ -82,7 +82,7 @@ def test_any_record_is_read(folder: Path, data: bytes) -> None:
 @pytest.mark.fuzz
 @given(data=mutated([JOB]))
 @fuzz_settings(250)
-def test_any_job_is_read_or_refused(data: bytes) -> None:
+def test_any_job_is_read_or_rejected(data: bytes) -> None:
     with bounded():
         try:
             job = GgufJob.model_validate_json(data).root
@@ -92,7 +92,7 @@ def test_any_job_is_read_or_refused(data: bytes) -> None:
 
 
 class Interrupted(NamedTuple):
-    """A job that was stopped after 7 layers, its files, and what it makes when it is not."""
+    """A job stopped after 7 layers, its files, and the digest of an uninterrupted run."""
 
     job: QuantizeGgufJob
     part: bytes
@@ -101,7 +101,7 @@ class Interrupted(NamedTuple):
 
 
 def run(job: QuantizeGgufJob) -> str:
-    """Do the job in this process; the digest of what lies there in the end."""
+    """Run the job in this process; returns the digest of its output."""
     result = quantize(job, EventChannel(io.StringIO()))
     assert result.sha256 == sha256_of(job.output)
     return result.sha256
@@ -145,7 +145,7 @@ def interrupted(larger_bf16: Path, folder: Path) -> Interrupted:
 
 
 def resumed(interrupted: Interrupted, part: bytes, journal: bytes) -> str:
-    """The digest of what the job makes of these leftovers; nothing else is left."""
+    """The digest of the output after resuming from these leftovers; nothing else remains."""
     with tempfile.TemporaryDirectory(dir=interrupted.job.output.parent) as folder:
         output = Path(folder) / interrupted.job.output.name
         job = interrupted.job.model_copy(update={"output": output})
@@ -181,7 +181,7 @@ def test_a_damaged_part_file_ends_in_the_same_bytes(
 def test_leftovers_that_do_not_belong_together(interrupted: Interrupted) -> None:
     head, *layers = interrupted.journal.splitlines(keepends=True)
     part = interrupted.part
-    for what, leftovers in {
+    for case, leftovers in {
         "layers that are not in the part file": (b"", interrupted.journal),
         "a shorter part file": (part[: len(part) // 3], interrupted.journal),
         "a longer part file": (part + b"\x01" * 1_000_003, interrupted.journal),
@@ -193,13 +193,13 @@ def test_leftovers_that_do_not_belong_together(interrupted: Interrupted) -> None
         "another job's journal": (part, JOURNAL),
         "a damaged header": (b"\x55" * 4096 + part[4096:], interrupted.journal),
     }.items():
-        assert resumed(interrupted, *leftovers) == interrupted.sha256, what
+        assert resumed(interrupted, *leftovers) == interrupted.sha256, case
 
 
-def test_an_endless_journal_is_not_read(interrupted: Interrupted) -> None:
+def test_an_oversized_journal_is_not_read(interrupted: Interrupted) -> None:
     with bounded():
-        endless = interrupted.journal + b'{"digest": "0"}\n' * 1_000_000
-        assert resumed(interrupted, interrupted.part, endless) == interrupted.sha256
+        oversized = interrupted.journal + b'{"digest": "0"}\n' * 1_000_000
+        assert resumed(interrupted, interrupted.part, oversized) == interrupted.sha256
 
 
 def test_a_disk_that_fills_up_in_the_middle_of_a_journal_line(
@@ -213,7 +213,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_journal_line(
     def filling_up(descriptor: int, data: bytes | memoryview) -> int:
         nonlocal calls
         if not isinstance(data, memoryview):
-            return write(descriptor, data)  # libraries' own
+            return write(descriptor, data)  # calls by libraries
         calls += 1
         if calls == 4:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -229,8 +229,8 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_journal_line(
     assert result.resumed_from_layer == 2 and result.sha256 == interrupted.sha256
 
 
-def test_a_resumed_run_goes_on(interrupted: Interrupted, tmp_path: Path) -> None:
-    """The leftovers above are good for something when they are not damaged."""
+def test_a_resumed_run_continues(interrupted: Interrupted, tmp_path: Path) -> None:
+    """Undamaged leftovers are resumed."""
     job = interrupted.job.model_copy(update={"output": tmp_path / interrupted.job.output.name})
     for file, content in (
         (part_file(job), interrupted.part),

@@ -1,4 +1,4 @@
-"""Sources with more in them than a model: nothing but the model's own files is opened, or run."""
+"""Hostile source folders: only the model's own files are opened, and nothing is executed."""
 
 import io
 import json
@@ -48,7 +48,7 @@ sys.addaudithook(_note_opened)
 
 @contextmanager
 def nothing_planted_is_opened(witness: Path) -> Iterator[None]:
-    """Fail when the block opens one of `PICKLES` or code of a model, or makes `witness`."""
+    """Fail if the block opens one of `PICKLES` or a model's code, or creates `witness`."""
     global _opened
     _opened = []
     try:
@@ -81,7 +81,7 @@ def witness(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def planted(model: Path, tmp_path: Path, witness: Path) -> Path:
-    """The model with pickles that leave a trace, code, an adapter, and weights of an odd name."""
+    """The model with booby-trapped pickles, code, an adapter, and weights under an unusual name."""
     folder = Path(shutil.copytree(model, tmp_path / "planted" / "tiny"))
     names = list(json.loads(_header_text(folder / "model.safetensors")))
     (folder / "model.safetensors").rename(folder / "weights.safetensors")
@@ -114,12 +114,12 @@ def _header_text(path: Path) -> bytes:
     return data[8 : 8 + int.from_bytes(data[:8], "little")]
 
 
-def test_the_bomb_goes_off(witness: Path) -> None:
+def test_the_bomb_works(witness: Path) -> None:
     pickle.loads(pickle.dumps(Bomb(witness)))
     assert witness.exists()
 
 
-def test_gguf_is_made_of_the_weights_alone(
+def test_gguf_reads_only_the_weights(
     model: Path, planted: Path, witness: Path, tmp_path: Path
 ) -> None:
     """An index that names other files than model*.safetensors sent the converter to the pickle."""
@@ -131,7 +131,7 @@ def test_gguf_is_made_of_the_weights_alone(
     assert dirty.output.read_bytes() == clean.output.read_bytes()
 
 
-def test_layer_by_layer_quantizers_read_the_weights_alone(planted: Path, witness: Path) -> None:
+def test_layer_by_layer_quantizers_read_only_the_weights(planted: Path, witness: Path) -> None:
     import torch
 
     with nothing_planted_is_opened(witness):
@@ -139,7 +139,7 @@ def test_layer_by_layer_quantizers_read_the_weights_alone(planted: Path, witness
         assert streamed.files.read("model.embed_tokens.weight").shape[1] == 256
 
 
-def test_tokenizers_come_without_code(planted: Path, witness: Path) -> None:
+def test_tokenizers_run_no_code(planted: Path, witness: Path) -> None:
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 
@@ -155,7 +155,7 @@ def test_tokenizers_come_without_code(planted: Path, witness: Path) -> None:
                     assert load(planted).encode("word") == [0]
 
 
-def test_a_checkpoint_is_loaded_from_its_weights_alone(planted: Path, witness: Path) -> None:
+def test_a_checkpoint_is_loaded_only_from_its_weights(planted: Path, witness: Path) -> None:
     with nothing_planted_is_opened(witness):
         loaded = load_model(str(planted), "hf", "cpu")
     assert loaded.config.num_hidden_layers == 2
@@ -182,7 +182,7 @@ def test_workers_follow_no_path_out_of_the_folder(
 
 N_MUTATED = FUZZ_EXAMPLES // 50 or 30
 MOST_ABORTS = 0.1
-"""llama.cpp aborts on some vocabularies (a token that occurs twice); the header does not tell."""
+"""llama.cpp aborts on some vocabularies (duplicate tokens); the header check does not detect them."""
 
 
 @pytest.mark.fuzz

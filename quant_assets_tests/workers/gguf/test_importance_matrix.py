@@ -1,4 +1,4 @@
-"""Importance matrices: measured right, stored as llama.cpp does, and used."""
+"""Importance matrices: measured correctly, stored in llama.cpp's layout, and used."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def measured(
     return models[request.param], output
 
 
-def test_values_are_those_that_transformers_sees(
+def test_values_agree_with_transformers(
     measured: tuple[Path, Path], bf16_files: dict[str, Path], calibration: Path
 ) -> None:
     """Hook the same matrices in another implementation of the model, on the same tokens."""
@@ -55,15 +55,15 @@ def test_values_are_those_that_transformers_sees(
 
     folder, file = measured
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    # SentencePiece itself would tidy the white space of the text first; llama.cpp does not.
+    # SentencePiece would normalize the text's white space; llama.cpp does not.
     vocabulary = llama_cpp.Llama(str(bf16_files[folder.name]), vocab_only=True, verbose=False)
     tokens = vocabulary.tokenize(calibration.read_bytes())
     sums = {"blk.0.attn_q.weight": 0.0, "blk.1.attn_output.weight": 0.0}
-    watched = {
+    observed = {
         "blk.0.attn_q.weight": model.model.layers[0].self_attn.q_proj,
         "blk.1.attn_output.weight": model.model.layers[1].self_attn.o_proj,
     }
-    for name, module in watched.items():
+    for name, module in observed.items():
 
         def add(_: object, inputs: tuple[torch.Tensor], name: str = name) -> None:
             sums[name] = sums[name] + inputs[0].square().sum(dim=(0, 1)).numpy()
@@ -80,7 +80,7 @@ def test_values_are_those_that_transformers_sees(
         np.testing.assert_allclose(found, expected / (CHUNKS * CHUNK), rtol=0.05)
 
 
-def test_the_file_is_laid_out_as_llama_imatrix_does(measured: tuple[Path, Path]) -> None:
+def test_the_file_has_the_layout_of_llama_imatrix(measured: tuple[Path, Path]) -> None:
     from gguf import GGUFReader
 
     folder, file = measured
@@ -101,9 +101,7 @@ def test_the_file_is_laid_out_as_llama_imatrix_does(measured: tuple[Path, Path])
         assert counts["blk.0.ffn_up_exps.weight.counts"].sum() == 2 * CHUNKS * CHUNK
 
 
-def test_a_level_that_needs_one_is_made_with_it(
-    measured: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_level_that_needs_one_uses_it(measured: tuple[Path, Path], tmp_path: Path) -> None:
     folder, file = measured
     result = quantize_gguf(
         QuantizeGgufJob(
@@ -138,7 +136,7 @@ def test_write_and_read(tmp_path: Path) -> None:
     }
 
 
-def test_values_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+def test_non_finite_values_are_rejected(tmp_path: Path) -> None:
     inputs = {"blk.0.x.weight": MatrixInputs(np.array([[1.0, np.inf]]), np.array([1]))}
     write_imatrix(tmp_path / "m.gguf", inputs, dataset="d", n_chunks=1, chunk_tokens=512)
     with pytest.raises(InputError, match="is damaged"):

@@ -1,4 +1,4 @@
-"""The project's own kernels give ggml's bytes, and are not used where they would not."""
+"""The project's kernels reproduce ggml's bytes, and are not used where they do not."""
 
 import io
 import json
@@ -62,7 +62,7 @@ def reference() -> Quantizer:
 
 @st.composite
 def hard_rows(draw: st.DrawFn) -> Floats:
-    """One to four rows of one to three super-blocks, whose groups are of very different kinds."""
+    """One to four rows of one to three super-blocks with groups of very different magnitude and shape."""
     n_rows, row = draw(st.integers(1, 4)), BLOCK * draw(st.integers(1, 3))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     values = generator.standard_normal((n_rows, row // 16, 16))
@@ -102,7 +102,7 @@ def test_same_bytes_as_ggml(
 
 
 @pytest.mark.parametrize("name", KERNEL_TYPES)
-def test_same_bytes_without_the_processors_own_instructions(
+def test_same_bytes_in_a_portable_build(
     compiler: str, reference: Quantizer, name: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.getbasetemp() / "portable"
@@ -112,14 +112,14 @@ def test_same_bytes_without_the_processors_own_instructions(
     assert blocks_of(portable, name, rows, None) == blocks_of(reference, name, rows, None)
 
 
-def test_another_processor_does_not_load_this_ones_library(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_processor_does_not_load_this_library(monkeypatch: pytest.MonkeyPatch) -> None:
     here, anywhere = library_path(native=True), library_path(native=False)
     monkeypatch.setattr("quant_assets.workers.gguf.kernels.build._processor", lambda: "flags: fpu")
     assert library_path(native=True) != here
     assert library_path(native=False) == anywhere
 
 
-def test_a_kernel_that_differs_is_refused(compiler: str, tmp_path: Path) -> None:
+def test_a_kernel_with_other_bytes_is_rejected(compiler: str, tmp_path: Path) -> None:
     source = tmp_path / "wrong.cpp"
     source.write_text(
         "#include <cstdint>\n"
@@ -127,22 +127,22 @@ def test_a_kernel_that_differs_is_refused(compiler: str, tmp_path: Path) -> None
         "WRONG void quantize_q6_k(const float *, void *, int64_t, int64_t, const float *) {}\n"
     )
     library = build(compiler, native=True, source=source, folder=tmp_path)
-    said: list[str] = []
+    reasons: list[str] = []
     types = [ggml.type_of_name(name) for name in ("Q6_K", "Q4_K", "Q8_0", "BF16")]
-    quantizer = Quantizer(types, said.append, library)
+    quantizer = Quantizer(types, reasons.append, library)
     assert quantizer.kernels == {"Q8_0": "ggml", "Q4_K": "ggml", "Q6_K": "ggml"}
-    assert said == ["The kernel for Q6_K does not give ggml's bytes here; using ggml's."]
+    assert reasons == ["The kernel for Q6_K does not reproduce ggml's bytes here; using ggml's."]
     rows = np.ones((1, BLOCK), dtype=np.float32)
     assert any(blocks_of(quantizer, "Q6_K", rows, None))
 
 
-def test_a_library_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_library_is_rejected(tmp_path: Path) -> None:
     library = tmp_path / "broken.so"
     library.write_bytes(b"not a library")
-    said: list[str] = []
-    quantizer = Quantizer([ggml.type_of_name("Q4_K")], said.append, library)
+    reasons: list[str] = []
+    quantizer = Quantizer([ggml.type_of_name("Q4_K")], reasons.append, library)
     assert quantizer.kernels == {"Q4_K": "ggml"}
-    assert "cannot be loaded" in said[0]
+    assert "cannot be loaded" in reasons[0]
 
 
 def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path, compiler: str) -> None:
@@ -153,7 +153,7 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path, compiler: str) -> 
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_engine_uses_them(
+def test_the_engine_uses_the_kernels(
     own: Quantizer, job: QuantizeGgufJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fast = quantize(job, EventChannel(io.StringIO()))
@@ -168,7 +168,7 @@ def test_the_engine_uses_them(
     assert slow.sha256 == fast.sha256
 
 
-def test_a_refused_kernel_is_logged_by_the_engine(
+def test_the_engine_logs_a_rejected_kernel(
     job: QuantizeGgufJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "broken.so"

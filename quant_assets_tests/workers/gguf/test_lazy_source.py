@@ -1,4 +1,4 @@
-"""What is read straight from the shards, and what the converter computes."""
+"""Tensors read straight from the shards, and tensors that the converter computes."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from quant_assets.workers.gguf.hf_source import HuggingFaceSource
         ),
     ],
 )
-def test_only_what_must_be_computed_takes_memory(
+def test_only_computed_tensors_take_memory(
     models: dict[str, Path], tmp_path: Path, architecture: str, computed: set[str]
 ) -> None:
     source = HuggingFaceSource(models[architecture], tmp_path)

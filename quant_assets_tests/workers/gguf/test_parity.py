@@ -1,4 +1,4 @@
-"""The engine's files are llama.cpp's own, byte for byte."""
+"""The engine's files equal llama.cpp's, byte for byte."""
 
 import hashlib
 from pathlib import Path
@@ -67,8 +67,8 @@ def _padding(tensors: Any) -> int:
     return sum(-int(tensor.n_bytes) % 32 for tensor in tensors)
 
 
-# ggml's IQ kernels are slow. Each level meets rows that 256 does not divide and rows of experts in
-# these two models; the others share the levels, so that every model has some and every level three.
+# ggml's IQ kernels are slow. In these two models every level is tested on rows not divisible by 256
+# and on rows of experts; the others share the levels: some per model, at least three models per level.
 ALL_IQ_LEVELS = ("llama_tied", "mixtral")
 
 

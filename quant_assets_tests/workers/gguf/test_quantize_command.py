@@ -1,4 +1,4 @@
-"""`quant-assets quantize`, as a user runs it."""
+"""`quant-assets quantize` as a user runs it."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ def command(tmp_path: Path) -> "Command":
 
 
 class Command:
-    """Runs the command in a folder of its own."""
+    """Runs the command in its own folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,7 +78,7 @@ def test_dry_run_writes_nothing_and_knows_the_size(
     assert "generated" in done.stdout
 
 
-def test_a_file_of_unknown_origin_is_replaced_when_asked(
+def test_a_file_of_unknown_origin_is_replaced_on_request(
     command: Command, bf16_files: dict[str, Path]
 ) -> None:
     output = command.folder / "llama-Q8_0.gguf"
@@ -155,7 +155,7 @@ def test_imatrix_then_a_level_that_needs_it(
         ("imatrix", "--threads", "513"),
     ],
 )
-def test_absurd_numbers_are_refused(
+def test_absurd_numbers_are_rejected(
     larger_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)

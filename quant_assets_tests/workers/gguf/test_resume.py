@@ -1,4 +1,4 @@
-"""Interrupted runs: whatever ends them, the same job goes on and ends in the same bytes."""
+"""Interrupted runs: however they end, the same job resumes and produces the same bytes."""
 
 import fcntl
 import hashlib
@@ -22,7 +22,7 @@ from quant_assets.workers.gguf.journal import Journal
 
 
 def run(job: QuantizeGgufJob) -> tuple[QuantizeGgufResult, list[str]]:
-    """Do the job in this process; returns the result and the messages."""
+    """Run the job in this process; returns the result and the messages."""
     stream = io.StringIO()
     result = quantize(job, EventChannel(stream))
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -33,7 +33,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def kill_somewhere(job: QuantizeGgufJob, chance: random.Random, by: signal.Signals) -> None:
-    """Start the job in a worker and end it at a random moment of what is left of the work."""
+    """Start the job in a worker and kill it at a random moment of the remaining work."""
     worker = subprocess.Popen(
         [sys.executable, "-m", "quant_assets.workers.gguf"],
         stdin=subprocess.PIPE,
@@ -62,7 +62,7 @@ def kill_somewhere(job: QuantizeGgufJob, chance: random.Random, by: signal.Signa
 
 @pytest.fixture(scope="module")
 def whole_sha256(larger_bf16: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The digest of the file that an uninterrupted run makes."""
+    """The digest of an uninterrupted run's output."""
     job = QuantizeGgufJob(
         source=larger_bf16,
         source_kind="gguf",
@@ -75,7 +75,7 @@ def whole_sha256(larger_bf16: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def assert_finishes_whole(job: QuantizeGgufJob, expected: str) -> QuantizeGgufResult:
-    """Run to the end: the file is whole, and nothing else is left."""
+    """Run to the end: the file is complete, and nothing else remains."""
     result, _ = run(job)
     assert hashlib.sha256(job.output.read_bytes()).hexdigest() == result.sha256 == expected
     assert [path.name for path in job.output.parent.iterdir()] == [job.output.name]
@@ -110,7 +110,7 @@ def test_fifty_kills(job: QuantizeGgufJob, whole_sha256: str, tmp_path: Path) ->
 def interrupted(
     job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[QuantizeGgufJob, Path, Path]:
-    """The job after an error in the middle: (job, part file, journal)."""
+    """The job after an error halfway: (job, part file, journal)."""
     original = Journal.append
     layers_done = 0
 
@@ -129,7 +129,7 @@ def interrupted(
     return job, part, part.with_name(f"{part.name}.journal")
 
 
-def test_goes_on_after_the_last_whole_layer(
+def test_resumes_after_the_last_finished_layer(
     interrupted: tuple[QuantizeGgufJob, Path, Path], whole_sha256: str
 ) -> None:
     job, part, journal = interrupted
@@ -164,19 +164,19 @@ def test_damage_in_the_part_file_is_found(
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"level": "Q5_K_M"}, "level was Q4_K_M, is Q5_K_M"),
         ({"source_identity": "another"}, "source was the larger model, is another"),
     ],
 )
 def test_another_job_starts_over_and_says_so(
-    interrupted: tuple[QuantizeGgufJob, Path, Path], change: dict[str, str], said: str
+    interrupted: tuple[QuantizeGgufJob, Path, Path], change: dict[str, str], reason: str
 ) -> None:
     job, _, _ = interrupted
     result, messages = run(job.model_copy(update=change))
     assert result.resumed_from_layer is None
-    assert any(said in message for message in messages)
+    assert any(reason in message for message in messages)
 
 
 def test_another_library_version_starts_over(

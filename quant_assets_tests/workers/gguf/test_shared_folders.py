@@ -1,4 +1,4 @@
-"""Output folders that others write to as well: nothing finished is destroyed, nothing is followed."""
+"""Shared output folders: no finished file is destroyed, and no link is followed."""
 
 import io
 import json
@@ -26,7 +26,7 @@ from quant_assets.workers.gguf.journal import Journal
 
 @pytest.fixture
 def user_job(job: QuantizeGgufJob) -> QuantizeGgufJob:
-    """The job as the command line sets it; Q8_0 is the fastest level."""
+    """The job as the command line creates it; Q8_0 is the fastest level."""
     return job.model_copy(
         update={
             "level": "Q8_0",
@@ -49,7 +49,7 @@ def part_of(job: QuantizeGgufJob) -> Path:
 
 
 def before_first_lock(patch: pytest.MonkeyPatch, action: Callable[[], None]) -> None:
-    """Do something between a run's opening of its part file and its locking of it."""
+    """Run `action` between a run's opening and locking of its part file."""
     original = own_files.fcntl.flock
 
     def interrupted(descriptor: int, how: int) -> None:
@@ -60,7 +60,7 @@ def before_first_lock(patch: pytest.MonkeyPatch, action: Callable[[], None]) -> 
     patch.setattr(own_files.fcntl, "flock", interrupted)
 
 
-def test_a_run_that_loses_the_race_leaves_the_finished_file_whole(
+def test_a_run_that_loses_the_race_leaves_the_finished_file_intact(
     user_job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both runs open the same part file; one finishes before the other one locks it."""
@@ -72,10 +72,10 @@ def test_a_run_that_loses_the_race_leaves_the_finished_file_whole(
     assert not part_of(user_job).exists()
 
 
-def test_a_late_run_of_another_model_begins_a_file_of_its_own(
+def test_a_late_run_of_another_model_starts_its_own_file(
     user_job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is stopped when it has prepared its part file; the finished file was not touched."""
+    """It is stopped after preparing its part file; the finished file is untouched."""
     finished: list[QuantizeGgufResult] = []
     before_first_lock(monkeypatch, lambda: finished.append(run(user_job)[0]))
     write_layers = engine.write_layers
@@ -100,23 +100,23 @@ def test_a_late_run_of_another_model_begins_a_file_of_its_own(
 def test_a_part_file_that_was_replaced_is_not_published(
     user_job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Somebody removes it while it is written, and another run begins a new one."""
+    """It is removed while being written, and another run starts a new one."""
     validate = engine._validate
 
     def replaced(*arguments: Any) -> Any:
         answer = validate(*arguments)
         part_of(user_job).unlink()
-        part_of(user_job).write_bytes(b"another run's, unfinished")
+        part_of(user_job).write_bytes(b"another run's unfinished file")
         return answer
 
     monkeypatch.setattr(engine, "_validate", replaced)
     with pytest.raises(ResourceError, match="was removed or replaced"):
         run(user_job)
     assert not user_job.output.exists()
-    assert part_of(user_job).read_bytes() == b"another run's, unfinished"
+    assert part_of(user_job).read_bytes() == b"another run's unfinished file"
 
 
-def test_the_journal_of_a_run_that_began_meanwhile_stays(tmp_path: Path) -> None:
+def test_the_journal_of_a_later_run_is_kept(tmp_path: Path) -> None:
     ours, theirs = Journal(tmp_path / "journal"), Journal(tmp_path / "journal")
     ours.start({"source": "a"}, ["1"])
     theirs.start({"source": "b"}, [])
@@ -133,7 +133,7 @@ def test_nothing_is_followed(
     user_job: QuantizeGgufJob, tmp_path: Path, how: str, suffix: str
 ) -> None:
     victim = tmp_path / "victim"
-    victim.write_text("somebody else's")
+    victim.write_text("not ours")
     name = user_job.output.with_name(user_job.output.name + suffix)
     if how == "link":
         name.symlink_to(victim)
@@ -147,20 +147,20 @@ def test_nothing_is_followed(
         done = run(user_job)[0].sha256 == sha256_of(user_job.output)
     except (QuantAssetsError, IsADirectoryError):
         done = False
-    assert done == (suffix != ".part" and how != "folder"), "a name is replaced, or refused"
+    assert done == (suffix != ".part" and how != "folder"), "the name is replaced, or the run fails"
     assert user_job.output.exists() == done
-    assert victim.read_text() == "somebody else's"
+    assert victim.read_text() == "not ours"
 
 
 def test_a_link_at_the_output_is_replaced_as_a_name(
     user_job: QuantizeGgufJob, tmp_path: Path
 ) -> None:
     victim = tmp_path / "victim.gguf"
-    victim.write_text("somebody else's")
+    victim.write_text("not ours")
     user_job.output.symlink_to(victim)
     assert run(user_job)[0].sha256 == sha256_of(user_job.output)
     assert not user_job.output.is_symlink()
-    assert victim.read_text() == "somebody else's"
+    assert victim.read_text() == "not ours"
 
 
 def test_the_same_job_again_does_nothing(user_job: QuantizeGgufJob) -> None:
@@ -177,14 +177,14 @@ def test_the_same_job_again_does_nothing(user_job: QuantizeGgufJob) -> None:
     }
 
 
-def assert_refused_then_overwritten(job: QuantizeGgufJob, *said: str) -> None:
-    """The file is not replaced unasked, and is when asked; an error says why."""
+def assert_refused_then_overwritten(job: QuantizeGgufJob, *parts: str) -> None:
+    """The file is replaced only with `overwrite`; the error without it says why."""
     before = job.output.read_bytes()
     with pytest.raises(ConfirmationRequired) as refusal:
         run(job)
     assert refusal.value.exit_code == 6
     assert "--overwrite" in refusal.value.next_step
-    for part in said:
+    for part in parts:
         assert part in refusal.value.what + refusal.value.why
     assert job.output.read_bytes() == before
     assert not part_of(job).exists()
@@ -193,7 +193,7 @@ def assert_refused_then_overwritten(job: QuantizeGgufJob, *said: str) -> None:
     assert run(job)[0].reused
 
 
-def test_another_models_file_is_not_replaced_unasked(
+def test_another_models_file_is_not_replaced_without_consent(
     user_job: QuantizeGgufJob, tmp_path: Path
 ) -> None:
     run(user_job)
@@ -204,12 +204,12 @@ def test_another_models_file_is_not_replaced_unasked(
     assert_refused_then_overwritten(other, str(user_job.source), str(copy), "another model")
 
 
-def test_an_unknown_file_is_not_replaced_unasked(user_job: QuantizeGgufJob) -> None:
+def test_an_unknown_file_is_not_replaced_without_consent(user_job: QuantizeGgufJob) -> None:
     user_job.output.write_bytes(b"GGUF of another tool")
     assert_refused_then_overwritten(user_job, str(user_job.source), "no readable record")
 
 
-def test_a_changed_file_is_not_replaced_unasked(user_job: QuantizeGgufJob) -> None:
+def test_a_changed_file_is_not_replaced_without_consent(user_job: QuantizeGgufJob) -> None:
     run(user_job)
     with user_job.output.open("r+b") as stream:
         stream.truncate(100_000)
@@ -217,14 +217,14 @@ def test_a_changed_file_is_not_replaced_unasked(user_job: QuantizeGgufJob) -> No
 
 
 @pytest.mark.parametrize("record", [b"", b"[]", b"\xff", b"{" * 10_000, b'{"identity": 1e999}'])
-def test_a_damaged_record_is_none(user_job: QuantizeGgufJob, record: bytes) -> None:
+def test_a_damaged_record_counts_as_missing(user_job: QuantizeGgufJob, record: bytes) -> None:
     run(user_job)
     record_path(user_job.output).write_bytes(record)
     with pytest.raises(ConfirmationRequired, match="no readable record"):
         run(user_job)
 
 
-def test_the_same_models_file_of_other_versions_is_made_anew(
+def test_a_file_of_the_same_model_by_other_versions_is_rebuilt(
     user_job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(user_job)
@@ -259,11 +259,11 @@ def test_an_importance_matrix_is_as_careful(
     with pytest.raises(ConfirmationRequired, match="made from another model"):
         imatrix.compute_imatrix(other, channel)
     victim = tmp_path / "victim"
-    victim.write_text("somebody else's")
+    victim.write_text("not ours")
     job.output.with_name(f"{job.output.name}.part").symlink_to(victim)
     with pytest.raises(ResourceError, match="is a link"):
         imatrix.compute_imatrix(job, channel)
-    assert victim.read_text() == "somebody else's"
+    assert victim.read_text() == "not ours"
     assert sha256_of(job.output) == first.sha256
 
 
@@ -272,10 +272,10 @@ def test_an_importance_matrix_is_as_careful(
     [(engine, "settle_record"), (engine, "replace_durably"), (Journal, "remove")],
 )
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_no_moment_at_the_end_leaves_a_file_that_is_not_known(
+def test_no_moment_at_the_end_leaves_a_file_without_record(
     user_job: QuantizeGgufJob, monkeypatch: pytest.MonkeyPatch, place: Any, name: str, when: str
 ) -> None:
-    """Stopped before or after each step of the publication, the same job still ends well."""
+    """Stopped before or after each publication step, the same job still completes."""
     original = getattr(place, name)
 
     def stopped(*arguments: Any) -> None:
@@ -290,7 +290,7 @@ def test_no_moment_at_the_end_leaves_a_file_that_is_not_known(
     again, _ = run(user_job)
     published = name == "remove" or (name == "replace_durably" and when == "after")
     assert again.reused == published
-    assert again.reused or again.resumed_from_layer == again.n_layers, "nothing is made twice"
+    assert again.reused or again.resumed_from_layer == again.n_layers, "no work is repeated"
     assert sha256_of(user_job.output) == again.sha256
     assert {path.name for path in user_job.output.parent.iterdir()} == {
         user_job.output.name,
@@ -298,15 +298,15 @@ def test_no_moment_at_the_end_leaves_a_file_that_is_not_known(
     }
 
 
-def test_an_artifact_that_was_finished_but_not_committed_is_not_made_twice(
+def test_a_finished_but_uncommitted_artifact_is_not_rebuilt(
     larger_bf16: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process ends between the file's last name and its manifest."""
+    """The process ends between renaming the file and writing its manifest."""
     store = ArtifactStore(tmp_path)
     source = SourceModel(
         name="larger", kind="gguf", path=larger_bf16, identity="abc", provenance="made here"
     )
-    said: list[str] = []
+    messages: list[str] = []
 
     def make() -> GgufArtifact:
         return make_gguf_artifact(
@@ -315,7 +315,7 @@ def test_an_artifact_that_was_finished_but_not_committed_is_not_made_twice(
 
     def listen(event: Event) -> None:
         if isinstance(event, LogEvent):
-            said.append(event.message)
+            messages.append(event.message)
 
     def killed(*_: Any) -> Path:
         raise KeyboardInterrupt
@@ -324,9 +324,9 @@ def test_an_artifact_that_was_finished_but_not_committed_is_not_made_twice(
         patch.setattr(ArtifactStore, "commit", killed)
         with pytest.raises(KeyboardInterrupt):
             make()
-    assert store.all() == [] and said == []
+    assert store.all() == [] and messages == []
     made = make()
-    assert said == ["Nothing to do: this job has finished, and its output is unchanged."]
+    assert messages == ["Nothing to do: this job has finished, and its output is unchanged."]
     assert store.find(made.manifest.job_id, verify_content=True) == made.manifest
     assert sorted(path.name for path in made.folder.iterdir()) == [
         "larger-Q8_0.gguf", "manifest.json",

@@ -1,4 +1,4 @@
-"""llama.cpp is asked for the types in two ways; both give the same answer."""
+"""The two ways of getting tensor types from llama.cpp agree."""
 
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def test_importances_change_the_types_of_some_levels(
     assert types["blk.1.ffn_down.weight"] == "Q4_0"
 
 
-def test_a_level_needs_importances_exactly_where_llama_cpp_says_so(
+def test_levels_need_importances_exactly_where_llama_cpp_does(
     bf16_files: dict[str, Path],
 ) -> None:
     metadata = GgufMetadata(bf16_files["llama"])

@@ -1,4 +1,4 @@
-"""A data root that cannot be written, full disks, and names that a file system does not take."""
+"""An unwritable data root, full disks, and names that a file system rejects."""
 
 import io
 import os
@@ -61,7 +61,7 @@ def quant_assets(
 
 @pytest.fixture
 def homeless(tmp_path: Path) -> Path:
-    """A data root that nobody can write, root neither: it would lie below a file."""
+    """A data root that not even root can write: its parent is a file."""
     (tmp_path / "file").write_text("")
     return tmp_path / "file" / "home"
 
@@ -107,7 +107,7 @@ def test_another_users_cache_is_not_needed(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_caches_are_done_without(homeless: Path, tmp_path: Path) -> None:
+def test_caches_are_optional(homeless: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Some words of text. " * 20)
     assert HashCache(homeless / "hashes.json").sha256(text) == sha256_of(text)
@@ -118,7 +118,7 @@ def test_caches_are_done_without(homeless: Path, tmp_path: Path) -> None:
     assert sha256_of(reference.path) == reference.sha256
 
 
-def test_a_damaged_kept_text_is_not_used(tmp_path: Path) -> None:
+def test_a_damaged_cached_text_is_not_used(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Some words of text. " * 20)
     kept = calibration_text(str(text), tmp_path / "cache").path
@@ -126,10 +126,10 @@ def test_a_damaged_kept_text_is_not_used(tmp_path: Path) -> None:
     assert sha256_of(calibration_text(str(text), tmp_path / "cache").path) == sha256_of(text)
 
 
-def test_a_full_disk_is_told_and_resumed_from(
+def test_a_full_disk_is_reported_and_resumed_from(
     larger_bf16: Path, tmp_path: Path, homeless: Path
 ) -> None:
-    """A limit on the size of files is what a test can have of a full disk."""
+    """A file size limit stands in for a full disk."""
     output = tmp_path / f"{larger_bf16.stem}-Q8_0.gguf"
     output.write_bytes(b"an earlier file")
     arguments = ("quantize", larger_bf16, "--level", "Q8_0", "--overwrite")
@@ -143,7 +143,7 @@ def test_a_full_disk_is_told_and_resumed_from(
     assert output.stat().st_size > 1_000_000
 
 
-def test_standard_output_on_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_standard_output_on_a_full_disk_is_reported(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("the system has no /dev/full")
     with Path("/dev/full").open("w") as full:
@@ -164,7 +164,7 @@ def test_standard_output_on_a_full_disk_is_told(tmp_path: Path) -> None:
     "name",
     ["a b", "q'\"q", "m[1]*?", "two\nlines", "-dash", "\u00e9", "e\u0301", "%s{0}", "n" * 226],
 )
-def test_any_name_that_is_text(larger_bf16: Path, tmp_path: Path, name: str) -> None:
+def test_any_name_that_is_valid_text(larger_bf16: Path, tmp_path: Path, name: str) -> None:
     source = tmp_path / f"{name}.gguf"
     source.symlink_to(larger_bf16)
     job = job_of(source, tmp_path / "out" / f"{name}-Q8_0.gguf")
@@ -173,7 +173,7 @@ def test_any_name_that_is_text(larger_bf16: Path, tmp_path: Path, name: str) -> 
     assert quantize(job, EventChannel(io.StringIO())).reused
 
 
-def test_a_name_that_leaves_no_room_is_refused_before_the_work(
+def test_a_name_that_is_too_long_is_rejected_before_the_work(
     larger_bf16: Path, tmp_path: Path
 ) -> None:
     job = job_of(larger_bf16, tmp_path / ("n" * 240 + "-Q8_0.gguf"))
@@ -182,11 +182,11 @@ def test_a_name_that_leaves_no_room_is_refused_before_the_work(
         quantize(job, EventChannel(stream))
     error = explained(refusal.value)
     assert isinstance(error, InputError) and "is too long" in error.what
-    assert '"quantize"' not in stream.getvalue(), "no layer was begun"
+    assert '"quantize"' not in stream.getvalue(), "no layer was started"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_that_is_not_text_is_refused(tmp_path: Path) -> None:
+def test_a_name_that_is_not_text_is_rejected(tmp_path: Path) -> None:
     name = os.fsdecode(b"m\xff.gguf")
     with pytest.raises(InputError, match="not UTF-8"):
         quantize_gguf(job_of(tmp_path / name, tmp_path / "out.gguf"))

@@ -14,7 +14,7 @@ from quant_assets.workers.gguf.imatrix_file import read_imatrix
 
 
 def convert(folder: Path, output: Path) -> None:
-    """Write the model in `folder` as a GGUF of its own float type."""
+    """Write the model in `folder` as a GGUF in its own float type."""
     import gguf
     import torch
     from conversion import ModelBase, ModelType, get_model_architecture, get_model_class
@@ -35,7 +35,7 @@ def convert(folder: Path, output: Path) -> None:
 
 
 def quantize(source: Path, output: Path, ftype: int, imatrix: Path | None, threads: int) -> None:
-    """Let `llama_model_quantize` do it, with llama-quantize's own metadata for an imatrix."""
+    """Quantize with `llama_model_quantize`, with the metadata that llama-quantize adds for an imatrix."""
     import llama_cpp
 
     parameters = llama_cpp.llama_model_quantize_default_params()
@@ -69,7 +69,7 @@ def quantize(source: Path, output: Path, ftype: int, imatrix: Path | None, threa
 
 
 def main(tasks: list[dict[str, Any]]) -> None:
-    """Do all tasks, converting each source once."""
+    """Run all tasks, converting each source once."""
     import llama_cpp
     from llama_cpp._logger import set_verbose
 

@@ -1,4 +1,4 @@
-"""A tiny model that has learnt something, so that rounding it badly shows in its perplexity."""
+"""A tiny trained model, so that bad rounding shows in its perplexity."""
 
 import subprocess
 import sys
@@ -44,8 +44,8 @@ for _ in range(120):
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-# Some inputs of a matrix are large and their weights small, as in large models: rounding spoils
-# those weights, and whoever looks at the inputs saves them. The model computes the same as before.
+# Some inputs of a matrix are large and their weights small, as in large models: plain rounding ruins
+# those weights, and methods that consider the inputs preserve them. The model's outputs are unchanged.
 with torch.no_grad():
     for layer in model.model.layers:
         attention, mlp = layer.self_attn, layer.mlp
@@ -81,7 +81,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(home: Path) -> Path:
-    """A Llama of 3 layers, trained for some seconds in a process of its own."""
+    """A 3-layer Llama, trained for a few seconds in its own process."""
     folder = home / "models" / "tiny"
     done = subprocess.run(
         [sys.executable, "-c", TRAIN, folder], capture_output=True, text=True, cwd=PROJECT_ROOT
@@ -92,7 +92,7 @@ def trained(home: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def settings(home: Path) -> Iterator[Settings]:
-    """An installation whose graph makes GPTQ and AWQ artifacts; there is no hub."""
+    """An offline installation whose graph builds GPTQ and AWQ artifacts."""
     (home.parent / "models.yaml").write_text(MODELS)
     (home.parent / "variants.yaml").write_text(VARIANTS)
     variables = {
@@ -117,7 +117,7 @@ def source(trained: Path, settings: Settings) -> SourceModel:
 
 @pytest.fixture(scope="session")
 def calibration(settings: Settings) -> CalibrationText:
-    """The second half of Python's reference; the model learnt from its first part."""
+    """The second half of Python's reference; the model was trained on its beginning."""
     return default_calibration_text(settings.cache)
 
 
@@ -130,7 +130,7 @@ def text(settings: Settings) -> EvaluationText:
 def installation(
     trained: Path, settings: Settings
 ) -> Iterator[tuple[dg.Definitions, dg.DagsterInstance]]:
-    """(definitions, instance) after the jobs that make all artifacts ran."""
+    """(definitions, instance) after the jobs that build all artifacts."""
     from quant_assets.definitions import build_definitions
     from quant_assets.resources.instance import dagster_instance
 

@@ -50,7 +50,7 @@ def job_of(
 
 
 def drive(jobs: list[GroupwiseJob], *, kills: int = 0, seed: int = 1) -> list[GroupwiseResult]:
-    """Do the jobs, all of one environment, each after `kills` kills at random moments."""
+    """Run jobs that share an environment, each after `kills` kills at random moments."""
     engine = jobs[0].settings.engine
     done = subprocess.run(
         [interpreter(ENVIRONMENT[engine]), Path(__file__).with_name("job_driver.py")],
@@ -61,7 +61,7 @@ def drive(jobs: list[GroupwiseJob], *, kills: int = 0, seed: int = 1) -> list[Gr
             **os.environ,
             "PYTHONPATH": str(PROJECT_ROOT),
             "GPTQMODEL_CPU_WORKERS": "2",
-            # Children are forked: the parent must own no threads of OpenMP.
+            # Children are forked, so the parent must not own OpenMP threads.
             "OMP_NUM_THREADS": "1",
         },
         capture_output=True,

@@ -1,9 +1,9 @@
-"""Does jobs in forked children of one process, so that the libraries are imported once.
+"""Runs jobs in forked children of one process, so that the libraries are imported once.
 
-`python job_driver.py` reads {"jobs": [...], "kills": n, "seed": n} from standard input and does all
-jobs. With `kills`, the first job is done whole, and every other one is killed so many times first,
-at random moments of the time that the first one took. One JSON line a job says how its last run
-went.
+`python job_driver.py` reads {"jobs": [...], "kills": n, "seed": n} from standard input and runs all
+jobs. With `kills`, the first job runs undisturbed, and every other one is killed that many times
+first, at random moments within the time that the first one took. One JSON line per job holds the
+result of its last run.
 """
 
 import io
@@ -21,7 +21,7 @@ from quant_assets.quantize.groupwise.job import GroupwiseJob, GroupwiseResult
 
 
 def in_child(work: Callable[[], dict[str, Any]], kill_after_s: float | None) -> dict[str, Any]:
-    """The answer of `work`, run in a child; empty when the child was killed before it ended."""
+    """The answer of `work`, run in a child; empty if the child was killed before it ended."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -40,7 +40,7 @@ def in_child(work: Callable[[], dict[str, Any]], kill_after_s: float | None) -> 
 
 
 def main() -> None:
-    """Import what the first job needs, then do all jobs."""
+    """Import what the first job needs, then run all jobs."""
     task = json.load(sys.stdin)
     jobs = [GroupwiseJob.model_validate(job) for job in task["jobs"]]
     if jobs[0].settings.engine == "autoawq":
@@ -49,7 +49,7 @@ def main() -> None:
     else:
         from logbar.buffer import QueueingStdout
 
-        # It waits for a thread, which a forked child does not have.
+        # It waits for a thread that a forked child does not have.
         QueueingStdout.flush = lambda _: None
         from quant_assets.workers.groupwise.awq import gptqmodel_engine  # noqa: F401
         from quant_assets.workers.groupwise.awq.__main__ import handle as awq

@@ -1,4 +1,4 @@
-"""Inputs that cannot be used: one clear error each, nothing written, no worker started."""
+"""Unusable inputs: one clear error each, nothing written, no worker started."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def with_code(folder: Path) -> None:
         (shutil.rmtree, "no model|nothing|not exist"),
     ],
 )
-def test_a_source_that_is_no_source(
+def test_an_unusable_source(
     method: str,
     damage: Callable[[Path], None],
     what: str,

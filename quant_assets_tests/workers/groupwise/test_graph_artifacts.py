@@ -1,4 +1,4 @@
-"""Both formats through the graph, on a tiny trained model: made, judged, checked, compared."""
+"""Both formats through the graph on a tiny trained model: built, gated, checked, compared."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from quant_assets.quantize.groupwise.job import groupwise_settings
 from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.settings import Settings
 
-# Both quantizers run in environments of their own.
+# Both quantizers run in separate environments.
 pytestmark = pytest.mark.quantizers
 
 Installation = tuple[dg.Definitions, dg.DagsterInstance]
@@ -37,7 +37,7 @@ def manifest_of(settings: Settings, method: str) -> ArtifactManifest:
 def evaluation_of(
     instance: dg.DagsterInstance, key: dg.AssetKey, name: str
 ) -> dg.AssetCheckEvaluation:
-    """What a check saw last."""
+    """The latest evaluation of a check."""
     (record,) = instance.event_log_storage.get_asset_check_execution_history(
         dg.AssetCheckKey(key, name), limit=1
     )
@@ -54,8 +54,8 @@ def test_better_than_rounding(method: str, installation: Installation, settings:
         for name in ("ratio_to_rounding", "ratio_to_source")
     }
     assert measured["ratio_to_rounding"] < 1
-    # How much a method loses depends on what the model learnt on this processor; rounding, measured
-    # on the same tokens, says how much there is to lose.
+    # A method's loss depends on what the model learned on this processor; the loss of plain rounding
+    # on the same tokens provides the scale.
     lost_by_rounding = measured["ratio_to_source"] / measured["ratio_to_rounding"] - 1
     assert lost_by_rounding > 0.05
     assert measured["ratio_to_source"] - 1 < 0.75 * lost_by_rounding

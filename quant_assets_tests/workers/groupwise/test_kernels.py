@@ -1,4 +1,4 @@
-"""What gptqmodel's kernels compute with is what the packed tensors say, at every width."""
+"""gptqmodel's kernels compute with the values that the packed tensors encode, at every width."""
 
 import io
 from pathlib import Path
@@ -56,5 +56,5 @@ def test_perplexity_of_packed_and_of_restored_weights_agree(
     for name, packed_one, restored_one in zip(CASES, measured[::2], measured[1::2], strict=True):
         assert packed_one.perplexity == pytest.approx(restored_one.perplexity, rel=0.02), name
         assert packed_one.generated_text
-    # The engine that is not the default beats plain rounding as well.
+    # The non-default engine beats plain rounding as well.
     assert measured[-2].perplexity < rounded.perplexity

@@ -1,4 +1,4 @@
-"""AWQ's scales on architectures that the engines' tables describe wrongly: Gemma 3."""
+"""AWQ's scales on architectures that the engines' tables describe incorrectly."""
 
 import io
 import json
@@ -37,6 +37,7 @@ from quant_assets.workers.groupwise.awq.scaling import (
     use_actual_norm,
     weight_offset,
 )
+from quant_assets.workers.groupwise.preflight import check_linears
 from quant_assets.workers.groupwise.streaming import StreamedModel
 from quant_assets_tests.models.tiny_models import make_model, tokenizer_model
 from quant_assets_tests.workers.groupwise.groupwise_jobs import drive, job_of
@@ -54,7 +55,7 @@ def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("norm", "offset"),
     [(Gemma3RMSNorm(64), 1), (LlamaRMSNorm(64), 0), (torch.nn.LayerNorm(64), 0)],
 )
-def test_how_a_norm_uses_its_weight(norm: torch.nn.Module, offset: int) -> None:
+def test_weight_offset_of_norms(norm: torch.nn.Module, offset: int) -> None:
     with torch.no_grad():
         weight = norm.weight.uniform_(0.5, 2).clone()  # type: ignore[operator,union-attr]
         assert weight_offset(norm) == offset
@@ -63,7 +64,7 @@ def test_how_a_norm_uses_its_weight(norm: torch.nn.Module, offset: int) -> None:
 
 @contextmanager
 def first_layer(folder: Path) -> Iterator[tuple[torch.nn.Module, torch.Tensor, Run]]:
-    """(a model's first layer, its inputs for some random tokens, what computes its outputs)"""
+    """(a model's first layer, its inputs for random tokens, a function that computes its outputs)."""
     model = StreamedModel(folder, "cpu", torch.float32)
     tokens = random_tokens()
     with torch.no_grad():
@@ -73,7 +74,7 @@ def first_layer(folder: Path) -> Iterator[tuple[torch.nn.Module, torch.Tensor, R
 
 
 def random_tokens() -> torch.Tensor:
-    """Two windows, always the same."""
+    """Two fixed windows."""
     return torch.randint(4, 500, (2, 32), generator=torch.Generator().manual_seed(1))
 
 
@@ -115,7 +116,7 @@ def test_scales_of_values_need_as_many_heads(heads: int, tmp_path: Path) -> None
 
 @pytest.mark.quantizers
 @pytest.mark.slow
-def test_architectures_that_tables_describe_wrongly(
+def test_architectures_that_tables_describe_incorrectly(
     gemma: Path,
     calibration: CalibrationText,
     text: EvaluationText,
@@ -166,7 +167,7 @@ def test_architectures_that_tables_describe_wrongly(
 
 
 def tiny(folder: Path, architecture: str, **changes: int) -> Path:
-    """A random model that 4 bits change little, unlike `make_model`'s, whose norms are large."""
+    """A random model that tolerates 4 bits, unlike `make_model`'s with their large norms."""
     values = {
         "vocab_size": 512, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
@@ -186,7 +187,7 @@ def tiny(folder: Path, architecture: str, **changes: int) -> Path:
     return folder
 
 
-def test_the_engine_is_one_that_knows_the_architecture() -> None:
+def test_the_default_engine_supports_the_architecture() -> None:
     quantization = GroupQuantization(method="awq", bits=4, group_size=64)
     for architecture, engine in (("gemma3_text", "gptqmodel"), ("llama", "autoawq")):
         chosen = groupwise_settings(quantization, architecture=architecture)
@@ -194,8 +195,14 @@ def test_the_engine_is_one_that_knows_the_architecture() -> None:
     assert groupwise_settings(quantization, architecture="x", engine="autoawq").engine == "autoawq"
 
 
+def test_a_model_without_linear_modules_is_rejected(tmp_path: Path) -> None:
+    folder = tiny(tmp_path / "gpt2", "gpt2", n_embd=128, n_layer=2, n_head=4)
+    with pytest.raises(InputError, match="gpt2 are not quantized"):
+        check_linears(StreamedModel(folder, "cpu", torch.float32))
+
+
 @pytest.mark.quantizers
-def test_a_model_without_linear_modules_is_refused(
+def test_the_worker_rejects_a_model_without_linear_modules(
     calibration: CalibrationText, settings: Settings, tmp_path: Path
 ) -> None:
     folder = tiny(tmp_path / "gpt2", "gpt2", n_embd=128, n_layer=2, n_head=4)
@@ -213,8 +220,8 @@ def _log_probabilities(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.quantizers
-def test_autoawq_knows_what_is_said_here() -> None:
-    script = "from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP as known; print(*known)"
+def test_autoawq_supports_the_listed_architectures() -> None:
+    script = "from awq.models.auto import AWQ_CAUSAL_LM_MODEL_MAP as models; print(*models)"
     done = subprocess.run(
         [interpreter("awq"), "-c", script], capture_output=True, text=True, check=True
     )

@@ -1,4 +1,4 @@
-"""A model that is read one layer at a time answers as the whole model does."""
+"""A model streamed one layer at a time gives the logits of the whole model."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_logits_are_those_of_the_whole_model(tmp_path: Path, architecture: str) 
     torch.testing.assert_close(got, expected)
 
 
-def test_a_model_without_its_head_is_refused(tmp_path: Path) -> None:
+def test_a_model_without_its_head_is_rejected(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 

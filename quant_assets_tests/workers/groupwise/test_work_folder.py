@@ -1,4 +1,4 @@
-"""Interrupted runs: SIGKILL at any moment, then the same job ends in the same bytes."""
+"""Interrupted runs: after SIGKILL at any moment, the same job produces the same bytes."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def work(tmp_path: Path) -> Path:
     return folder
 
 
-def test_work_goes_on_after_the_last_whole_layer(work: Path) -> None:
+def test_work_resumes_after_the_last_finished_layer(work: Path) -> None:
     work_folder = WorkFolder(work, IDENTITY, resume=True)
     assert work_folder.done == 2 and work_folder.messages == []
     assert torch.equal(work_folder.states(), torch.full((2, 3), 2.0))
@@ -58,11 +58,11 @@ def test_work_goes_on_after_the_last_whole_layer(work: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_line_cut_short_is_no_layer(work: Path) -> None:
+def test_a_truncated_line_does_not_count_as_a_layer(work: Path) -> None:
     journal = work / "journal.jsonl"
     first, second = journal.read_text().splitlines(keepends=True)
     journal.write_text(first + second[:20])
-    # They are removed only once the line is whole.
+    # They are removed only after the line is complete.
     save_file({"states": torch.full((2, 3), 1.0)}, work / "states-00001.safetensors")
     work_folder = WorkFolder(work, IDENTITY, resume=True)
     assert work_folder.done == 1 and work_folder.messages == []
@@ -71,7 +71,7 @@ def test_a_line_cut_short_is_no_layer(work: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["layer-00001.safetensors", "states-00002.safetensors"])
-def test_damage_is_found(work: Path, name: str) -> None:
+def test_damage_is_detected(work: Path, name: str) -> None:
     content = bytearray((work / name).read_bytes())
     content[-1] ^= 1
     (work / name).write_bytes(content)
@@ -80,7 +80,7 @@ def test_damage_is_found(work: Path, name: str) -> None:
     assert "damaged" in work_folder.messages[0]
 
 
-def test_another_job_starts_over_and_says_why(work: Path) -> None:
+def test_another_job_starts_over_with_a_reason(work: Path) -> None:
     work_folder = WorkFolder(work, {**IDENTITY, "bits": "8"}, resume=True)
     assert work_folder.done == 0
     assert work_folder.messages == ["Starting over: bits was 4, is 8."]
@@ -88,7 +88,7 @@ def test_another_job_starts_over_and_says_why(work: Path) -> None:
     assert not list(work.glob("*.safetensors"))
 
 
-def test_work_is_discarded_when_asked(work: Path) -> None:
+def test_work_is_discarded_on_request(work: Path) -> None:
     work_folder = WorkFolder(work, IDENTITY, resume=False)
     assert work_folder.done == 0 and "Discarding" in work_folder.messages[0]
 
@@ -108,7 +108,7 @@ def leftovers(work: Path) -> dict[str, bytes]:
 
 
 def reopened(folder: Path, files: dict[str, bytes]) -> tuple[int, list[float]]:
-    """Layers that are taken as done, and the states that the next one would take."""
+    """Number of layers accepted as finished, and the input states of the next one."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in files.items():
@@ -122,14 +122,14 @@ def reopened(folder: Path, files: dict[str, bytes]) -> tuple[int, list[float]]:
 @pytest.mark.fuzz
 @given(data=st.data())
 @fuzz_settings(500)
-def test_damaged_leftovers_are_whole_or_not_used(
+def test_damaged_leftovers_are_intact_or_unused(
     tmp_path: Path, leftovers: dict[str, bytes], data: st.DataObject
 ) -> None:
     name = data.draw(st.sampled_from(sorted(leftovers)))
     damaged = {**leftovers, name: data.draw(mutated([leftovers[name]]))}
     with bounded():
         done, states = reopened(tmp_path / "damaged", damaged)
-    # The inputs of earlier layers are gone: it is the last whole layer or the beginning.
+    # The inputs of earlier layers are gone: resume after the last finished layer, or start over.
     assert (done, states) in ((2, [2.0] * 6), (0, []))
 
 
@@ -137,7 +137,7 @@ def test_damaged_leftovers_are_whole_or_not_used(
 @pytest.mark.parametrize(
     "content", [b"[]", b"null", b"[" * 100_000, b"\xff\xfe", b'{"bits": 4}', b"", b"9" * 5000]
 )
-def test_what_is_no_record_starts_over(
+def test_an_invalid_record_starts_over(
     tmp_path: Path, leftovers: dict[str, bytes], name: str, content: bytes
 ) -> None:
     assert reopened(tmp_path / "damaged", {**leftovers, name: content})[0] == 0

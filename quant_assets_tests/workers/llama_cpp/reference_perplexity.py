@@ -1,8 +1,8 @@
-"""Perplexity, KL divergence and top-1 agreement by their definitions, through llama-cpp-python's
-high-level API, one window a batch: the reference for the quality worker, on the same processor.
+"""Perplexity, KL divergence and top-1 agreement by definition, through llama-cpp-python's high-level
+API with one window per batch: the reference for the quality worker on the same processor.
 
 `python reference_perplexity.py MODEL TEXT CONTEXT` prints {"baseline", "kv", "kl", "top1"}: the
-perplexity with an f16 cache, that with a q4_0 cache, and how far the second is from the first.
+perplexities with an f16 and with a q4_0 cache, and the divergence of the second from the first.
 """
 
 import json
@@ -36,7 +36,7 @@ def log_probabilities(
 
 
 def main() -> None:
-    """Measure both caches and print the comparison."""
+    """Measure both cache types and print the comparison."""
     model, text = Path(sys.argv[1]), Path(sys.argv[2]).read_text(encoding="utf-8")
     context = int(sys.argv[3])
     base, targets = log_probabilities(model, text, context, llama_cpp.GGML_TYPE_F16)

@@ -24,9 +24,9 @@ from quant_assets.texts.evaluation import EvaluationText
 
 SETTINGS = BenchSettings(
     batch_sizes=(1,), warmups=1, runs=2, prompt_tokens=16, generated_tokens=3, device="cpu",
-    threads=1,  # another process of the suite has the other core
+    threads=1,  # another test process uses the other core
 )  # fmt: skip
-# The log that the backend's own figure is read from rounds each sequence's buffer to 0.01 MiB.
+# The backend's own figure comes from its log, which rounds each sequence's buffer to 0.01 MiB.
 LOG_ROUNDING_BYTES = 0.005 * 2**20
 
 CONTEXT = 512
@@ -62,22 +62,20 @@ def test_a_batch_is_decoded_together_and_summarized(smollm2: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("k", "v", "bytes_a_row"),
+    ("k", "v", "row_bytes"),
     [("f16", "f16", 192 * 2 * 2), ("q4_0", "q4_0", 6 * 18 * 2), ("q8_0", "q4_0", 6 * 34 + 6 * 18)],
 )
-def test_the_kv_cache_has_the_size_of_the_arithmetic(
-    smollm2: Path, tmp_path: Path, k: CacheType, v: CacheType, bytes_a_row: int
+def test_the_kv_cache_has_the_expected_size(
+    smollm2: Path, tmp_path: Path, k: CacheType, v: CacheType, row_bytes: int
 ) -> None:
     record, _ = _measure(smollm2, tmp_path, batch_size=2, k=k, v=v)
-    # 30 layers, 3 heads of 64 values, and llama.cpp's least context of 256 cells a sequence.
-    assert record.kv_cache_bytes_expected == 30 * 2 * 256 * bytes_a_row
+    # 30 layers, 3 heads of 64 values, and llama.cpp's minimum of 256 cells per sequence.
+    assert record.kv_cache_bytes_expected == 30 * 2 * 256 * row_bytes
     assert record.kv_cache_bytes is not None
     assert abs(record.kv_cache_bytes - record.kv_cache_bytes_expected) <= LOG_ROUNDING_BYTES
 
 
-def test_a_missing_or_broken_file_is_an_error_the_parent_survives(
-    smollm2: Path, tmp_path: Path
-) -> None:
+def test_a_missing_or_damaged_file_is_an_error_in_the_parent(smollm2: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model file"):
         _measure(tmp_path / "absent.gguf", tmp_path)
     broken = tmp_path / "broken.gguf"
@@ -87,7 +85,7 @@ def test_a_missing_or_broken_file_is_an_error_the_parent_survives(
 
 
 def reference(model: Path, text: Path) -> dict[str, float]:
-    """The same figures by their definitions, measured by llama.cpp on this processor."""
+    """The same figures by definition, measured by llama.cpp on this processor."""
     script = Path(__file__).with_name("reference_perplexity.py")
     done = subprocess.run(
         [sys.executable, script, model, text, str(CONTEXT)], capture_output=True, text=True
@@ -97,7 +95,7 @@ def reference(model: Path, text: Path) -> dict[str, float]:
     return figures
 
 
-def test_quality_agrees_with_its_definition_on_the_same_processor(
+def test_quality_agrees_with_its_definition(
     smollm2: Path, fixed_text: Path, tmp_path: Path
 ) -> None:
     expected = reference(smollm2, fixed_text)
@@ -129,7 +127,7 @@ def test_quality_agrees_with_its_definition_on_the_same_processor(
     assert again == result and len(events) == seen
 
 
-def test_a_model_answers_through_its_own_template(smollm2: Path, tmp_path: Path) -> None:
+def test_a_model_answers_through_its_chat_template(smollm2: Path, tmp_path: Path) -> None:
     prompts = [
         prompt
         for prompt in load_prompts(PROJECT_ROOT / "data" / "obedience")

@@ -22,7 +22,7 @@ VOCABULARY, LAYERS, HEADS, HEAD_SIZE, CONTEXT = 64, 2, 2, 8, 32
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama of two layers, with a tokenizer of one character a token."""
+    """A random two-layer Llama whose tokenizer has one token per character."""
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -94,7 +94,7 @@ def _perplexity(folder: Path, windows: np.ndarray) -> float:
     return float(torch.stack(losses).mean().exp())
 
 
-def test_answers_do_not_depend_on_the_prompts_before(tiny: Path) -> None:
+def test_answers_do_not_depend_on_earlier_prompts(tiny: Path) -> None:
     prompts = ["AB", "C", "AB"]
     job = ChatJob(model_path=str(tiny), format="hf", prompts=prompts, max_tokens=5, threads=1)
     replies = run_worker("torch.chat", job, ChatReplies).replies

@@ -1,12 +1,14 @@
-// The K-quants of ggml, many sub-blocks at a time, in the very same bytes.
+// ggml's K-quants, vectorized across sub-blocks, with byte-identical output.
 //
-// ggml searches the scale of one sub-block after the other in scalar code, because the order of its
-// floating-point additions is part of the format's definition in practice. Here every lane of a
-// vector is a sub-block of its own, and does what the scalar code does in the same order, so that
-// no bit differs. That needs IEEE arithmetic: no -ffast-math, no contraction to fused operations.
+// Source: the reference quantizers in ggml/src/ggml-quants.c, named at each function below.
 //
-// The functions at the end take rows of floats and give rows of blocks, with or without importances
-// (one for each column). Whoever uses them compares them with ggml first.
+// ggml searches the scale of one sub-block at a time in scalar code; the order of its floating-point
+// additions is part of the format's definition in practice. Here each lane of a vector holds one
+// sub-block and performs the scalar operations in the same order, so that no bit differs. This
+// requires IEEE arithmetic: no -ffast-math, no contraction into fused operations.
+//
+// The functions at the end convert rows of floats to rows of blocks, with or without importances
+// (one per column). Callers compare them with ggml before use.
 
 #include <cstddef>
 #include <cstdint>
@@ -28,8 +30,8 @@ typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 
-constexpr int BLOCK = 256;           // numbers in a super-block
-constexpr float ALL_ZERO = 1e-15f;   // a group below this is taken for zeros
+constexpr int BLOCK = 256;           // values per super-block
+constexpr float ALL_ZERO = 1e-15f;   // a group with a smaller maximum counts as zeros
 constexpr float ROUNDER = 12582912;  // 1.5 * 2^23: adding it rounds to the nearest integer
 constexpr float ROUNDS_BELOW = 4194303;
 
@@ -37,15 +39,15 @@ Floats splat(float value) { return value - Floats{}; }
 Ints splat(int value) { return value - Ints{}; }
 Floats floats_of(Ints values) { return __builtin_convertvector(values, Floats); }
 template <class To, class From> To bits_of(From value) {
-    static_assert(sizeof(To) == sizeof(From), "of one size");
+    static_assert(sizeof(To) == sizeof(From), "different sizes");
     To bits;
     memcpy(&bits, &value, sizeof(bits));
     return bits;
 }
 template <class T> T larger(T a, T b) { return a > b ? a : b; }
 template <class T> T smaller(T a, T b) { return a < b ? a : b; }
-// Compilers do not make one instruction of these, because of what it does with zeros and NaNs:
-// it gives b, as the lines above do.
+// Compilers do not reduce these to one min/max instruction, which returns b for NaNs and for zeros of
+// either sign; so do the lines above.
 #if defined(__AVX512F__)
 template <> Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
 template <> Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
@@ -65,7 +67,7 @@ bool any(Ints mask) {
     return all != 0;
 }
 
-// The nearest integer, ties to even; beyond 2^22 the low bits of the sum, as ggml has it.
+// The nearest integer, ties to even; beyond 2^22 the low bits of the sum, as in ggml.
 int nearest(float v) { return (bits_of<int>(v + ROUNDER) & 0x007fffff) - 0x00400000; }
 Ints nearest(Floats v) { return (bits_of<Ints>(v + ROUNDER) & 0x007fffff) - 0x00400000; }
 
@@ -75,7 +77,7 @@ uint16_t half_of(float value) {
     bits &= 0x7fffffff;
     if (bits > 0x7f800000) return sign | 0x7e00;
     if (bits >= 0x477ff000) return sign | 0x7c00;
-    if (bits < 0x38800000)  // 0.5 has the precision of a subnormal half
+    if (bits < 0x38800000)  // adding 0.5 rounds to the precision of a subnormal half
         return sign | (bits_of<uint32_t>(bits_of<float>(bits) + 0.5f) - 0x3f000000);
     bits += 0xfff + (bits >> 13 & 1);
     return sign | ((bits >> 13) - (112 << 10));
@@ -92,7 +94,7 @@ float float_of(uint16_t half) {
     return bits_of<float>(sign | (exponent == 31 ? 0xff : exponent + 112) << 23 | mantissa << 13);
 }
 
-// LANES groups of N numbers that follow each other, one group a lane.
+// LANES consecutive groups of N values, one group per lane.
 template <int N> void load(const float *groups, Floats (&lanes)[N]) {
     for (int i = 0; i < N; ++i)
         for (int lane = 0; lane < LANES; ++lane) lanes[i][lane] = groups[lane * N + i];
@@ -100,7 +102,7 @@ template <int N> void load(const float *groups, Floats (&lanes)[N]) {
 
 void store(Floats lanes, float *values) { memcpy(values, &lanes, sizeof(lanes)); }
 
-// LANES super-blocks that are quantized together. `importances` has a pointer for each, or nulls.
+// LANES super-blocks that are quantized together. `importances` holds one pointer each, or nulls.
 struct Batch {
     const float *x;
     const float *importances[LANES];
@@ -118,7 +120,7 @@ Floats sums_of_squares(const Batch &batch) {
     return sums;
 }
 
-// One group of lanes: LANES sub-blocks of N numbers, from number `first` of the batch on.
+// One group of lanes: LANES sub-blocks of N values, from value `first` of the batch on.
 template <int N> struct Group {
     Floats x[N], w[N];
 
@@ -150,10 +152,10 @@ template <int N> struct Group {
     }
 };
 
-// How a group was quantized: q = nearest(inverse * (x - from)), or zeros where inverse is zero.
+// The quantization of a group: q = nearest(inverse * (x - from)), or zeros where inverse is zero.
 struct Affine {
     Floats scale, low;     // x is about scale * q + low
-    Floats inverse, from;  // of the chosen integers: they are kept where a scale becomes zero
+    Floats inverse, from;  // of the chosen integers, which are kept where a scale rounds to zero
 };
 
 struct Steps {
@@ -161,11 +163,11 @@ struct Steps {
     int count;
 };
 
-// Searches that run side by side: the additions of one wait for each other.
+// Independent searches run interleaved, because the additions of one search depend on each other.
 constexpr int TOGETHER = 2;
 
 // ggml's make_qkx2_quants and make_qkx3_quants: the best scale and minimum of several steps.
-// Without WRAPS it returns false where a number is too large to be rounded by addition alone.
+// Without WRAPS it returns false if a value is too large to be rounded by addition alone.
 template <int N, int MAX, bool ABSOLUTE, bool WRAPS>
 bool search_affine(const Group<N> (&groups)[TOGETHER], Steps steps, Affine (&best)[TOGETHER]) {
     const Floats zero = {};
@@ -316,7 +318,7 @@ Symmetric search_symmetric(const Floats (&x)[N], const Floats (&w)[N]) {
         const Floats inverse = -(MAX + 0.1f * static_cast<float>(step)) / largest;
         Floats sum_lx = zero, sum_l2 = zero;
         for (int i = 0; i < N; ++i) {
-            // |value| is at most MAX + 0.9: it is rounded by addition.
+            // |value| is at most MAX + 0.9, so it can be rounded by addition.
             const Floats rounded = inverse * x[i] + ROUNDER - ROUNDER;
             const Floats l = larger(smaller(rounded, splat(MAX - 1.0f)), splat(-1.0f * MAX));
             sum_lx += wx[i] * l;
@@ -334,7 +336,7 @@ Symmetric search_symmetric(const Floats (&x)[N], const Floats (&w)[N]) {
     return best;
 }
 
-// ggml's make_q3_quants: one scale, then each integer is moved while that helps.
+// ggml's make_q3_quants: one scale, then each integer is adjusted while the error decreases.
 template <int N, int MAX> Floats descend(const Floats (&x)[N], Ints (&q)[N]) {
     const Floats zero = {};
     Floats size;
@@ -380,7 +382,7 @@ Floats fit_positive(const Floats (&x)[N], const Floats (&w)[N], Ints (&q)[N]) {
     const Ints zeros = largest < ALL_ZERO;
     Floats inverse = splat(static_cast<float>(MAX)) / largest;
     Floats best_error = zero;
-    for (int step = -5; step <= 4; ++step) {  // the first is the start, and not clamped
+    for (int step = -5; step <= 4; ++step) {  // the first is the starting point and not clamped
         if (step == 0) continue;
         const bool start = step == -5;
         const Floats tried =
@@ -427,7 +429,7 @@ Floats fit_positive(const Floats (&x)[N], const Floats (&w)[N], Ints (&q)[N]) {
     return (sum_l2 > 0) & ~zeros ? sum_lx / sum_l2 : zero;
 }
 
-// Integers of one sub-block from its final scale; ggml divides, so this does.
+// Integers of one sub-block from its final scale; by division, as in ggml.
 template <int N, int LEAST, int MOST>
 void quantize_group(const float *x, float scale, float offset, uint8_t *q) {
     for (int i = 0; i < N; i += LANES) {
@@ -440,9 +442,9 @@ void quantize_group(const float *x, float scale, float offset, uint8_t *q) {
     }
 }
 
-// Q2_K, Q4_K and Q5_K: a scale and a minimum for each sub-block of N numbers.
+// Q2_K, Q4_K and Q5_K: a scale and a minimum per sub-block of N values.
 template <int N, int MAX, int SCALE_MAX, bool ABSOLUTE> struct AffineBatch {
-    static constexpr int GROUPS = BLOCK / N;  // of a super-block
+    static constexpr int GROUPS = BLOCK / N;  // per super-block
     static constexpr int ALL = GROUPS * LANES;
     float scales[ALL], offsets[ALL], inverses[ALL], lows[ALL], weights[ALL];
 
@@ -490,7 +492,7 @@ template <int N, int MAX, int SCALE_MAX, bool ABSOLUTE> struct AffineBatch {
             search_affine<N, MAX, BY_MAGNITUDE, true>(groups, steps, found);
     }
 
-    // One integer scale and offset a sub-block, and what they are multiples of.
+    // One integer scale and offset per sub-block, and the units that they are multiples of.
     struct Scales {
         uint8_t scale[LANES][GROUPS], offset[LANES][GROUPS];
         float scale_unit[LANES], offset_unit[LANES];
@@ -532,7 +534,7 @@ template <int N, int MAX, int SCALE_MAX, bool ABSOLUTE> struct AffineBatch {
         unit = most > 0 ? most / SCALE_MAX : 0;
     }
 
-    // The integers of super-block `block`, whose units are rounded to halves by now.
+    // The integers of super-block `block`, whose units are already rounded to half precision.
     void integers(const float *x, int block, float scale_unit, float offset_unit,
                   const uint8_t *scale, const uint8_t *offset, uint8_t (&q)[BLOCK]) const {
         for (int i = 0; i < GROUPS; ++i) {
@@ -552,7 +554,7 @@ template <int N, int MAX, int SCALE_MAX, bool ABSOLUTE> struct AffineBatch {
     }
 };
 
-// Integers of two bits: 32 bytes hold numbers 0, 32, 64 and 96 further on.
+// Two-bit integers: each of 32 bytes holds the values at distances 0, 32, 64 and 96.
 void pack_2_bits(const uint8_t *q, uint8_t *packed) {
     for (int half = 0; half < BLOCK; half += 128)
         for (int i = 0; i < 32; ++i) {
@@ -591,7 +593,7 @@ struct Q2 {
     }
 };
 
-// Q3_K and Q6_K: a signed scale for each sub-block of 16 numbers.
+// Q3_K and Q6_K: a signed scale per sub-block of 16 values.
 struct SymmetricBatch {
     static constexpr int N = 16, GROUPS = BLOCK / N, ALL = GROUPS * LANES;
     float scales[ALL], inverses[ALL], weights[ALL];
@@ -609,7 +611,7 @@ struct SymmetricBatch {
         }
     }
 
-    // The scale of the largest magnitude of a super-block.
+    // The scale of largest magnitude in a super-block.
     float largest(int block) const {
         float value = 0, size = 0;
         for (int i = block * GROUPS; i < (block + 1) * GROUPS; ++i)
@@ -708,7 +710,7 @@ struct Q3 {
     }
 };
 
-// Q4_K and Q5_K: eight scales and offsets of six bits in twelve bytes.
+// Q4_K and Q5_K: eight six-bit scales and offsets in twelve bytes.
 void pack_6_bits(const uint8_t *scale, const uint8_t *offset, uint8_t *packed) {
     for (int i = 0; i < 4; ++i) {
         packed[i] = static_cast<uint8_t>(scale[i] | (scale[i + 4] >> 4) << 6);
@@ -736,7 +738,7 @@ template <int BITS> struct Q45 {
             Block &block = blocks[lane];
             uint8_t scale[8], offset[8], q[BLOCK];
             for (int i = 0; i < 8; ++i) {
-                // Six bits hold them, but for what rounding has wrapped below zero.
+                // They fit six bits, except for those that rounding wrapped below zero.
                 scale[i] = smaller<uint8_t>(scales.scale[lane][i], 63);
                 offset[i] = smaller<uint8_t>(scales.offset[lane][i], 63);
             }
