@@ -22,6 +22,11 @@ from pathlib import Path
 from quant_assets.artifacts.job import library_versions
 from quant_assets.artifacts.output_record import settle_record
 from quant_assets.atomic_files import replace_durably
+from quant_assets.host.resources import (
+    check_disk,
+    check_memory,
+    check_output_folder,
+)
 from quant_assets.models.identity import sha256_of
 from quant_assets.processes.protocol import EventChannel, resident_memory
 from quant_assets.quantize.gguf.job import (
@@ -30,11 +35,6 @@ from quant_assets.quantize.gguf.job import (
     ValidateGgufJob,
     ValidateGgufResult,
     validate_gguf,
-)
-from quant_assets.host.resources import (
-    check_disk,
-    check_memory,
-    check_output_folder,
 )
 from quant_assets.workers.gguf.finished import finished_result, library_identity
 from quant_assets.workers.gguf.kernels.quantizer import Quantizer
