@@ -174,7 +174,7 @@ def _assemble(
         save_file({name: _stored(name, model.files.read(name), dtype).contiguous()}, path)
         parts.append(path)
     parts += [work_folder.layer_file(index) for index in range(len(model.layers))]
-    for stale in job.output.glob("*.safetensors"):
+    for stale in job.output.glob(f"*{SUFFIX}"):
         stale.unlink()
     names = join_safetensors(parts, job.output)
     names += copy_companions(job.source, job.output, dtype, quantizer.quantization_config())
