@@ -160,8 +160,8 @@ def _make(target: _Target, rebuild: bool) -> None:
     if name != "main":
         build = _install_packages(target, step)
     else:
-        with ThreadPoolExecutor(1) as beside:
-            wheel = beside.submit(llama_wheel, target.uv, rebuild)
+        with ThreadPoolExecutor(1) as background:
+            wheel = background.submit(llama_wheel, target.uv, rebuild)
             try:
                 build = _install_packages(target, step)
                 step("llama.cpp: the rest of its build")

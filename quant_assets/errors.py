@@ -103,7 +103,7 @@ def explained(error: BaseException) -> QuantAssetsError | None:
 def _system_error(error: OSError) -> QuantAssetsError:
     name = error.filename2 or error.filename
     place = os.fsencode(name).decode(errors="backslashreplace") if isinstance(name, str) else None
-    why = f"The system said: {error.strerror or error}."
+    why = f"The system reported: {error.strerror or error}."
     if error.errno in _DISK_FULL:
         return ResourceError(
             f"The disk filled up while writing {f'to {place}' if place else 'the output'}.",

@@ -97,7 +97,7 @@ def write_record(path: Path, text: str, name: str) -> None:
     except OSError as error:
         raise ResourceError(
             f"The {name} {path} cannot be written, so this measurement is not kept.",
-            f"The system said: {error.strerror or error}. Earlier records are unchanged.",
+            f"The system reported: {error.strerror or error}. Earlier records are unchanged.",
             "Free some space, make the folder writable, or choose another data root with "
             "QUANT_ASSETS_HOME; then measure again.",
         ) from error

@@ -535,7 +535,7 @@ def write_on_a_full_disk(results: Path, report: Path) -> None:
         with pytest.raises(ResourceError, match="this measurement is not kept") as refused:
             keep()
         assert name in refused.value.what
-    with pytest.raises(OSError) as full:  # noqa: PT011 - what it is made of is looked at below
+    with pytest.raises(OSError) as full:  # noqa: PT011 - its content is checked below
         collect_csv(results, report)
     error = explained(full.value)
     assert isinstance(error, ResourceError) and report.name in error.what
@@ -561,7 +561,7 @@ def test_a_full_disk_leaves_earlier_records_intact(tmp_path: Path):
 @pytest.mark.parametrize("name", ["results", "results/quality"])
 def test_a_folder_that_cannot_be_created_is_named(tmp_path: Path, name: str):
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("a file has the folder's name")
+    (tmp_path / name).write_text("a file with the folder's name")
     store = QualityStore(tmp_path / "results", tmp_path)
     with pytest.raises(ResourceError, match=str(tmp_path / "results")):
         store.save(VARIANT, "k", quality())

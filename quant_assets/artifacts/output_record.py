@@ -41,7 +41,7 @@ def record_path(output: Path) -> Path:
 
 
 class RecordedJob(Protocol):
-    """A job that writes one file; `record` says whether a record is wanted."""
+    """A job that writes one file; with `record`, it also writes a record."""
 
     source: Path
     output: Path

@@ -39,7 +39,7 @@ def exclusive_lock(path: Path, purpose: str, *, wait_s: float = SHORT_WAIT_S) ->
     except OSError as error:
         raise ResourceError(
             f"The lock file {path} cannot be used.",
-            f"The system said: {error.strerror or error}. It keeps two processes from changing "
+            f"The system reported: {error.strerror or error}. It keeps two processes from changing "
             f"{purpose} at once.",
             "Make its folder writable, or choose another data root with QUANT_ASSETS_HOME.",
         ) from error

@@ -21,7 +21,7 @@ def check_output_folder(folder: Path) -> None:
     except OSError as error:
         raise ResourceError(
             f"The output folder {folder} cannot be written.",
-            f"The system said: {error.strerror}.",
+            f"The system reported: {error.strerror}.",
             "Choose another folder with --output-dir, or change its permissions.",
         ) from error
 

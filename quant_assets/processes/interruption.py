@@ -80,10 +80,10 @@ def _watch(reader: socket.socket) -> None:
         numbers = reader.recv(64)
         if not numbers:
             return
-        told = [number for number in numbers if number in _SIGNALS]
-        if not told:
+        stops = [number for number in numbers if number in _SIGNALS]
+        if not stops:
             continue
-        _received.extend(told)
+        _received.extend(stops)
         if first is None:
             first = time.monotonic()
         elif time.monotonic() - first > SECOND_SIGNAL_AFTER_S:

@@ -19,7 +19,7 @@ NOBODY = 65534
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
     path = tmp_path / "victim"
-    path.write_text("somebody else's")
+    path.write_text("another user's")
     return path
 
 
@@ -108,14 +108,14 @@ def test_a_temporary_file_is_new(
     (tmp_path / ".x.guessed.tmp").symlink_to(victim)
     with pytest.raises(FileExistsError):
         write_text_atomically(tmp_path / "x", "ours")
-    assert victim.read_text() == "somebody else's"
+    assert victim.read_text() == "another user's"
     assert (tmp_path / ".x.guessed.tmp").is_symlink(), "foreign files are not removed"
 
 
 def test_a_link_at_the_final_name_is_replaced(tmp_path: Path, victim: Path) -> None:
     (tmp_path / "x").symlink_to(victim)
     write_text_atomically(tmp_path / "x", "ours")
-    assert victim.read_text() == "somebody else's"
+    assert victim.read_text() == "another user's"
     assert not (tmp_path / "x").is_symlink()
     assert (tmp_path / "x").read_text() == "ours"
 

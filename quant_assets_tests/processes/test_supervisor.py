@@ -254,7 +254,7 @@ def test_a_worker_gets_the_variables_it_needs_and_no_secret(
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "message"),
     [
         ("b'x' * 300_000", "more than 0 MiB"),
         ("b'\\xff\\xfe{\\n'", "an invalid event"),
@@ -262,10 +262,10 @@ def test_a_worker_gets_the_variables_it_needs_and_no_secret(
     ],
 )
 def test_a_stream_that_is_not_the_protocol_is_an_error(
-    worker, monkeypatch: pytest.MonkeyPatch, written: str, said: str
+    worker, monkeypatch: pytest.MonkeyPatch, written: str, message: str
 ):
     monkeypatch.setattr(supervisor, "LONGEST_EVENT_BYTES", 200_000)
-    with pytest.raises(WorkerError, match=said):
+    with pytest.raises(WorkerError, match=message):
         worker(f"os.write(channel._stream.fileno(), {written}); time.sleep(60)")
 
 

@@ -61,7 +61,7 @@ def convert_model(
     """Convert `source`, whose `loss` was accepted; returns the folder, the file or the artifact.
 
     A GGUF file gets its lineage beside it (`.lineage.json`), an artifact in its manifest. Raises
-    what `plain_folder`, `quantize_gguf` and `make_requested_artifact` do.
+    what `plain_folder`, `quantize_gguf` and `make_requested_artifact` raise.
     """
     output, target = request.output, request.target
     plain = plain_folder(

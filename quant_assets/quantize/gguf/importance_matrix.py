@@ -96,7 +96,7 @@ def _read(record: Path, path: Path) -> ImportanceMatrixRecord | None:
     """The record of the matrix at `path`; None unless its checksum matches the file."""
     try:
         known = ImportanceMatrixRecord.model_validate_json(record.read_bytes())
-        whole = sha256_of(path) == known.sha256
+        intact = sha256_of(path) == known.sha256
     except (OSError, ValidationError):
         return None
-    return known.model_copy(update={"path": path}) if whole else None
+    return known.model_copy(update={"path": path}) if intact else None

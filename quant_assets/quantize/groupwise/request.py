@@ -1,4 +1,4 @@
-"""A GPTQ or AWQ artifact as a user asks for it: texts by name, the engine chosen to fit the model."""
+"""A GPTQ or AWQ artifact as the user requests it: texts by name, an engine that fits the model."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,8 +32,8 @@ from quant_assets.texts.evaluation import evaluation_text
 class GroupwiseRequest(BaseModel):
     """How to quantize by groups, and on which texts.
 
-    `calibration` is what `calibration_text` takes, None its default; `text` is the file that
-    perplexity is measured on, None the default text. The other fields are those of
+    `calibration` is the choice for `calibration_text`; `text` is the file to measure perplexity on,
+    None the default text. The other fields are those of
     `GroupwiseSettings` and `make_groupwise_artifact`.
     """
 
@@ -66,7 +66,7 @@ def make_requested_artifact(
 ) -> GroupwiseArtifact:
     """Make the artifact, or find it in `store`; warnings go to the session as log events.
 
-    Raises what `make_groupwise_artifact` does, and `CheckFailed` when the gate rejects it.
+    Raises what `make_groupwise_artifact` raises, and `CheckFailed` when the gate rejects it.
     """
     chosen = groupwise_settings(
         group_quantization(request.format, request.bits, request.group_size),

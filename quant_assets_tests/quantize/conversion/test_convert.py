@@ -117,8 +117,8 @@ def test_to_gguf_with_agreement(packed: tuple[Path, dict[str, Any]], tmp_path: P
     assert run.exit_code == 0, run.exception
     assert "quantized again" in run.stderr
     file = out / f"{folder.name}-Q8_0.gguf"
-    told = json.loads(file.with_suffix(".lineage.json").read_text())
-    assert told["double_quantization"] == "true" and told["converted_from"] == "awq"
+    lineage = json.loads(file.with_suffix(".lineage.json").read_text())
+    assert lineage["double_quantization"] == "true" and lineage["converted_from"] == "awq"
     import sentencepiece
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))

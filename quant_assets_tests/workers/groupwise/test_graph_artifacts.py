@@ -165,7 +165,7 @@ def test_validate_loads_it_and_notices_a_change(
     folder = settings.artifacts / manifest_of(settings, "awq").job_id
     run = CliRunner().invoke(app, ["validate", str(folder), "--verbosity", "quiet"])
     assert run.exit_code == 0, run.exception
-    for answer in ("have the manifest's checksums", "21 packed matrices", "perplexity: "):
+    for answer in ("match the manifest's checksums", "21 packed matrices", "perplexity: "):
         assert answer in run.stdout
     changed = tmp_path / "changed"
     shutil.copytree(folder, changed)
