@@ -1,4 +1,4 @@
-"""Kinds of command-line arguments that `argparse` checks before any work begins."""
+"""Argument types for `argparse`, so that invalid arguments fail before any work begins."""
 
 from argparse import ArgumentTypeError
 from pathlib import Path
@@ -19,12 +19,12 @@ def positive(text: str) -> int:
 
 
 def positive_list(text: str) -> tuple[int, ...]:
-    """Whole numbers of at least 1, such as `1,4,8`, each once."""
+    """Whole numbers of at least 1, such as `1,4,8`, without repeats."""
     return tuple(dict.fromkeys(positive(part) for part in text.split(",")))
 
 
 def existing_file(text: str) -> Path:
-    """The path of a file that is there."""
+    """The path of an existing file."""
     path = Path(text)
     if not path.is_file():
         raise ArgumentTypeError(f"there is no file {text!r}")
@@ -40,7 +40,7 @@ def model_folder(text: str) -> Path:
 
 
 def existing_folder(text: str) -> Path:
-    """The path of a folder that is there."""
+    """The path of an existing folder."""
     path = Path(text)
     if not path.is_dir():
         raise ArgumentTypeError(f"there is no folder {text!r}")
@@ -48,7 +48,7 @@ def existing_folder(text: str) -> Path:
 
 
 def gguf_level(text: str) -> str:
-    """A quantization level by llama.cpp's name for it."""
+    """A quantization level by llama.cpp's name."""
     try:
         return parse_level(text).name
     except InputError as error:
@@ -56,12 +56,12 @@ def gguf_level(text: str) -> str:
 
 
 def gguf_levels(text: str) -> tuple[str, ...]:
-    """Quantization levels, such as `F16,Q4_K_M`, each once."""
+    """Quantization levels, such as `F16,Q4_K_M`, without repeats."""
     return tuple(dict.fromkeys(gguf_level(part) for part in text.split(",")))
 
 
 def level_file(text: str) -> tuple[str, Path]:
-    """`LEVEL=FILE`; the file is there."""
+    """`LEVEL=FILE` with an existing file."""
     level, equals, path = text.partition("=")
     if not equals:
         raise ArgumentTypeError(f"{text!r} is not LEVEL=FILE")

@@ -1,8 +1,8 @@
-"""Seconds a layer of the AWQ search here and of AutoAWQ's own, and the perplexity that each gives.
+"""Compares this project's AWQ search with AutoAWQ's own: seconds per layer and perplexity.
 
 `PYTHONPATH=. .venvs/awq/bin/python benchmarks/awq_search.py MODEL CALIBRATION TEXT`. The first
-layers of MODEL, a folder with safetensors, are quantized with both, the rest stays as it is.
-AutoAWQ's search gets copies of the weights to go back to; on a CPU it corrupts them otherwise.
+layers of MODEL, a folder with safetensors, are quantized with each; the rest stays unchanged.
+AutoAWQ's search restores weights from copies made here; on a CPU it would corrupt them otherwise.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from quant_assets.workers.groupwise.layer_quantizer import linears
 from quant_assets.workers.groupwise.rounding import rounded_to_nearest
 from quant_assets.workers.groupwise.streaming import StreamedModel
 
-_COLLECT_GARBAGE = autoawq.clear_memory  # the engine leaves that out
+_COLLECT_GARBAGE = autoawq.clear_memory  # which the engine skips
 
 from quant_assets.workers.groupwise.awq.autoawq_engine import AutoAwqEngine  # noqa: E402
 from quant_assets.workers.groupwise.awq.quantizer import AwqQuantizer  # noqa: E402
@@ -71,7 +71,7 @@ def _collecting_garbage() -> Iterator[None]:
 
 
 def main() -> None:
-    """Quantize with both searches and print what they take and give."""
+    """Quantize with both searches and print their times and perplexities."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=model_folder)
     parser.add_argument("calibration", type=existing_file)
@@ -100,7 +100,7 @@ def main() -> None:
     whole = transformers.AutoModelForCausalLM.from_pretrained(
         arguments.model, torch_dtype=torch.float32
     ).eval()
-    print(f"{'search':16} {'s a layer':>10} {'perplexity':>11}")
+    print(f"{'search':16} {'s/layer':>10} {'perplexity':>11}")
     print(f"{'none (source)':16} {'':>10} {_perplexity(whole, scored):11.4f}")
     for name, engine in (
         ("AutoAWQ's own", _OwnEngine),
@@ -118,7 +118,7 @@ def _quantized(
     windows: torch.Tensor,
     engine: type[AutoAwqEngine] | None,
 ) -> float:
-    """Put quantized layers into `whole`; seconds a layer."""
+    """Replace layers of `whole` by quantized ones; return seconds per layer."""
     model = StreamedModel(arguments.model, "cpu", torch.float32)
     quantizer = AwqQuantizer(model, settings, engine(model, settings), print) if engine else None
     states, calls = model.first_inputs(windows, only_calls=False)
@@ -137,7 +137,7 @@ def _quantized(
 
 
 def _perplexity(model: Any, windows: torch.Tensor) -> float:
-    """Over the second half of each window."""
+    """Perplexity over the second half of each window."""
     losses = []
     for window in windows:
         half = len(window) // 2

@@ -1,9 +1,9 @@
-"""Hugging Face to a quantized GGUF: this project's one pass beside llama.cpp's own two steps.
+"""Hugging Face to a quantized GGUF: this project's one pass against llama.cpp's two steps.
 
-Both sides start from the same folder and end in the same bytes, which is checked. They run in turn,
-with the same number of threads. The two steps are llama.cpp's converter to the source's own float
-type and `llama_model_quantize`; this project's run also loads its file and generates a token, and is
-shown with and without that. Needs 8 GB of disk, or 20 GB with `--seven-b`.
+Both sides start from the same folder and must produce the same bytes. They run in turn, with the
+same number of threads. The two steps are llama.cpp's converter to the source's own float type and
+`llama_model_quantize`. This project's run also loads its file and generates a token; the table shows
+it with and without that. Needs 8 GB of disk, or 20 GB with `--seven-b`.
 """
 
 import argparse
@@ -39,7 +39,7 @@ CONSOLE = Console(highlight=False, width=150)
 
 @dataclass(frozen=True)
 class Shape:
-    """A Llama of random weights."""
+    """The shape of a Llama with random weights."""
 
     hidden: int
     intermediate: int
@@ -58,10 +58,10 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """One run. Memory is the highest of the whole process tree, in bytes.
+    """One run. Memory is the peak of the whole process tree, in bytes.
 
-    `peak_own_bytes` leaves out pages of mapped files, which the system can drop at any time: the
-    finished file is mapped when it is loaded to be tried.
+    `peak_own_bytes` excludes pages of mapped files, which the system can drop at any time:
+    validation maps the finished file.
     """
 
     wall_s: float
@@ -162,7 +162,7 @@ def _train_tokenizer(path: Path) -> None:
 
 
 def measure(command: Sequence[str | Path], standard_input: str = "") -> Measurement:
-    """Run `command`; raises `RuntimeError` with its last words when it fails."""
+    """Run `command`; raises `RuntimeError` with the end of its stderr when it fails."""
     started = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -235,13 +235,11 @@ def two_steps(source: Path, level: str, output: Path, threads: int) -> Measureme
 
 
 def compare(name: str, source: Path, level: str, runs: int, threads: int, folder: Path) -> None:
-    """Alternate both sides, check that they agree, and print medians."""
+    """Run both sides in turn, check that their files are equal, and print medians."""
     sides: dict[str, Callable[[Path], Measurement]] = {
         "convert + llama_model_quantize": lambda out: two_steps(source, level, out, threads),
         "one pass": lambda out: one_pass(source, level, out, threads, validate=False),
-        "one pass, loaded and tried": lambda out: one_pass(
-            source, level, out, threads, validate=True
-        ),
+        "one pass, validated": lambda out: one_pass(source, level, out, threads, validate=True),
     }
     measured: dict[str, list[Measurement]] = {side: [] for side in sides}
     digests = set()
@@ -254,7 +252,7 @@ def compare(name: str, source: Path, level: str, runs: int, threads: int, folder
             digests.add(sha256_of(output))
             CONSOLE.print(f"run {run + 1}, {side}: {measured[side][-1].wall_s:.1f} s", style="dim")
     if len(digests) != 1:
-        raise RuntimeError("the two sides made different files")
+        raise RuntimeError("the two sides wrote different files")
     CONSOLE.print(_table(f"{name} to {level}, {threads} threads, median of {runs}", measured))
 
 
@@ -263,7 +261,7 @@ def _table(title: str, measured: dict[str, list[Measurement]]) -> Table:
     table.add_column("")
     for column in ("wall s", "CPU s", "peak RSS GB", "without files GB", "written GB"):
         table.add_column(column, justify="right")
-    table.add_column("wall, memory, bytes against the two steps", justify="right")
+    table.add_column("wall, memory, bytes relative to two steps", justify="right")
     reference: Measurement | None = None
     for side, runs in measured.items():
         median = Measurement(
@@ -289,7 +287,7 @@ def _table(title: str, measured: dict[str, list[Measurement]]) -> Table:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments, checked; exits with status 2 for what cannot be run."""
+    """The arguments, checked; exits with status 2 for those that cannot be run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--level", type=gguf_level, default="Q4_K_M")
     parser.add_argument("--runs", type=positive, default=3)
@@ -297,19 +295,23 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--folder", type=Path, default=get_settings().cache / "bench-gguf")
     parser.add_argument("--shape", choices=list(SHAPES), default="llama-1.2b")
     parser.add_argument(
-        "--source", type=model_folder, help="one more Hugging Face folder, say SmolLM2's"
+        "--source",
+        type=model_folder,
+        help="another Hugging Face folder to convert, such as SmolLM2's",
     )
     parser.add_argument("--seven-b", action="store_true", help="only the 7B model, once")
     parsed = parser.parse_args(arguments)
     if parse_level(parsed.level).needs_imatrix:
-        parser.error(f"--level: {parsed.level} needs an importance matrix, which is not made here")
+        parser.error(
+            f"--level: {parsed.level} needs an importance matrix, which this script does not compute"
+        )
     if parsed.seven_b and parsed.source:
         parser.error("--seven-b runs the 7B model alone; leave --source out")
     return parsed
 
 
 def main() -> None:
-    """Run what the arguments say and print a table for each model."""
+    """Run the comparison and print a table per model."""
     arguments = parse_arguments()
     level = arguments.level
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -320,7 +322,7 @@ def main() -> None:
             output = folder / "output.gguf"
             run = one_pass(source, level, output, arguments.threads, validate=True)
             title = f"llama-7b to {level}, {arguments.threads} threads, one run"
-            CONSOLE.print(_table(title, {"one pass, loaded and tried": [run]}))
+            CONSOLE.print(_table(title, {"one pass, validated": [run]}))
             return
         sources = {arguments.shape: make_llama(folder / "model", SHAPES[arguments.shape])}
         if arguments.source:

@@ -2,8 +2,8 @@
 
 `.venv/bin/python benchmarks/groupwise_quality.py MODEL [--text FILE ...] [--group-size 64]`.
 Perplexity is measured on the first windows of each text; ratios are to the source and to plain
-rounding at the same bits and group size. An artifact that the store has is not made again; its time
-is that of its making.
+rounding at the same bits and group size. An artifact that exists in the store is reused, with the
+time it took then.
 """
 
 import argparse
@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as `awq (autoawq)`."""
+        """The row's name, such as `awq (autoawq)`."""
         traits = [
             *([self.engine] if self.method == "awq" else []),
             *(["act-order"] if self.act_order else []),
@@ -75,11 +75,14 @@ COLUMNS = (
 
 
 def main() -> None:
-    """Make every artifact, measure it on every text, and print the table."""
+    """Create every artifact, measure it on every text, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
     parser.add_argument(
-        "--text", type=existing_file, action="append", help="further evaluation texts"
+        "--text",
+        type=existing_file,
+        action="append",
+        help="an additional evaluation text; repeat for more",
     )
     parser.add_argument("--calibration", help="text file or hub:owner/name; WikiText-2 by default")
     parser.add_argument("--group-size", type=int, action="append", help="64 by default")

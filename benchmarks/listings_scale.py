@@ -1,8 +1,8 @@
-"""A market of listings end to end: time, peak memory, growth, and a per-row loop beside it.
+"""Listings end to end: time, peak memory and growth, against a loop over rows.
 
-Synthetic rows in a CSV file are read, normalized, enriched with capacity columns and written. Each
-run is a process of its own, so that its peak memory is its own. The per-row loop applies the same
-rules to every row in plain Python; it is timed on a sample and scaled to all rows.
+Synthetic rows of a CSV file are read, normalized, enriched with capacity columns and written. Each
+run has its own process, so that peak memory is its own. The loop applies the same rules row by row
+in plain Python; it is timed on a sample and scaled to all rows.
 """
 
 import argparse
@@ -40,7 +40,7 @@ _ACCESSORIES = ("heat sink for {}", "{} box only", "power cable for {}")
 
 
 def synthetic_titles(distinct: int, seed: int) -> list[str]:
-    """`distinct` different titles: cards as sellers write them, some accessories, some nonsense."""
+    """`distinct` titles: cards as sellers name them, some accessories, some unrelated items."""
     choose = random.Random(seed)
     names = [gpu.canonical_name for gpu in load_registry().all]
     titles: dict[str, None] = {}
@@ -83,9 +83,9 @@ def write_listings(path: Path, rows: int, distinct: int, seed: int) -> None:
 
 
 def time_pipeline(source: Path, output: Path) -> dict[str, float]:
-    """Run the pipeline once in this process; seconds, CPU seconds, rows enriched.
+    """Run the pipeline once in this process; return seconds, CPU seconds and enriched rows.
 
-    CPU seconds are those of this process and of those that it started.
+    CPU seconds include those of child processes.
     """
     start, cpu_start = time.perf_counter(), _cpu_seconds()
     result = run_pipeline([source], output, PipelineOptions(quantize_metric=True))
@@ -103,7 +103,7 @@ def _cpu_seconds() -> float:
 
 
 def time_loop(source: Path, output: Path, rows: int) -> float:
-    """Seconds a row of the plain loop over the first `rows` rows."""
+    """Seconds per row of the plain loop over the first `rows` rows."""
     registry = load_registry()
     matcher, rates = TitleMatcher(registry), load_exchange_rates()
     table = card_table(registry, chosen_strategies((4,), 2.0, True))
@@ -125,7 +125,7 @@ def time_loop(source: Path, output: Path, rows: int) -> float:
 
 
 def run_apart(source: Path, output: Path) -> dict[str, float]:
-    """`time_pipeline` in a fresh process, with the peak memory of all its processes in GB."""
+    """`time_pipeline` in a fresh process, with the peak memory of its process tree in GB."""
     command = [sys.executable, __file__, "--one", str(source), str(output)]
     peak = 0
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -145,9 +145,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=positive, default=1_000_000)
     parser.add_argument("--titles", type=positive, default=20_000)
-    parser.add_argument("--no-tenfold", action="store_true", help="skip the run of 10x the rows")
     parser.add_argument(
-        "--folder", type=existing_folder, help="where the files go; default: a temporary one"
+        "--no-tenfold", action="store_true", help="skip the run with ten times the rows"
+    )
+    parser.add_argument(
+        "--folder", type=existing_folder, help="folder for the files; a temporary one by default"
     )
     parser.add_argument("--one", nargs=2, type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -157,7 +159,9 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        table = Table("run", "rows", "seconds", "CPU s", "peak GB", "rows/s", "against the first")
+        table = Table(
+            "run", "rows", "seconds", "CPU s", "peak GB", "rows/s", "relative to the first"
+        )
         sizes = [arguments.rows] + ([] if arguments.no_tenfold else [arguments.rows * 10])
         first = 0.0
         for rows in sizes:

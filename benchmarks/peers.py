@@ -1,11 +1,11 @@
-"""Our numbers beside those of llama.cpp's own tools: speed, perplexity and KL divergence.
+"""Compares this project's figures with llama.cpp's own tools: speed, perplexity, KL divergence.
 
 The tools (llama-bench, llama-batched-bench, llama-perplexity) are built once from the sources
 inside llama-cpp-python's source distribution, with the flags of the installed library. Both sides
-run the same files, threads and sizes in turns, one right after the other, and each turn is compared
-with its neighbour, so that a slow minute of the machine meets both. The peer's turns are compared
-with each other in the same way: what differs there is the machine. Run it on an idle one; where
-others share it, compare the fastest runs, which they disturbed least.
+run the same files, threads and sizes in alternating turns, and each turn is compared with its
+neighbour, so that a slow minute of the machine affects both. The peer's consecutive turns are
+compared with each other in the same way: their difference is the machine's noise. Run it on an idle
+machine; on a shared one, compare the fastest runs, which other load disturbed least.
 """
 
 import argparse
@@ -43,17 +43,17 @@ TOOLS = ("llama-bench", "llama-batched-bench", "llama-perplexity")
 NO_AMX = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 SPEED_LIMIT, PERPLEXITY_LIMIT, DIVERGENCE_LIMIT = 0.03, 0.001, 0.01
 BASELINE = "F16"
-CELLS_A_SEQUENCE = 256  # llama.cpp rounds the context of a sequence up to a multiple of it
+CELLS_PER_SEQUENCE = 256  # llama.cpp rounds the context of a sequence up to a multiple of it
 FINAL_PERPLEXITY = re.compile(r"Final estimate: PPL = ([0-9.]+)")
 MEAN_PERPLEXITY = re.compile(r"Mean PPL\(Q\)\s*:\s*([0-9.]+)")
 MEAN_DIVERGENCE = re.compile(r"Mean\s+KLD:\s*([0-9.]+)")
 
 
 class Row(NamedTuple):
-    """One figure of both sides, and how far they may differ.
+    """One figure of both sides, and the limit of their relative difference.
 
-    Of rates, `peer` and `ours` are medians, and `ratio` is the median over the turns of ours over
-    the peer's with its 95% interval; `itself` is that of each of the peer's turns over its next.
+    For rates, `peer` and `ours` are medians, and `ratio` is the median over turns of ours over the
+    peer's, with its 95% interval; `itself` is the same for the peer's turns over their successors.
     `fastest` is our fastest run over the peer's.
     """
 
@@ -68,12 +68,12 @@ class Row(NamedTuple):
 
     @property
     def difference(self) -> float:
-        """Ours over the peer's, less one."""
+        """Ours over the peer's, minus one."""
         return (self.ours / self.peer if self.ratio is None else self.ratio.ratio) - 1
 
     @property
     def verdict(self) -> str:
-        """Whether the difference keeps its limit; `noise` where the interval does not say."""
+        """Whether the difference is within its limit; `noise` where the interval leaves it open."""
         if abs(self.difference) <= self.limit:
             return "within"
         if self.ratio is None:
@@ -83,12 +83,12 @@ class Row(NamedTuple):
 
 
 def build_tools(folder: Path) -> Path:
-    """Build the peer's tools unless they are there; return the folder of the programs."""
+    """Build the peer's tools unless they exist; return the folder of the programs."""
     programs = folder / "build" / "bin"
     if all((programs / tool).exists() for tool in TOOLS):
         return programs
     if shutil.which("cmake") is None:
-        sys.exit("cmake is not installed; it builds the tools")
+        sys.exit("cmake is not installed; building the tools needs it")
     release = version("llama-cpp-python")
     folder.mkdir(parents=True, exist_ok=True)
     _run(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
@@ -107,7 +107,7 @@ def build_tools(folder: Path) -> Path:
 
 
 def _run(*command: str | Path) -> str:
-    """Run a program to its end and return what it printed; show its last lines when it fails."""
+    """Run a program and return its output; exit with the end of it when the program fails."""
     done = subprocess.run(
         [str(part) for part in command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -117,7 +117,7 @@ def _run(*command: str | Path) -> str:
 
 
 class Speed(NamedTuple):
-    """Tokens a second, all sequences together, one value a run."""
+    """Tokens per second of all sequences together, one value per run."""
 
     prefill: list[float]
     decode: list[float]
@@ -134,11 +134,11 @@ def peer_speed(programs: Path, model: Path, batch_size: int, settings: BenchSett
         decode = _json_after(_run(*bench, "-p", "0", "-n", generated, "-d", prompt), "[")
         return Speed(prefill[0]["samples_ts"], decode[0]["samples_ts"])
     tokens = settings.prompt_tokens + settings.generated_tokens
-    cells = -(-tokens // CELLS_A_SEQUENCE) * CELLS_A_SEQUENCE
+    cells = -(-tokens // CELLS_PER_SEQUENCE) * CELLS_PER_SEQUENCE
     output = _run(
         programs / "llama-batched-bench", "-m", model, "-t", threads, "-ngl", "0",
         "-c", str(cells * batch_size), "-npp", prompt, "-ntg", generated,
-        # The first of its measurements is its warm-up.
+        # Its first measurement is the warm-up.
         "-npl", ",".join([str(batch_size)] * (runs + 1)), "--output-format", "jsonl",
     )  # fmt: skip
     rows = [json.loads(line) for line in output.splitlines() if line.startswith('{"n_kv_max"')][1:]
@@ -207,7 +207,7 @@ def _speed_row(
 
 
 def _median_ratio(above: list[float], below: list[float]) -> Ratio:
-    """The median of the ratios of turns side by side, with its interval."""
+    """The median of the ratios of neighbouring turns, with its interval."""
     return bootstrap_median_ratio([a / b for a, b in zip(above, below, strict=False)], [1.0])
 
 
@@ -273,12 +273,12 @@ def _our_quality(
 def _figure(pattern: re.Pattern[str], output: str) -> float:
     found = pattern.search(output)
     if found is None:
-        sys.exit(f"llama-perplexity printed no {pattern.pattern!r}:\n{output[-2000:]}")
+        sys.exit(f"llama-perplexity did not print {pattern.pattern!r}:\n{output[-2000:]}")
     return float(found.group(1))
 
 
 def find_models(levels: Sequence[str], given: Sequence[tuple[str, Path]]) -> dict[str, Path]:
-    """The files to compare on: those given, else the first model's artifacts."""
+    """The files to compare on: those given, or else the first model's artifacts."""
     if given:
         return dict(given)
     settings = get_settings()
@@ -321,34 +321,34 @@ def _interval(ratio: Ratio | None) -> str:
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The arguments, checked; exits with status 2 for what cannot be compared."""
+    """The arguments, checked; exits with status 2 for those that cannot be compared."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
         "--levels", type=gguf_levels, default=("F16", "Q8_0", "Q4_K_M"),
-        help="artifacts to compare on; quality is always compared with F16 as well",
+        help="artifacts to compare; quality is always compared for F16 as well",
     )  # fmt: skip
     parser.add_argument(
         "--model", action="append", type=level_file, default=[], metavar="LEVEL=FILE",
-        help="a file to compare on in place of artifacts; repeat for more",
+        help="a file to compare instead of artifacts; repeat for more",
     )  # fmt: skip
     parser.add_argument("--batch-sizes", type=positive_list, default=(1, 4, 8))
     parser.add_argument("--rounds", type=positive, default=12, help="turns of each side, 2 or more")
-    parser.add_argument("--runs", type=positive, default=2, help="measured runs a turn")
+    parser.add_argument("--runs", type=positive, default=2, help="measured runs per turn")
     parser.add_argument("--prompt-tokens", type=positive, default=128)
     parser.add_argument("--generated-tokens", type=positive, default=64)
-    parser.add_argument("--windows", type=positive, default=30, help="windows of the perplexity")
+    parser.add_argument("--windows", type=positive, default=30, help="windows to score")
     parser.add_argument("--only", choices=("speed", "quality"))
     parser.add_argument("--build", type=Path, default=get_settings().cache / "peers")
     parsed = parser.parse_args(arguments)
     if parsed.only != "quality" and parsed.rounds < 2:
-        parser.error("--rounds: a turn is compared with its next, so 2 or more are needed")
+        parser.error("--rounds: a turn is compared with the next, so at least 2 are needed")
     if parsed.only != "speed" and parsed.model and BASELINE not in dict(parsed.model):
         parser.error(f"--model: quality is compared with {BASELINE}; add --model {BASELINE}=FILE")
     return parsed
 
 
 def main() -> None:
-    """Build the tools, run both sides, print the tables; exit 1 when a limit is not kept."""
+    """Build the tools, run both sides, print the tables; exit 1 when a limit is exceeded."""
     arguments = parse_arguments()
     settings = BenchSettings(
         batch_sizes=arguments.batch_sizes,
@@ -358,7 +358,7 @@ def main() -> None:
         generated_tokens=arguments.generated_tokens,
         device="cpu",
     )
-    # All that can be missing is looked for before minutes are spent on building.
+    # Find missing files before spending minutes on the build.
     speed_models: dict[str, Path] = {}
     quality_models: dict[str, Path] = {}
     if arguments.only != "quality":

@@ -1,10 +1,10 @@
-"""Memory of a process and of all that it started."""
+"""Memory of a process tree."""
 
 import psutil
 
 
 def tree_memory(pid: int) -> tuple[int, int]:
-    """Resident bytes of a process and its descendants, and those that no file backs."""
+    """(resident bytes of a process and its descendants, those not backed by files)."""
     total = own = 0
     try:
         root = psutil.Process(pid)

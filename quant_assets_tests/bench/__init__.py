@@ -1,1 +1,1 @@
-"""Tests of benchmarks and quality."""
+"""Tests of `bench`."""

@@ -1,4 +1,4 @@
-"""Records without a model behind them."""
+"""Benchmark records made from given run times, without a model."""
 
 import datetime
 from collections.abc import Callable

@@ -21,7 +21,7 @@ def test_the_shipped_file_has_the_variants_and_counts() -> None:
     assert (settings.batch_sizes, settings.warmups, settings.runs) == ((1, 4, 8), 3, 20)
 
 
-def test_flags_win_over_the_environment_and_that_over_the_file() -> None:
+def test_flags_override_the_environment_which_overrides_the_file() -> None:
     environment = {"BATCH_SIZES": "2, 4", "WARMUPS": "1", "RUNS": "5"}
     configured = BenchSettings(runs=9, generated_tokens=7)
     settings = resolve_settings(configured, {"runs": 6, "warmups": None}, environment)
@@ -69,7 +69,7 @@ def test_threads_never_exceed_the_physical_cores() -> None:
         "a: 5",
     ],
 )
-def test_wrong_variants_are_refused_with_the_files_name(tmp_path: Path, entry: str) -> None:
+def test_invalid_variants_are_refused_with_the_files_name(tmp_path: Path, entry: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(f"variants:\n  {entry}\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"mine\.yaml"):

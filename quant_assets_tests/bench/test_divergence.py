@@ -76,7 +76,7 @@ def test_the_lowest_probabilities_are_cut_sixteen_nats_below_the_highest(tmp_pat
     assert kept[:, 1:] == pytest.approx(-16, abs=1e-3)
 
 
-def test_divergence_is_that_of_its_definition(baseline: Baseline) -> None:
+def test_divergence_matches_its_definition(baseline: Baseline) -> None:
     divergence = Divergence(baseline)
     expected, same = [], []
     for window, (base, logits) in enumerate(zip(_logits(1), _logits(2), strict=True)):

@@ -68,7 +68,7 @@ def test_an_answer_goes_through_the_chat_template(server: str) -> None:
     assert Endpoint(server).chat(prompt, 12).startswith("1, 2")
 
 
-def test_what_is_no_server_is_said_so() -> None:
+def test_an_address_without_a_server_is_an_error() -> None:
     with pytest.raises(InputError, match="is not an endpoint"):
         Endpoint("file:///etc/passwd")
     with pytest.raises(ResourceError, match="does not respond"):

@@ -1,4 +1,4 @@
-"""Servers that answer wrongly, for ever, or not at all: one error, in time, without secrets."""
+"""Servers that respond wrongly, endlessly or not at all: one error, in time, without secrets."""
 
 import base64
 import csv
@@ -82,7 +82,7 @@ def whole(body: bytes, status: str = "200 OK", **headers: str) -> Respond:
 
 
 def until_the_end(body: bytes) -> Respond:
-    """An answer without a length, as servers of events send it."""
+    """A response without a length, as servers of event streams send it."""
     return lambda connection, _: connection.sendall(head() + body)
 
 
@@ -163,7 +163,7 @@ def test_a_wrong_list_of_models_is_one_error(server: Server, name: str):
 
 
 @pytest.mark.parametrize("name", ["null inside", "wrong types", "slow", "another host"])
-def test_a_wrong_answer_of_a_chat_is_one_error(server: Server, name: str):
+def test_a_wrong_chat_response_is_one_error(server: Server, name: str):
     server.respond["/v1/chat/completions"] = BAD_ANSWERS[name]
     with pytest.raises(ResourceError, match="does not respond as expected"):
         Endpoint(f"http://{server.address}", "m", LIMITS).chat("x", 5)

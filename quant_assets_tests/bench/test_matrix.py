@@ -30,7 +30,7 @@ def find(variant: Variant) -> LocatedArtifact | None:
 
 
 class Machine:
-    """Stands for the worker; fails in the cells it is told to fail in."""
+    """Stands in for the worker; fails in the `failing` cells."""
 
     def __init__(self, new_record: Any, failing: set[tuple[str, int]] | None = None) -> None:
         self._new_record = new_record
@@ -82,7 +82,7 @@ def test_a_failing_cell_does_not_stop_the_others_and_is_all_that_runs_again(
     assert len(list(store.records())) == 4
 
 
-def test_an_interrupted_matrix_goes_on_at_the_cell(tmp_path: Path, new_record: Any) -> None:
+def test_an_interrupted_matrix_resumes_at_the_next_cell(tmp_path: Path, new_record: Any) -> None:
     store = ResultStore(tmp_path)
     plan = plan_matrix(VARIANTS, SETTINGS, find, store, "m")
     interrupted = Machine(new_record)
@@ -94,7 +94,9 @@ def test_an_interrupted_matrix_goes_on_at_the_cell(tmp_path: Path, new_record: A
     assert again.ran == [("b", 1), ("b", 4)]
 
 
-def test_a_finished_matrix_runs_anew_and_restart_forgets(tmp_path: Path, new_record: Any) -> None:
+def test_a_finished_matrix_runs_again_and_restart_drops_the_journal(
+    tmp_path: Path, new_record: Any
+) -> None:
     store = ResultStore(tmp_path)
     _run(store, Machine(new_record))
     repeated = Machine(new_record, failing={("b", 4)})

@@ -19,14 +19,14 @@ def test_there_are_enough_prompts_in_every_category() -> None:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt.id)
-def test_every_checker_accepts_obedience_and_refuses_the_rest(prompt: ObediencePrompt) -> None:
+def test_every_check_accepts_good_answers_and_rejects_bad_ones(prompt: ObediencePrompt) -> None:
     for answer in prompt.good:
         assert prompt.failure(f"\n{answer} \n") is None
     for answer in [*prompt.bad, ""]:
         assert prompt.failure(answer)
 
 
-def test_the_rate_counts_what_passed_and_keeps_the_transcripts() -> None:
+def test_pass_rates_and_transcripts() -> None:
     answers = [
         prompt.good[0] if prompt.category == "copying" else prompt.bad[0] for prompt in PROMPTS
     ]
@@ -48,7 +48,7 @@ def test_the_rate_counts_what_passed_and_keeps_the_transcripts() -> None:
         "category: [",
     ],
 )
-def test_wrong_prompt_files_are_refused(tmp_path: Path, content: str) -> None:
+def test_invalid_prompt_files_are_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "broken.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=r"broken\.yaml"):
         load_prompts(tmp_path)

@@ -1,4 +1,4 @@
-"""What the installed llama.cpp says of itself."""
+"""The probe of the installed llama.cpp."""
 
 import llama_cpp
 import pytest
@@ -7,7 +7,7 @@ from quant_assets.bench.probes import probe_llama_cpp
 from quant_assets.errors import EnvironmentNotReady
 
 
-def test_it_says_what_it_was_built_for():
+def test_it_reports_device_build_and_versions():
     found = probe_llama_cpp()
     assert found.device == ("cuda" if llama_cpp.llama_supports_gpu_offload() else "cpu")
     assert found.build_flags == llama_cpp.llama_print_system_info().decode().strip()

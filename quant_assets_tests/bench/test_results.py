@@ -45,7 +45,7 @@ def test_the_same_record_is_not_written_twice(tmp_path: Path, new_record: Any) -
     assert [item.obedience_pass_rate for item in store.records()] == [0.5]
 
 
-def test_records_are_found_by_what_they_are(tmp_path: Path, new_record: Any) -> None:
+def test_records_are_found_by_their_metadata(tmp_path: Path, new_record: Any) -> None:
     store = ResultStore(tmp_path)
     for variant, batch_size in (("q4", 1), ("q4", 4), ("q8", 1)):
         store.append(new_record(variant=variant, batch_size=batch_size)[0])
@@ -85,7 +85,9 @@ def test_the_shipped_schema_is_that_of_the_code() -> None:
     assert shipped == record_schema()
 
 
-def test_written_files_keep_the_schema_and_others_do_not(tmp_path: Path, new_record: Any) -> None:
+def test_written_files_match_the_schema_and_damaged_ones_do_not(
+    tmp_path: Path, new_record: Any
+) -> None:
     store = ResultStore(tmp_path)
     store.append(*new_record())
     (file,) = store.files()
@@ -118,7 +120,7 @@ def test_a_flat_row_has_no_nested_values(new_record: Any) -> None:
     assert not [name for name, value in row.items() if isinstance(value, dict | list)]
 
 
-def test_read_records_refuses_what_is_no_array(tmp_path: Path) -> None:
+def test_read_records_refuses_anything_but_an_array(tmp_path: Path) -> None:
     path = tmp_path / "x_20260101.json"
     path.write_text("{}")
     with pytest.raises(InputError):

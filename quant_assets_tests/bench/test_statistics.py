@@ -28,7 +28,7 @@ def test_percentiles_lie_inside_the_sample(values: list[float]) -> None:
     assert min(values) <= summary.p50 <= summary.p95 <= max(values)
 
 
-def test_the_interval_covers_a_true_difference_and_is_repeatable() -> None:
+def test_the_interval_covers_a_true_difference_and_is_reproducible() -> None:
     slow = [20.0, 20.4, 19.8, 20.2, 20.1, 19.9]
     fast = [10.0, 10.2, 9.9, 10.1, 10.0, 10.1]
     ratio = bootstrap_median_ratio(slow, fast)

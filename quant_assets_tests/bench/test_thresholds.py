@@ -48,7 +48,7 @@ def test_obedience_has_a_lower_limit_and_null_breaches_nothing(new_record: Any) 
     assert len(limits.breaches(new_record(obedience_pass_rate=0.49)[0])) == 1
 
 
-def test_the_shipped_file_is_valid_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+def test_the_shipped_file_is_valid_and_an_invalid_one_is_named(tmp_path: Path) -> None:
     shipped = load_thresholds(PROJECT_ROOT / "data" / "bench_thresholds.yaml")
     assert shipped.of("any", "q8_0").perplexity_ratio is not None
     path = tmp_path / "limits.yaml"

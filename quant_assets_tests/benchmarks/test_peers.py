@@ -1,4 +1,4 @@
-"""The comparison with llama.cpp's tools: whatever can be missing is missed before they are built."""
+"""The comparison with llama.cpp's tools: arguments and artifacts are checked before the build."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from quant_assets.settings import PROJECT_ROOT
 
 @pytest.fixture
 def peers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The script, whose folder is on the path as when it is run."""
+    """The script, imported with its folder on the path, as when it runs."""
     monkeypatch.syspath_prepend(str(PROJECT_ROOT / "benchmarks"))
     import peers as script
 
@@ -58,7 +58,7 @@ def test_arguments(peers: ModuleType) -> None:
 def script(
     peers: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[tuple[str, Any]]]:
-    """Runs the script on artifacts that are there or not; what it did, in order."""
+    """Runs the script with the given artifacts and returns its steps in order."""
 
     def run(*arguments: str, artifacts: tuple[str, ...]) -> list[tuple[str, Any]]:
         done: list[tuple[str, Any]] = []
@@ -107,7 +107,7 @@ def test_speed_is_compared_on_the_levels_alone(
     assert dict(done)["speed"] == {"Q4_K_M": Path("Q4_K_M")}
 
 
-def test_a_missing_artifact_is_missed_before_the_tools_are_built(
+def test_a_missing_artifact_is_reported_before_the_tools_are_built(
     script: Callable[..., list[tuple[str, Any]]],
 ) -> None:
     done = script("--levels", "Q4_K_M", artifacts=("Q4_K_M",))

@@ -1,1 +1,1 @@
-"""Tests of speed estimates."""
+"""Tests of `speed`."""

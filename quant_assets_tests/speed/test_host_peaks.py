@@ -1,4 +1,4 @@
-"""The peaks of this machine, measured by the real worker on small arrays."""
+"""This host's peaks, measured by the real worker on small arrays."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def test_peaks_are_measured_and_kept(tmp_path: Path):
     job = HostPeaksJob(threads=1, array_bytes=2**20, matrix_size=128, repetitions=2)
     peaks = measure_host_peaks(tmp_path / "results", 1, job=job, locks=tmp_path / "locks")
     assert peaks.threads == 1
-    # Any machine of this century is above these, and none is a thousand times faster.
+    # Every current machine exceeds the lower bounds, and none reaches the upper ones.
     assert 0.05 < peaks.triad_gb_s < 10_000
     assert 0.05 < peaks.read_gb_s < 10_000
     assert 0.05 < peaks.matmul_gflop_s < 100_000

@@ -1,4 +1,4 @@
-"""What a served copy holds, reads and computes, against arithmetic by hand."""
+"""Memory, traffic and operations of a served copy, against arithmetic by hand."""
 
 from pathlib import Path
 
@@ -40,7 +40,7 @@ KV_TOKEN = 2 * 2 * 2 * 16 * 2  # layers x (K, V) x heads x head size x bytes
 
 def test_a_decoding_step_reads_what_the_batch_shares_once_and_each_cache():
     (need,) = run_needs("m", SHAPE, F16, WEIGHTS, [(100, 20, 3)])
-    # The input embedding is looked up, not read; half of the generated tokens are there.
+    # The input embedding is looked up, not read; on average half of the tokens are generated.
     assert need.decode_bytes == 2 * (LINEAR + HEAD) + 3 * 110 * KV_TOKEN
     attention = 2 * 2 * 4 * (16 + 16) * 110
     assert need.decode_flops == 3 * (2 * (LINEAR + HEAD) + attention)
@@ -65,7 +65,7 @@ def test_a_sliding_window_limits_what_is_read():
     assert full.decode_bytes - less.decode_bytes == (100 - 40) * KV_TOKEN // 2
 
 
-def test_of_a_mixture_a_batch_touches_the_expected_share_of_experts():
+def test_a_batch_touches_the_expected_share_of_experts():
     mixture = SHAPE.model_copy(
         update={"n_experts": 8, "n_experts_used": 2, "n_linear_parameters": 1_000_000}
     )
@@ -78,7 +78,7 @@ def test_of_a_mixture_a_batch_touches_the_expected_share_of_experts():
     assert touched_linear_parameters(SHAPE, 1) == LINEAR
 
 
-def test_the_grid_is_capped_at_what_the_model_was_made_for():
+def test_the_grid_is_capped_at_the_models_context_length():
     grid = ServingGrid(contexts=(512, 2048, 4096), batches=(4, 1))
     points = [
         (need.context_tokens, need.batch_size)
@@ -87,7 +87,7 @@ def test_the_grid_is_capped_at_what_the_model_was_made_for():
     assert points == [(512, 1), (512, 4), (1000, 1), (1000, 4)]
 
 
-def test_the_grid_that_ships_is_valid_and_a_wrong_one_is_named(tmp_path: Path):
+def test_the_shipped_grid_is_valid_and_an_invalid_one_is_named(tmp_path: Path):
     assert 8192 in load_grid(PROJECT_ROOT / "data" / "serving_grid.yaml").contexts
     wrong = tmp_path / "grid.yaml"
     wrong.write_text("contexts: [many]\nbatches: [1]\n")

@@ -1,4 +1,4 @@
-"""The check that holds the speed model to its measured points."""
+"""The speed model is checked against its measured points."""
 
 import shutil
 from pathlib import Path
