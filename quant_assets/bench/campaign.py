@@ -1,7 +1,7 @@
-"""A benchmark campaign: which cells run, what is measured besides speed, and what is reused.
+"""A benchmark campaign: the variants of one model, or one endpoint, with quality and obedience.
 
-The matrix is the order of cells and the resumption; a campaign chooses its variants, finds their
-artifacts, and adds quality and obedience, which are measured once per variant.
+The matrix orders and resumes cells; a campaign chooses variants, finds their artifacts, and adds
+quality and obedience, which are measured once per variant.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -193,17 +193,17 @@ def bench_endpoint(
     """Benchmark a server at every batch size, and append a record for each.
 
     With `prompts_folder` its obedience is measured first. Raises `InputError` or `ResourceError`
-    for a server that does not answer as it should.
+    for a server that does not respond as expected.
     """
 
-    def report(step: str, done: int, total: int) -> None:
+    def forward(step: str, done: int, total: int) -> None:
         if session.on_event is not None:
             session.on_event(ProgressEvent(step=step, done=done, total=total, unit="runs"))
 
     obedience = _endpoint_obedience(endpoint, prompts_folder) if prompts_folder else None
     records = []
     for batch_size in settings.batch_sizes:
-        cell = run_endpoint_cell(endpoint, batch_size, settings, on_progress=report)
+        cell = run_endpoint_cell(endpoint, batch_size, settings, on_progress=forward)
         record = cell.record.with_quality(obedience=obedience)
         records.append(results.append(record, cell.samples))
     return records

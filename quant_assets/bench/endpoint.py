@@ -185,10 +185,10 @@ class Endpoint:
                 event = self._parsed(_EVENT, content)
                 if event.error is not None:
                     raise self._bad_response(f"It reports an error: {str(event.error)[:500]}")
-                pieces = event.choices or []
-                if any(piece.is_token for piece in pieces):
+                choices = event.choices or []
+                if any(choice.is_token for choice in choices):
                     arrivals.append(arrived)
-                ended |= any(piece.finish_reason is not None for piece in pieces)
+                ended |= any(choice.finish_reason is not None for choice in choices)
                 if event.usage is not None:
                     prompt_tokens = event.usage.prompt_tokens
         if not ended:
