@@ -1,4 +1,4 @@
-"""`quant-assets info` on a folder that a test makes."""
+"""`quant-assets info` on a small model folder."""
 
 import json
 from pathlib import Path
@@ -20,6 +20,6 @@ def test_a_source_folder(tmp_path: Path) -> None:
     assert "qwen3" in shown.stdout
 
 
-def test_no_model(tmp_path: Path) -> None:
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
     run = CliRunner().invoke(app, ["info", str(tmp_path)])
     assert run.exception is not None and getattr(run.exception, "exit_code", None) == 3

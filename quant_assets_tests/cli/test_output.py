@@ -1,4 +1,4 @@
-"""Nothing in data steers the terminal, is taken for markup, or changes its value on the way."""
+"""Data cannot control the terminal or act as markup, and its value survives."""
 
 import io
 import json
@@ -19,14 +19,14 @@ from quant_assets.escaping import json_text, markdown_text, terminal_line, termi
 from quant_assets.processes.protocol import LogEvent, ProgressEvent
 
 HOSTILE = "\x1b]0;owned\x07 \x9b31m \x7f \u202egnp.exe \r\x08 \ud800 [red]a:x:0[/red] :smile:"
-OBEYED = "\x1b\x07\x9b\x7f\u202e\r\x08\ud800"
+CONTROLS = "\x1b\x07\x9b\x7f\u202e\r\x08\ud800"
 
 
-def obeyed_in(text: str) -> list[str]:
-    return [sign for sign in OBEYED if sign in text]
+def controls_in(text: str) -> list[str]:
+    return [sign for sign in CONTROLS if sign in text]
 
 
-def test_controls_are_shown_and_the_rest_stays():
+def test_control_characters_are_escaped_and_other_text_is_unchanged():
     shown = terminal_text(HOSTILE)
     assert shown == (
         r"\x1b]0;owned\x07 \x9b31m \x7f \u202egnp.exe \r\x08 \ud800 [red]a:x:0[/red] :smile:"
@@ -45,15 +45,15 @@ def test_json_keeps_its_value(text: str):
 
 
 @given(st.text(st.characters(max_codepoint=0x2100)))
-def test_no_sequence_gets_through(text: str):
+def test_no_escape_sequence_gets_through(text: str):
     assert all(
         sign.isprintable() or sign in "\n\t" or sign > "\x9f" for sign in terminal_text(text)
     )
-    assert not obeyed_in(terminal_text(text))
+    assert not controls_in(terminal_text(text))
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_tables_show_data_as_it_is(terminal: bool):
+def test_tables_show_data_literally(terminal: bool):
     stream = io.StringIO()
     console = LiteralConsole(file=stream, force_terminal=terminal, no_color=True, width=200)
     table = Table(HOSTILE, title=HOSTILE)
@@ -62,11 +62,13 @@ def test_tables_show_data_as_it_is(terminal: bool):
     console.print(HOSTILE)
     shown = stream.getvalue()
     assert shown.count(terminal_text(HOSTILE)) == 4
-    assert not obeyed_in(shown.replace("\x1b[1m", "").replace("\x1b[3m", "").replace("\x1b[0m", ""))
+    assert not controls_in(
+        shown.replace("\x1b[1m", "").replace("\x1b[3m", "").replace("\x1b[0m", "")
+    )
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_messages_and_steps_of_workers(terminal: bool):
+def test_worker_messages_and_steps_are_escaped(terminal: bool):
     stream = io.StringIO()
     console = LiteralConsole(file=stream, force_terminal=terminal, color_system=None, width=200)
     with WorkerProgress(Verbosity.NORMAL, console) as progress:
@@ -78,7 +80,7 @@ def test_messages_and_steps_of_workers(terminal: bool):
     assert "\x1b]" not in shown and "\x07" not in shown
 
 
-def test_a_path_is_exact_in_a_pipe_and_visible_elsewhere(capfdbinary: pytest.CaptureFixture[bytes]):
+def test_a_path_is_exact_in_a_pipe_and_escaped_elsewhere(capfdbinary: pytest.CaptureFixture[bytes]):
     name = os.fsdecode(b"a\x1b[31m\xff.gguf")
     print_path(Path(name))
     print_line(f"report: {name}")
@@ -97,7 +99,7 @@ def test_a_path_is_exact_in_a_pipe_and_visible_elsewhere(capfdbinary: pytest.Cap
         (["estimate", "\x1b]0;owned\x07[red]:smile:"], 3),
     ],
 )
-def test_errors_quote_arguments_visibly(
+def test_errors_escape_the_arguments_they_quote(
     arguments: list[str],
     exit_code: int,
     monkeypatch: pytest.MonkeyPatch,
@@ -107,9 +109,9 @@ def test_errors_quote_arguments_visibly(
     with pytest.raises(SystemExit) as ended:
         command_line.main()
     assert ended.value.code == exit_code
-    said = capfd.readouterr().err
-    assert "\x1b" not in said and "\x07" not in said
-    assert r"\x1b]0;owned\x07" in said
+    message = capfd.readouterr().err
+    assert "\x1b" not in message and "\x07" not in message
+    assert r"\x1b]0;owned\x07" in message
 
 
 HOSTILE_TITLES = [
@@ -138,8 +140,8 @@ def test_numbers_stay_readable_in_markdown():
 
 
 @pytest.mark.parametrize("title", HOSTILE_TITLES)
-def test_markdown_shows_a_text_as_it_is(title: str):
-    """CommonMark gives the text back, and nothing but text."""
+def test_markdown_shows_text_literally(title: str):
+    """CommonMark renders the same text, and nothing but text."""
     parser = MarkdownIt("gfm-like", {"linkify": False})
     text = " ".join(title.split())
     (_, paragraph, _) = parser.parse(markdown_text(title))

@@ -1,4 +1,4 @@
-"""Worker events as a person reads them."""
+"""Worker events as they are shown to the user."""
 
 import io
 from itertools import count
@@ -27,7 +27,7 @@ MEMORY = MemoryEvent(rss_bytes=1_500_000_000, peak_rss_bytes=2_250_000_000)
 
 
 def test_percent_time_left_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = count(step=20)  # every look at the clock is 20 s after the one before
+    clock = count(step=20)  # each reading of the clock is 20 s after the last
     monkeypatch.setattr("time.monotonic", lambda: float(next(clock)))
     text = shown(Verbosity.NORMAL, [step(50), MEMORY, step(100), step(200)])
     assert "quantize: 50% (100 of 200 M parameters)" in text
@@ -36,12 +36,12 @@ def test_percent_time_left_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "quantize: done in" in text
 
 
-def test_time_left_counts_only_what_this_run_did(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_left_counts_only_the_work_of_this_run(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.monotonic", lambda: now)
     stream = io.StringIO()
     with WorkerProgress(Verbosity.NORMAL, Console(file=stream, width=200)) as progress:
-        progress.show(step(100))  # an earlier run did half
+        progress.show(step(100))  # an earlier run did the first half
         now = 30.0
         progress.show(step(150))
     assert "75% (150 of 200 M parameters), 30 s left" in stream.getvalue()
