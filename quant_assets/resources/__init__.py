@@ -1,1 +1,4 @@
-"""Dagster resources: the model backends, the stores, the warehouse and the source models."""
+"""Dagster resources and the running of its steps: backends, stores, dbt, executor, instance, failures.
+
+Whatever works without Dagster belongs in the packages below; assets and jobs in those above.
+"""

@@ -1,4 +1,4 @@
-"""What benchmarks and quality ask of a backend: one cell, one quality result, one set of answers."""
+"""The interface of model backends: measure a benchmark cell, quality, or obedience."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +22,8 @@ ResourceT = TypeVar("ResourceT")
 class ModelBackend(dg.ConfigurableResource[ResourceT]):
     """Software that runs models on this machine, in worker processes.
 
-    `threads`: null means all physical cores. `device`: a device other than `auto` takes precedence
-    over that of the benchmark settings.
+    `threads`: null means all physical cores. `device`: anything but `auto` overrides the device of
+    the benchmark settings.
     """
 
     threads: int | None = None
@@ -32,7 +32,7 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
     def measure(
         self, context: dg.AssetExecutionContext, subject: Subject, batch_size: int
     ) -> MeasuredCell:
-        """One benchmark cell, alone among the benchmarks of this machine."""
+        """Measure one benchmark cell; no other benchmark runs on this machine meanwhile."""
         with worker_session(context) as session:
             return run_cell(self._on_device(subject), batch_size, session=session)
 
@@ -45,7 +45,7 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
         store: QualityStore,
         windows: int,
     ) -> QualityResult:
-        """Perplexity and divergence from the baseline, measured unless the store has them."""
+        """Perplexity and divergence from the baseline; measured unless the store has them."""
         with worker_session(context) as session:
             return measure_quality(
                 self._on_device(subject),
@@ -63,7 +63,7 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
         prompts: Sequence[ObediencePrompt],
         results: Path,
     ) -> ObedienceResult:
-        """The answers to all instructions, judged; measured unless `results` has them."""
+        """The scored answers to all instructions; measured unless `results` has them."""
         with worker_session(context) as session:
             return measure_obedience(self._on_device(subject), prompts, results, session=session)
 

@@ -1,8 +1,9 @@
-"""The executor of all jobs: steps in one process, waiting for pools with patience and manners.
+"""The executor of all jobs: steps run in one process and wait for pools without spinning.
 
-Dagster's own in-process executor spins at full load while a pool is taken, and cannot be
-interrupted meanwhile. This one sleeps between its attempts, says what it waits for, ends runs whose
-process is gone, gives up after a limit, and heeds signals.
+Dagster's in-process executor busy-waits while a pool is taken and cannot be interrupted meanwhile.
+This one sleeps between attempts, logs what it waits for, ends runs whose process is gone, gives up
+after a limit, and handles signals. Dagster has no public interface for executors of this kind: the
+private names below are those that its own in-process executor uses.
 """
 
 import logging
@@ -12,19 +13,39 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import dagster as dg
+
+# The config schema of the in-process executor, so that run configs written for it stay valid.
 from dagster._core.definitions.executor_definition import IN_PROC_CONFIG
+
+# The job wrapper that `core_execute_in_process` takes.
 from dagster._core.definitions.job_base import InMemoryJob
-from dagster._core.errors import raise_execution_interrupts
-from dagster._core.events import DagsterEvent, EngineEventData, RunFailureReason
+
+# The event that names the executing process, and the reason that marks an interrupted run.
+from dagster._core.events import EngineEventData, RunFailureReason
+
+# The loop over a plan's events that finishes its run, whatever ends it.
 from dagster._core.execution.api import ExecuteRunWithPlanIterable
+
+# Types of what an executor and its loop are given.
 from dagster._core.execution.context.system import PlanExecutionContext, PlanOrchestrationContext
+
+# Sets up the run's resources and loggers around the loop.
 from dagster._core.execution.context_creation_job import PlanExecutionContextManager
+
+# `JobDefinition.execute_in_process` replaces the job's executor; the function behind it does not.
 from dagster._core.execution.execute_in_process import core_execute_in_process
+
+# Runs the steps of a plan, and takes the object that claims their pool slots.
 from dagster._core.execution.plan.execute_plan import inner_plan_execution_iterator
+
+# Dagster's claims of pool slots, which `PatientClaims` extends.
 from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
+
+# A type: the steps to execute.
 from dagster._core.execution.plan.plan import ExecutionPlan
+
+# The return type of an executor's `retries`.
 from dagster._core.execution.retries import RetryMode
-from dagster._core.executor.base import Executor
 
 from quant_assets.errors import ResourceError
 from quant_assets.host.locks import ANNOUNCED_AFTER_S, LONG_WAIT_S
@@ -43,12 +64,12 @@ def execute_here(
     run_config: Mapping[str, Any] | None = None,
     tags: Mapping[str, str] | None = None,
 ) -> dg.ExecuteInProcessResult:
-    """Execute a job in this process; a failure is in the result.
+    """Execute a job in this process; failures are reported in the result.
 
-    Raises `KeyboardInterrupt` when the process was told to end meanwhile.
+    Raises `KeyboardInterrupt` when the process was told to end during the job.
     """
     patient = job.as_ephemeral_job(resource_defs={}, input_values={}).with_executor_def(
-        # `JobDefinition.execute_in_process` insists on an executor that spins while it waits.
+        # `JobDefinition.execute_in_process` would use the executor that busy-waits.
         patient_in_process_executor
     )
     result = core_execute_in_process(
@@ -59,7 +80,7 @@ def execute_here(
         raise_on_error=False,
         run_tags={**(tags or {}), **process_tags(instance)},
     )
-    # Between steps Dagster takes note of a signal and forgets it.
+    # A signal that arrives between steps is noted by Dagster but has no effect.
     if received_signal() is not None or _was_interrupted(result):
         raise KeyboardInterrupt
     return result
@@ -71,29 +92,29 @@ def _was_interrupted(result: dg.ExecuteInProcessResult) -> bool:
 
 
 @dg.executor(name="in_process", config_schema=IN_PROC_CONFIG)
-def patient_in_process_executor(init_context: dg.InitExecutorContext) -> Executor:
-    """All steps in one process, one after the other; they are light, or start workers."""
+def patient_in_process_executor(init_context: dg.InitExecutorContext) -> dg.Executor:
+    """All steps in one process, one after the other; they are light or start workers."""
     retries = cast("Mapping[str, Mapping[Any, Any]]", init_context.executor_config["retries"])
     return PatientInProcessExecutor(RetryMode.from_config(retries) or RetryMode.ENABLED)
 
 
-class PatientInProcessExecutor(Executor):
-    """Dagster's in-process executor, with claims that wait as `PatientClaims` does."""
+class PatientInProcessExecutor(dg.Executor):
+    """Dagster's in-process executor, with pool slots claimed by `PatientClaims`."""
 
     def __init__(self, retries: RetryMode) -> None:
         self._retries = retries
 
     @property
     def retries(self) -> RetryMode:
-        """How failed steps are tried again."""
+        """How failed steps are retried."""
         return self._retries
 
     def execute(
         self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan
-    ) -> Iterator[DagsterEvent]:
-        """Execute the plan here; the run's tags then name this process."""
+    ) -> Iterator[dg.DagsterEvent]:
+        """Execute the plan in this process, and tag the run with the process."""
         plan_context.instance.add_run_tags(plan_context.run_id, process_tags(plan_context.instance))
-        yield DagsterEvent.engine_event(
+        yield dg.DagsterEvent.engine_event(
             plan_context,
             f"Executing steps in process (pid: {os.getpid()})",
             EngineEventData.in_process(os.getpid(), execution_plan.step_keys_to_execute),
@@ -116,13 +137,13 @@ class PatientInProcessExecutor(Executor):
 
 def _execute_steps(
     job_context: PlanExecutionContext, execution_plan: ExecutionPlan
-) -> Iterator[DagsterEvent]:
+) -> Iterator[dg.DagsterEvent]:
     with PatientClaims(job_context.instance, job_context.dagster_run) as claims:
         yield from inner_plan_execution_iterator(job_context, execution_plan, claims)
 
 
 class PatientClaims(InstanceConcurrencyContext):
-    """Claims of pool slots by the steps of one run."""
+    """Claims of pool slots by the steps of one run, with a limited and interruptible wait."""
 
     def __init__(
         self, instance: dg.DagsterInstance, dagster_run: dg.DagsterRun, limit_s: float = LONG_WAIT_S
@@ -135,10 +156,10 @@ class PatientClaims(InstanceConcurrencyContext):
         self._looked_at = 0.0
 
     def claim(self, concurrency_key: str, step_key: str, step_priority: int = 0) -> bool:
-        """Whether the step may start; where it may not, this took `ATTEMPT_EVERY_S` seconds.
+        """Whether the step may start; a failed attempt takes `ATTEMPT_EVERY_S` seconds.
 
-        Raises `ResourceError` when the pool was not free within the limit, and Dagster's interrupt
-        when the process was told to end.
+        Raises `ResourceError` when the pool did not become free within the limit, and Dagster's
+        interrupt when the process was told to end.
         """
         if super().claim(concurrency_key, step_key, step_priority):
             self._blocked_since, self._announced = None, False
@@ -147,7 +168,7 @@ class PatientClaims(InstanceConcurrencyContext):
         if self._blocked_since is None:
             self._blocked_since = now
         waited_s = now - self._blocked_since
-        with raise_execution_interrupts():
+        with dg.raise_execution_interrupts():
             if waited_s > self._limit_s:
                 raise ResourceError(
                     f"The pool {concurrency_key!r} was not free for {self._limit_s:.0f} s.",

@@ -1,4 +1,4 @@
-"""Resources that a run takes as they are: nobody who launches one chooses paths or programs."""
+"""Resources without run config: whoever launches a run cannot choose its paths or programs."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import dagster as dg
 
 
 def fixed(resource: dg.ConfigurableResource[Any]) -> dg.ResourceDefinition:
-    """`resource` without a config schema: a run config that names any of its fields is refused.
+    """`resource` without a config schema: a run config that sets any of its fields is rejected.
 
-    A run config comes from whoever reaches the webserver. In it, a folder to write to or the
-    program that stands for dbt would be theirs.
+    Anyone who reaches the webserver can send a run config. With a schema, they could choose the
+    folder to write to, or the program to run as dbt.
     """
     return dg.ResourceDefinition(
         resource_fn=lambda _: resource, config_schema={}, description=type(resource).__doc__

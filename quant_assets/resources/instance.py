@@ -19,12 +19,12 @@ _LOG = logging.getLogger(__name__)
 
 
 def dagster_environment(settings: Settings) -> dict[str, str]:
-    """Make DAGSTER_HOME and return the environment variables that Dagster's commands need.
+    """Create DAGSTER_HOME and return the environment variables that Dagster's commands need.
 
-    Nobody else of the machine can open it: it holds runs, their configs and all that they printed.
+    Only its owner can open the folder: it holds runs, their configs and their output.
     """
     settings.dagster_home.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(PermissionError):  # a folder that another user shares
+    with contextlib.suppress(PermissionError):  # the folder belongs to another user
         settings.dagster_home.chmod(0o700)
     configuration = (PROJECT_ROOT / "dagster.yaml").read_text(encoding="utf-8")
     write_text_atomically(settings.dagster_home / "dagster.yaml", configuration)
@@ -40,14 +40,14 @@ def dagster_environment(settings: Settings) -> dict[str, str]:
 def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """The instance that the UI shows, for runs started by a command.
 
-    Damaged files of its storage are set aside first. Raises `ResourceError` when the storage
+    Damaged files of its storage are renamed first. Raises `ResourceError` when the storage
     cannot be read or written: a full disk, a folder without write permission.
     """
     environment = dagster_environment(settings)
     for moved in set_damaged_storage_aside(settings.dagster_home):
         _LOG.warning(
-            "Dagster's storage was damaged. It begins anew, without the history of runs; artifacts, "
-            "records and the warehouse are not in it. The damaged file is now %s.",
+            "Dagster's storage was damaged and starts empty, without the history of runs. Artifacts, "
+            "records and the warehouse are not affected. The damaged file is now %s.",
             moved,
         )
     try:
@@ -56,14 +56,14 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     except DBAPIError as error:
         raise ResourceError(
             f"Dagster's storage in {settings.dagster_home} cannot be read or written.",
-            f"SQLite said: {error.orig}.",
+            f"SQLite reported: {error.orig}.",
             "Free some space or make the folder writable, then run the same command again; if it "
             "is damaged, delete the folder: only the history of runs is lost.",
         ) from error
 
 
 def set_damaged_storage_aside(dagster_home: Path) -> list[Path]:
-    """Rename the SQLite files under `dagster_home` that are damaged; their new names."""
+    """Rename the damaged SQLite files under `dagster_home`; returns their new paths."""
     moved = []
     for path in sorted(dagster_home.glob("**/*.db")):
         if not _is_damaged(path):
@@ -81,7 +81,7 @@ def _is_damaged(path: Path) -> bool:
         with contextlib.closing(sqlite3.connect(path, timeout=5)) as connection:
             (answer,) = connection.execute("pragma quick_check(1)").fetchone()
     except sqlite3.OperationalError:
-        return False  # in use, or not to be opened: that is not damage
+        return False  # in use or not readable, which is not damage
     except sqlite3.DatabaseError:
         return True
     return bool(answer != "ok")

@@ -21,7 +21,7 @@ class LlamaCpp(ModelBackend["LlamaCpp"]):
     """llama.cpp on this machine."""
 
     def probe(self) -> LlamaProbe:
-        """What llama.cpp finds on this machine; raises `EnvironmentNotReady` without the device."""
+        """llama.cpp's devices on this machine; raises `EnvironmentNotReady` without the wanted one."""
         return probe_llama_cpp(self.device)
 
     def quantize(
@@ -33,7 +33,7 @@ class LlamaCpp(ModelBackend["LlamaCpp"]):
         store: ArtifactStore,
         imatrix: ImportanceMatrixRecord | None,
     ) -> GgufArtifact:
-        """The artifact of a level, made unless the store has it."""
+        """The artifact of a level; quantized unless the store has it."""
         with worker_session(context) as session:
             return make_gguf_artifact(
                 model_name,
@@ -53,7 +53,7 @@ class LlamaCpp(ModelBackend["LlamaCpp"]):
         folder: Path,
         calibration: CalibrationText,
     ) -> ImportanceMatrixRecord:
-        """The importance matrix of a source, measured unless `folder` has it."""
+        """The importance matrix of a source; measured unless `folder` has it."""
         with worker_session(context) as session:
             return model_importance_matrix(
                 model_name,

@@ -1,10 +1,9 @@
-"""Which process executes a run, and what becomes of runs whose process is gone.
+"""The process that executes a run, and cleaning up runs whose process is gone.
 
-A process that is killed leaves its runs "started" and their pool slots claimed, and whoever comes
-next would wait for them for ever. So every executing process holds a lock file for as long as it
-lives, its runs name that file in their tags, and a run whose lock is free has no process any more:
-the system lets go of the lock at the process's end, whatever ends it, and does not hand it on to
-another process as it does with process ids.
+A killed process leaves its runs "started" and their pool slots claimed, and every later run would
+wait for these slots forever. So each executing process holds a lock file for as long as it lives,
+and its runs name that file in their tags. When the lock is free, the process is gone: the system
+releases a lock however its process ends, and unlike process ids, locks are not reused.
 """
 
 import os
@@ -16,7 +15,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import dagster as dg
+
+# The statuses that this version of Dagster counts as unfinished; there is no public list.
 from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+
+# The storage class with methods that reassign the slots of a pool; others have no public way.
 from dagster._core.storage.event_log.sql_event_log import SqlEventLogStorage
 
 from quant_assets.errors import ResourceError
@@ -27,7 +30,7 @@ PID_TAG = "quant_assets/pid"
 HOST_TAG = "quant_assets/host"
 BOOT_TAG = "quant_assets/boot"
 SETTLING_S = 60.0
-"""A run that ended this long ago is not about to free its slots any more."""
+"""A run that ended this long ago will not free its slots any more."""
 
 _FOLDER = "run_processes"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -36,7 +39,7 @@ _own: dict[Path, str] = {}
 
 
 def process_tags(instance: dg.DagsterInstance) -> dict[str, str]:
-    """The tags by which runs of this process are known; its lock file is held from now on.
+    """The tags that identify runs of this process; its lock file is held from now on.
 
     Raises `ResourceError` when the lock file cannot be written.
     """
@@ -54,10 +57,10 @@ def process_tags(instance: dg.DagsterInstance) -> dict[str, str]:
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
-    """End the unfinished runs whose process is gone, and free the pool slots of all such runs.
+    """End the unfinished runs whose process is gone, and free their pool slots.
 
-    Runs of processes that live, of other machines, and of processes that no tag names stay as they
-    are. Returns the runs that were ended.
+    Runs of live processes, of other machines, and without tags of a process are left alone.
+    Returns the runs that were ended.
     """
     ended = []
     gone: dict[str, bool] = {}
@@ -83,7 +86,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
 
 
 def slot_holder(instance: dg.DagsterInstance, pool: str) -> str:
-    """Who has the slot of a pool, for a person who waits for it."""
+    """The holder of a pool's slot, described for users who wait for it."""
     claimed = instance.event_log_storage.get_concurrency_info(pool).claimed_slots
     for run in filter(None, (instance.get_run_by_id(slot.run_id) for slot in claimed)):
         where = (
@@ -117,17 +120,17 @@ def _free_slots(instance: dg.DagsterInstance, gone: dict[str, bool]) -> None:
         if dead:
             storage.free_concurrency_slots_for_run(run_id)
     if isinstance(storage, SqlEventLogStorage):
-        # A process killed between giving its slot back and passing it on left it with nobody.
+        # A process killed between releasing a slot and reassigning it leaves the slot unassigned.
         storage.assign_pending_steps([pool for pool in pools if storage.has_unassigned_slots(pool)])
 
 
 def _process_is_gone(
     instance: dg.DagsterInstance, tags: Mapping[str, str], known: dict[str, bool]
 ) -> bool:
-    """Whether the process named by `tags` certainly does not live any more."""
+    """Whether the process named by `tags` is certainly gone."""
     name = tags.get(PROCESS_TAG)
     folder = Path(instance.root_directory) / _FOLDER
-    # A tag can be set by anyone who launches a run; it names a file of this folder or nothing.
+    # Anyone who launches a run can set its tags: only a plain name is taken as a file of `folder`.
     if name is None or not name.isalnum() or name == _own.get(folder):
         return False
     if name not in known:
@@ -136,7 +139,7 @@ def _process_is_gone(
 
 
 def _is_of_this_machine(tags: Mapping[str, str]) -> bool:
-    """Whether locks tell: containers of one kernel share its locks, whatever they are called."""
+    """Whether locks are conclusive: containers on one kernel share its locks under any host name."""
     same_boot = bool(_boot_id()) and tags.get(BOOT_TAG) == _boot_id()
     return same_boot or tags.get(HOST_TAG) == socket.gethostname()
 

@@ -1,4 +1,4 @@
-"""Where artifacts, results, source models and the warehouse are, as Dagster resources."""
+"""The data root as a Dagster resource: artifacts, results, source models and the warehouse."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from quant_assets.warehouse.rebuild import warehouse_of
 
 
 class DataRoot(dg.ConfigurableResource[Settings]):
-    """Everything that a run produces lies under `home`; `data` holds what ships."""
+    """`home` holds everything that runs produce, `data` the files shipped with the project."""
 
     home: str
     data: str
 
     @property
     def settings(self) -> Settings:
-        """The process's settings, with this root."""
+        """The settings of the process, with this root."""
         return Settings(home=Path(self.home), data=Path(self.data))
 
     @property
@@ -42,6 +42,6 @@ class DataRoot(dg.ConfigurableResource[Settings]):
         return warehouse_of(self.settings)
 
     def source(self, context: dg.AssetExecutionContext, model: ModelConfig) -> SourceModel:
-        """The model's floating-point source, fetched or dequantized once."""
+        """The model's floating-point source; fetched or dequantized at first use."""
         with worker_session(context) as session:
             return float_source(model.source, model.name, self.settings, session=session)

@@ -25,7 +25,7 @@ class Torch(ModelBackend["Torch"]):
     """torch with transformers and gptqmodel, in the worker environments."""
 
     def probe(self) -> TorchProbe:
-        """What torch finds on this machine; raises `EnvironmentNotReady` where it cannot work."""
+        """torch's devices on this machine; raises `EnvironmentNotReady` where it cannot run."""
         return probe_torch(self.device)
 
     def quantize(
@@ -38,7 +38,7 @@ class Torch(ModelBackend["Torch"]):
         store: ArtifactStore,
         settings: Settings,
     ) -> GroupwiseArtifact:
-        """The artifact of a quantization, made and gated unless the store has it."""
+        """The artifact of a quantization; quantized and gated unless the store has it."""
         with worker_session(context) as session:
             return make_groupwise_artifact(
                 GroupwiseSpec(model_name, source, quantization, calibration),

@@ -1,4 +1,4 @@
-"""Workers' logs and progress in Dagster's run log, through Dagster Pipes."""
+"""Logs and progress of workers in Dagster's run log, through Dagster Pipes."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,8 +14,8 @@ from quant_assets.processes.session import WorkerSession
 def worker_session(context: dg.AssetExecutionContext) -> Iterator[WorkerSession]:
     """Yield a session whose workers report to this step's log.
 
-    The Pipes session is opened when its variables are first read: a step that finds all its results made already
-    starts no worker, and Dagster would warn that none was heard of.
+    The Pipes session opens when its variables are first read: a step that reuses all its results
+    starts no worker, and Dagster would warn that no messages arrived.
     """
     with ExitStack() as stack:
 
@@ -33,14 +33,14 @@ def worker_session(context: dg.AssetExecutionContext) -> Iterator[WorkerSession]
 
 
 class _Variables(Mapping[str, str]):
-    """Variables that are asked for when its variables are first read."""
+    """Environment variables that are computed when first read."""
 
-    def __init__(self, ask: Callable[[], Mapping[str, str]]) -> None:
-        self._ask = ask
+    def __init__(self, compute: Callable[[], Mapping[str, str]]) -> None:
+        self._compute = compute
 
     @cached_property
     def _values(self) -> Mapping[str, str]:
-        return self._ask()
+        return self._compute()
 
     def __getitem__(self, name: str) -> str:
         return self._values[name]
@@ -53,10 +53,10 @@ class _Variables(Mapping[str, str]):
 
 
 class _LogContext:
-    """A step as a session sees it that only logs.
+    """A step's context without its asset, for a session that only logs.
 
-    A session that knows the step's asset makes Dagster insist on the asset's output, which there
-    is none of when some partitions of the run were skipped.
+    With the asset, Dagster would require its output, which is absent when partitions of the run
+    were skipped.
     """
 
     has_assets_def = False

@@ -1,1 +1,4 @@
-"""Dagster's UI on this machine alone: its webserver behind a check of who asks."""
+"""The UI: Dagster's webserver on this machine alone, behind an access check.
+
+What the UI shows is assembled in definitions; the command that starts it is in cli.
+"""

@@ -1,10 +1,10 @@
-"""Who may use the webserver: its own pages, and programs of the user who started it.
+"""Access to the webserver: its own pages, and programs of the user who started it.
 
-Dagster's webserver takes whatever reaches its port, and a browser carries requests of any web page
-there. Browsers say where a request comes from (`Origin`, `Sec-Fetch-Site`) and which name they
-looked up (`Host`; another one means that a foreign name was pointed at this machine). A page can
-forge none of the three. Older browsers leave some out; what they send without a check in advance
-(links, images, forms) is refused by its method or its content type.
+Dagster's webserver answers every request that reaches its port, and any web page can make a browser
+send requests there. Browsers report where a request comes from (`Origin`, `Sec-Fetch-Site`) and
+which name they resolved (`Host`; an unknown name means DNS rebinding). A page cannot forge these
+headers. Older browsers omit some; their requests without a CORS preflight (links, images, forms)
+are refused by method or content type.
 """
 
 import os
@@ -33,18 +33,18 @@ _RESPONSE_HEADERS = {
 
 
 class Refusal(NamedTuple):
-    """Why a request is not answered."""
+    """The response to a refused request."""
 
     status: HTTPStatus
     reason: str
 
 
 class AccessCheck:
-    """ASGI middleware that answers in place of the application what must not reach it.
+    """ASGI middleware that refuses requests which must not reach the application.
 
-    `hosts` are the names of this server with their ports, as a browser writes them into `Host`.
-    `is_page` tells pages, which links may lead to from anywhere, from everything else. With
-    `any_user`, other users of this machine are let in.
+    `hosts` are the names of this server with ports, as browsers write them into `Host`. `is_page`
+    identifies pages, which links from other sites may open. `any_user` admits other users of this
+    machine.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class AccessCheck:
         if len(hosts) != 1 or hosts[0] not in self._hosts:
             return Refusal(
                 HTTPStatus.FORBIDDEN,
-                f"This server answers to {', '.join(sorted(self._hosts))} alone. For another name, "
+                f"This server answers only to {', '.join(sorted(self._hosts))}. For another name, "
                 "set QUANT_ASSETS_UI_HOSTS, such as '[\"gpu-box:3000\"]'.",
             )
         own = {f"http://{hosts[0]}", f"https://{hosts[0]}"}
@@ -92,13 +92,13 @@ class AccessCheck:
         if not self._any_user and not _is_own_user(scope):
             return Refusal(
                 HTTPStatus.FORBIDDEN,
-                "This server is another user's. Its owner can let all users of this machine in by "
+                "This server is another user's. Its owner can admit all users of this machine with "
                 "QUANT_ASSETS_UI_ANY_USER=true.",
             )
-        return None if scope["type"] == "websocket" else _wrong_form(scope)
+        return None if scope["type"] == "websocket" else _form_refusal(scope)
 
     def _is_visit(self, scope: Scope) -> bool:
-        """Whether a link, wherever it stands, opens a page in a window of its own."""
+        """Whether this is a link, from any site, that opens a page of the UI in a window or tab."""
         headers = Headers(scope=scope)
         return (
             scope["type"] == "http"
@@ -109,14 +109,14 @@ class AccessCheck:
         )
 
 
-def _wrong_form(scope: Scope) -> Refusal | None:
-    """Why this method or content type is refused: a page could send it without being asked."""
+def _form_refusal(scope: Scope) -> Refusal | None:
+    """The refusal of methods and content types that a page can send without a CORS preflight."""
     headers = Headers(scope=scope)
     if scope["method"] in ("GET", "HEAD"):
-        # With a browser's Accept it is the editor of queries, which executes nothing by itself.
+        # A browser's Accept header gets the query editor, which executes nothing by itself.
         if scope["path"] == _GRAPHQL and "text/html" not in headers.get("accept", ""):
             return Refusal(
-                HTTPStatus.METHOD_NOT_ALLOWED, "GraphQL is taken by POST, as application/json."
+                HTTPStatus.METHOD_NOT_ALLOWED, "GraphQL needs POST with application/json."
             )
         return None
     if scope["method"] != "POST":
@@ -130,7 +130,7 @@ def _wrong_form(scope: Scope) -> Refusal | None:
 
 
 def _with_headers(send: Send) -> Send:
-    """`send` with headers that keep answers out of other pages, as frames or otherwise."""
+    """`send` with headers that keep other pages from reading or framing the responses."""
 
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -143,7 +143,7 @@ def _with_headers(send: Send) -> Send:
 
 
 def _is_own_user(scope: Scope) -> bool:
-    """Whether the connection is of this process's user, or of root; true where nothing tells."""
+    """Whether this process's user or root opened the connection; true where this is unknown."""
     if sys.platform != "linux":
         return True
     return connecting_user(scope["client"], scope["server"]) in (os.getuid(), _ROOT)
@@ -155,7 +155,7 @@ def connecting_user(client: tuple[str, int], server: tuple[str, int]) -> int | N
     for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]:
         # "number: local remote state queues timer retransmissions user ..."
         fields = line.split()
-        # The kernel forgets the user of a connection that its process has closed.
+        # Once its process has closed a connection, the kernel no longer knows the user.
         if fields[1:3] == ends and fields[3] == _ESTABLISHED:
             return int(fields[7])
     return None

@@ -1,4 +1,4 @@
-"""What Dagster's processes print: names and texts in their logs are shown, not obeyed."""
+"""Output of Dagster's processes: control characters in it are displayed, not executed."""
 
 import os
 import re
@@ -15,10 +15,11 @@ _COLOR = re.compile(r"\x1b\[[0-9;]*m")  # Dagster colors its log even in a pipe
 
 @contextmanager
 def visible_messages() -> Iterator[None]:
-    """Show on standard error, line by line, what this process and its children print meanwhile.
+    """Write the output of this process and its children to standard error, line by line.
 
-    Colors are left out, other control characters come out as visible escapes. Dagster's log has texts of listings, files and
-    servers in it, and its loggers cannot be replaced for runs that name none.
+    Colors are removed and other control characters become visible escapes. Dagster's log contains
+    text from listings, files and servers, and its loggers cannot be replaced for runs whose config
+    names none.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -27,8 +28,8 @@ def visible_messages() -> Iterator[None]:
     for descriptor in (1, 2):
         os.dup2(writer, descriptor)
     os.close(writer)
-    shower = threading.Thread(target=_show, args=(reader, errors), daemon=True)
-    shower.start()
+    printer = threading.Thread(target=_print_lines, args=(reader, errors), daemon=True)
+    printer.start()
     try:
         yield
     finally:
@@ -37,15 +38,15 @@ def visible_messages() -> Iterator[None]:
         os.dup2(output, 1)
         os.dup2(errors, 2)
         os.close(output)
-        # A child that is still there keeps the pipe open.
-        shower.join(_DRAIN_S)
+        # A child that is still running keeps the pipe open.
+        printer.join(_DRAIN_S)
 
 
-def _show(reader: int, errors: int) -> None:
+def _print_lines(reader: int, errors: int) -> None:
     with (
         open(reader, encoding="utf-8", errors="surrogateescape", newline="\n") as lines,
-        open(errors, "w", encoding="utf-8", newline="\n") as shown,
+        open(errors, "w", encoding="utf-8", newline="\n") as output,
     ):
         for line in lines:
-            shown.write(terminal_text(_COLOR.sub("", line)))
-            shown.flush()
+            output.write(terminal_text(_COLOR.sub("", line)))
+            output.flush()

@@ -1,7 +1,8 @@
 """The UI's processes: Dagster's webserver in this one, its code server and daemon as children.
 
-It does what `dagster dev` does, with the webserver behind `AccessCheck`. All of it listens on
-127.0.0.1, or on sockets in a folder that this user alone can open.
+It does what `dagster dev` does, with the webserver behind `AccessCheck`. Everything listens on
+127.0.0.1 or on sockets in a folder that only this user can open. Dagster has no public interface
+for embedding its webserver: the private names below are those that `dagster dev` uses.
 """
 
 import os
@@ -18,9 +19,17 @@ from typing import NoReturn
 import dagster as dg
 import uvicorn
 import yaml
+
+# Starts the code servers, and restarts them when the UI reloads a code location.
 from dagster._cli.proxy_server_manager import ProxyServerManager
+
+# The context that the webserver is built on, and the type of its requests.
 from dagster._core.workspace.context import BaseWorkspaceRequestContext, WorkspaceProcessContext
+
+# Names the workspace.yaml to load.
 from dagster._core.workspace.load_target import WorkspaceFileTarget
+
+# Writes the instance for the daemon's `--instance-ref`.
 from dagster_shared.serdes import serialize_value
 from dagster_webserver.version import __version__
 from dagster_webserver.webserver import DagsterWebserver
@@ -36,7 +45,7 @@ HOST = "127.0.0.1"
 _POLL_INTERVAL_MS = 2000
 _LOG_LEVEL = "warning"
 _END_LIMIT_S = 1
-"""Connections, and then the daemon, get this long to end by themselves."""
+"""Grace period for open connections, and then for the daemon."""
 
 
 class LocalWebserver(DagsterWebserver[WorkspaceProcessContext, BaseWorkspaceRequestContext]):
@@ -51,27 +60,27 @@ class LocalWebserver(DagsterWebserver[WorkspaceProcessContext, BaseWorkspaceRequ
         self._routes: list[BaseRoute] = self.build_routes()  # type: ignore[no-untyped-call]
 
     def build_middleware(self) -> list[Middleware]:
-        """Dagster's own, inside the check of who asks."""
+        """Dagster's middleware, inside the access check."""
         check = Middleware(
             AccessCheck, hosts=self._hosts, is_page=self._is_page, any_user=self._any_user
         )
         return [check, *super().build_middleware()]
 
     def _is_page(self, scope: Scope) -> bool:
-        """Whether the request is for the UI itself; its paths are what no endpoint takes."""
-        taking = (route for route in self._routes if _takes(route, scope))
-        route = next(taking, None)
+        """Whether the request is for the UI itself: any path that no endpoint matches."""
+        matching = (route for route in self._routes if _matches(route, scope))
+        route = next(matching, None)
         return isinstance(route, Route) and route.endpoint == self.index_html_endpoint
 
 
-def _takes(route: BaseRoute, scope: Scope) -> bool:
+def _matches(route: BaseRoute, scope: Scope) -> bool:
     return route.matches(scope)[0] is not Match.NONE
 
 
 def serve(settings: Settings, port: int) -> None:
     """Serve the UI until SIGINT, SIGTERM or the daemon's end; DAGSTER_HOME names the instance."""
     hosts = [f"{name}:{port}" for name in (HOST, "localhost", "[::1]")]
-    os.environ["DAGSTER_IS_DEV_CLI"] = "1"  # dbt's manifest is made anew where it is stale
+    os.environ["DAGSTER_IS_DEV_CLI"] = "1"  # dbt's manifest is rebuilt when stale
     with (
         _private_temporary_folder() as folder,
         dg.DagsterInstance.get() as instance,
@@ -104,7 +113,7 @@ def _listen(webserver: LocalWebserver, port: int, daemon: subprocess.Popen[bytes
             host=HOST,
             port=port,
             log_level=_LOG_LEVEL,
-            proxy_headers=False,  # `X-Forwarded-For` of whoever asks would hide who it is
+            proxy_headers=False,  # a forged `X-Forwarded-For` would hide the client's address
             server_header=False,
             timeout_graceful_shutdown=_END_LIMIT_S,
         )
@@ -122,7 +131,7 @@ def _listen(webserver: LocalWebserver, port: int, daemon: subprocess.Popen[bytes
 
 @contextmanager
 def _private_temporary_folder() -> Iterator[Path]:
-    """Temporary files and sockets of this process and its children go where nobody else looks."""
+    """A folder that only this user can open, for temporary files of this process and its children."""
     with tempfile.TemporaryDirectory(prefix="quant-assets-ui-") as name:
         os.environ["TMPDIR"] = tempfile.tempdir = name
         try:
