@@ -1,4 +1,4 @@
-"""How the suite is shared between two processes: tests that use one expensive set-up stay together."""
+"""Shared fixtures, and the split of the suite over two processes by expensive set-up."""
 
 import signal
 from typing import Any
@@ -12,18 +12,18 @@ from quant_assets_tests.marts_world import marts_home, marts_warehouse
 from quant_assets_tests.models.shipped_model import fixed_text, smollm2
 from quant_assets_tests.mutation import FUZZ_EXAMPLES
 
-# Fixtures that tests of several folders share; each is made once in a process.
+# Fixtures that tests of several folders share; each is created once per process.
 __all__ = [
     "fixed_text", "full_run", "installation", "marts_home", "marts_warehouse", "new_record",
     "q4_variant", "smollm2",
 ]  # fmt: skip
 
-# The same examples in every run of the suite; `make fuzz` looks for others.
+# Every run of the suite uses the same examples; `make fuzz` searches for new ones.
 settings.register_profile("suite", derandomize=not FUZZ_EXAMPLES, deadline=None)
 settings.load_profile("suite")
 
-# Files whose tests share fixtures that take many seconds to make. They come first, so that none of
-# them is left over for one process at the end.
+# Files whose tests share fixtures that take many seconds to create. They run first, so that none of
+# them keeps a single process busy at the end.
 SHARED_SETUPS = {
     "every model at every level": (
         "workers/gguf/test_parity.py", "workers/gguf/test_type_policy.py", "workers/gguf/test_importance_matrix.py",
@@ -49,7 +49,7 @@ def group_of(node_id: str) -> str:
 
 
 def pytest_configure() -> None:
-    """Let the commands under test meet signals as in a terminal, also in the background or under nohup.
+    """Let commands under test receive signals as in a terminal, even in the background or with nohup.
 
     Signals that are ignored here would be ignored in every child; handlers are not inherited.
     """

@@ -1,4 +1,4 @@
-"""An installation with a tiny model and a few listings: its files, and how its jobs are run."""
+"""An installation with two tiny models and a few listings, and fixtures that run its jobs."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ QUALITY = {"ops": {"tiny__variant_quality_results": {"config": {"windows": 1, "o
 
 
 class FirstState(NamedTuple):
-    """What files and tables held after every job had run once; tests that follow add to them."""
+    """Files and tables after every job ran once; later tests add to them."""
 
     records: list[BenchmarkRecord]
     benchmark_rows: list[tuple[Any, ...]]
@@ -57,7 +57,7 @@ class Installation(NamedTuple):
     first: FirstState | None = None
 
     def first_state(self) -> FirstState:
-        """Read what is there now."""
+        """The current content of files and tables."""
         with Warehouse(self.settings.warehouse).read() as connection:
             return FirstState(
                 records=list(ResultStore(self.settings.results).records()),

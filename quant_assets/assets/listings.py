@@ -93,8 +93,9 @@ def build_listings() -> list[dg.AssetsDefinition]:
         kinds={"csv"},
         pool=WAREHOUSE_POOL,
         description=(
-            "Offers as sellers wrote them, from the files of the drop folder. Files with unchanged "
-            "content are not parsed again."
+            "Offers as sellers wrote them, from the files of the drop folder and from live_listings, "
+            "if fetched. Those are optional: confirm where the UI warns that they are not "
+            "materialized. Files with unchanged content are not parsed again."
         ),
     )
     def raw_listings(data_root: DataRoot) -> dg.MaterializeResult[None]:

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ in the graph, where their worker environments have not been made."""
+"""GPTQ and AWQ in the graph without their worker environments."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from quant_assets.models.config import ModelConfig
 from quant_assets_tests.installation import Installation
 
 
-def test_the_failure_says_how_to_make_the_environment(
+def test_a_missing_environment_fails_with_the_command_that_creates_it(
     installation: Installation, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("quant_assets.processes.environments.PROJECT_ROOT", tmp_path)

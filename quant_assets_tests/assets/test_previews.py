@@ -1,4 +1,4 @@
-"""Previews of tables show what sellers wrote, letter by letter, and obey none of it."""
+"""Table previews show seller text literally, and never interpret it as Markdown or HTML."""
 
 import duckdb
 import pandas as pd
@@ -27,14 +27,14 @@ def cells_of(markdown: str) -> list[str]:
 
 
 @pytest.mark.parametrize("title", TITLES)
-def test_a_cell_is_its_text(title: str):
+def test_a_cell_shows_its_text_literally(title: str):
     one_line = " ".join(title.split())
     shown = one_line if len(one_line) <= 60 else one_line[:59] + "…"
     frame = pd.DataFrame({"a|b": [title], "price": [1299.5]})
     assert cells_of(preview_table(frame)) == ["a|b", "price", shown, "1300"]
 
 
-def test_a_title_cannot_end_its_table():
+def test_a_title_cannot_break_out_of_its_table():
     with duckdb.connect() as connection:
         connection.execute("create table t as select unnest($titles) as title", {"titles": TITLES})
         preview = table_metadata(connection, "t")["preview"].value

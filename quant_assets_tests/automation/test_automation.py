@@ -1,4 +1,4 @@
-"""Schedules and sensors, by evaluating them."""
+"""Schedules, sensors, automation conditions and freshness checks, evaluated directly."""
 
 import datetime
 import json
@@ -46,14 +46,14 @@ def test_new_changed_and_removed_files_are_noticed_once(installation: Installati
             keys.add(result.run_requests[0].run_key)
             cursor = result.cursor
             assert isinstance(evaluate(installation, cursor), dg.SkipReason)
-        assert len(keys) == 4, "each change is a run of its own"
+        assert len(keys) == 4, "one run per change"
         assert json.loads(cursor or "") == json.loads(first.cursor or "")
     finally:
         extra.unlink(missing_ok=True)
     assert (drop / "offers.csv").read_text() == LISTINGS
 
 
-def test_a_file_that_is_no_listing_is_ignored(installation: Installation):
+def test_files_other_than_listings_are_ignored(installation: Installation):
     cursor = evaluate(installation, None).cursor
     note = installation.settings.listings_drop_folder / "notes.txt"
     note.write_text("not a listing")
@@ -63,7 +63,7 @@ def test_a_file_that_is_no_listing_is_ignored(installation: Installation):
         note.unlink()
 
 
-def test_the_daily_schedule_asks_for_listings_and_marts(installation: Installation):
+def test_the_daily_schedule_requests_listings_and_marts(installation: Installation):
     schedule = installation.definitions.resolve_schedule_def("daily_listings")
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
     at = datetime.datetime(2026, 1, 2, 6, 0, tzinfo=datetime.UTC)
@@ -87,7 +87,7 @@ def test_a_new_model_is_fetched_and_quantized_once(installation: Installation):
     assert isinstance(evaluate(installation, result.cursor, "model_entries"), dg.SkipReason)
 
 
-def test_a_model_that_is_not_served_yet_asks_for_a_reload(installation: Installation):
+def test_a_listed_model_that_is_not_served_yet_requests_a_reload(installation: Installation):
     models = installation.settings.models_yaml
     content = models.read_text()
     try:
@@ -99,7 +99,9 @@ def test_a_model_that_is_not_served_yet_asks_for_a_reload(installation: Installa
         models.write_text(content)
 
 
-def test_the_weekly_schedule_asks_for_every_cell_a_run_a_variant(installation: Installation):
+def test_the_weekly_schedule_requests_every_cell_with_one_run_per_variant(
+    installation: Installation,
+):
     schedule = installation.definitions.resolve_schedule_def("weekly_benchmarks_tiny")
     assert schedule.default_status is dg.DefaultScheduleStatus.STOPPED
     at = datetime.datetime(2026, 1, 3, 2, 0, tzinfo=datetime.UTC)

@@ -1,4 +1,4 @@
-"""The whole graph, run by Dagster's own jobs on a tiny model."""
+"""The whole graph, run by its jobs on a tiny model."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def latest(installation: Installation, *key: str, partition: str) -> dict[str, o
     return {name: value.value for name, value in event.metadata.items()}
 
 
-def test_every_artifact_is_there_with_its_manifest(full_run: Installation):
+def test_every_artifact_exists_with_its_manifest(full_run: Installation):
     manifests = ArtifactStore(full_run.settings.artifacts).all()
     made = {(found.job.model_name, found.job.level) for found in manifests}
     assert made == {("tiny", "F16"), ("tiny", "Q8_0"), ("tiny", "Q4_0"), ("tiny-2", "F16")}
@@ -52,7 +52,7 @@ def test_every_artifact_is_there_with_its_manifest(full_run: Installation):
         assert metadata["bits per weight"] == by_level[level].bits_per_weight
 
 
-def test_a_finished_job_does_nothing_again(full_run: Installation):
+def test_a_finished_job_reuses_its_artifacts(full_run: Installation):
     store = ArtifactStore(full_run.settings.artifacts)
     before = {found.job_id: found.created_at for found in store.all()}
     result = full_run.run("tiny_artifacts", "F16", "Q4_0")
@@ -109,7 +109,7 @@ def test_a_missing_artifact_skips_its_cells_with_a_reason(full_run: Installation
         ("tiny_quality", "f16", "q4_K_M"),
     ],
 )
-def test_a_run_succeeds_with_what_it_measured_where_an_artifact_is_missing(
+def test_a_missing_artifact_does_not_fail_the_run_of_the_others(
     full_run: Installation, job: str, present: str, missing: str
 ):
     config = {"run_config": QUALITY} if job == "tiny_quality" else {}
@@ -136,7 +136,7 @@ def test_rows_are_conserved_and_quarantined_with_reasons(full_run: Installation)
     assert all(reason for _, reason in quarantined)
 
 
-def test_the_marts_answer_with_arithmetic_that_can_be_checked(full_run: Installation):
+def test_capacity_and_cost_in_the_marts_can_be_recomputed(full_run: Installation):
     capacity = query(
         full_run,
         "select gpu, capacity_7b, capacity_13b, capacity_70b from marts.listing_capacity "
@@ -226,7 +226,7 @@ def test_dbt_ends_with_a_killed_parent_and_the_next_run_builds_the_marts(full_ru
     )
     deadline = time.monotonic() + 120
     while True:
-        assert parent.poll() is None, "it ended before dbt was seen"
+        assert parent.poll() is None, "it ended before dbt started"
         assert time.monotonic() < deadline, "dbt did not start"
         started = below(parent.pid)
         lines = [command_line(process) for process in started]

@@ -1,7 +1,7 @@
 """A process that runs a job with a step in each pool, as `quant-assets demo` runs its jobs.
 
-`python -m quant_assets_tests.resources.pooled_run <seconds in the pool device> <in warehouse>`; it
-prints a line when a step has its slot, and `finished` at its end.
+`python -m quant_assets_tests.resources.pooled_run <seconds in device> <seconds in warehouse>`. It
+prints a line when a step gets its slot, and `finished` at the end.
 """
 
 import os
@@ -39,7 +39,7 @@ def pooled_job(device_s: float, warehouse_s: float) -> dg.JobDefinition:
 
 def _work(pool: str, step_s: float) -> None:
     child = subprocess.Popen(guarded(CHILD), start_new_session=True)
-    # The step's own standard output is in its compute log.
+    # Standard output of a step goes to its compute log.
     os.write(int(os.environ["REPORT_TO"]), f"{pool} {child.pid}\n".encode())
     try:
         time.sleep(step_s)

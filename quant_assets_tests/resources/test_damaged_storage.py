@@ -1,4 +1,4 @@
-"""Damage to Dagster's own storage costs its history, never a command."""
+"""Damage to Dagster's storage loses the history of runs but never fails a command."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from quant_assets_tests.resources.pooled_run import pooled_job
 
 
 @pytest.mark.parametrize("damage", ["garbled", "cut", "page"])
-def test_damaged_files_are_set_aside_and_the_instance_works(
+def test_damaged_files_are_renamed_and_the_instance_works(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ):
     settings = Settings(home=tmp_path)
@@ -39,7 +39,7 @@ def test_damaged_files_are_set_aside_and_the_instance_works(
     assert str(aside) in caplog.text
 
 
-def test_a_sound_storage_keeps_its_history(tmp_path: Path):
+def test_an_intact_storage_keeps_its_history(tmp_path: Path):
     settings = Settings(home=tmp_path)
     with dagster_instance(settings) as instance:
         run_id = instance.create_run_for_job(pooled_job(0, 0)).run_id
@@ -49,7 +49,7 @@ def test_a_sound_storage_keeps_its_history(tmp_path: Path):
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path):
-    """SQLite's own limit of pages stands for the disk's."""
+    """SQLite's page limit stands in for a full disk."""
     settings = Settings(home=tmp_path)
     with (
         pytest.raises(ResourceError, match="cannot be read or written") as raised,

@@ -1,4 +1,4 @@
-"""Dagster's own folder."""
+"""DAGSTER_HOME is private to its owner."""
 
 import stat
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs whose process was killed: the next start ends them, frees their slots, and finishes.
+"""Runs whose process was killed: the next start ends them, frees their slots, and completes.
 
 `KILLS` sets how many processes are killed (4 by default), `KILL_SEED` repeats a failure.
 """
@@ -33,7 +33,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 
 class Process:
-    """One process of `pooled_run`, and what it printed."""
+    """A process of `pooled_run` and the lines that it printed."""
 
     def __init__(self, home: Path, *seconds: float) -> None:
         self.process = subprocess.Popen(
@@ -67,7 +67,7 @@ class Process:
             return str(found())
 
     def end(self, number: signal.Signals) -> None:
-        """Send a signal; the process and all below it must be gone in time."""
+        """Send a signal and require that the process and its descendants end in time."""
         started = below(self.process.pid)
         self.process.send_signal(number)
         self.process.wait(timeout=PROMISED_S)
@@ -80,7 +80,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def test_after_every_kill_the_next_start_finishes(tmp_path: Path):
+def test_after_every_kill_the_next_start_completes(tmp_path: Path):
     seed = int(os.environ.get("KILL_SEED", random.SystemRandom().randrange(10**6)))
     print(f"KILL_SEED={seed}")
     chance = random.Random(seed)
@@ -89,7 +89,7 @@ def test_after_every_kill_the_next_start_finishes(tmp_path: Path):
     chance.shuffle(kills)
     for told, pool in itertools.islice(itertools.cycle(kills), KILLS):
         victim = Process(home, *((600, 0) if pool == "device" else (0, 600)))
-        # While the step runs, or anywhere on the way there.
+        # While the step runs, or at any point before it.
         victim.wait_for(pool if chance.random() < 0.75 else "started")
         time.sleep(chance.random() * 0.3)
         victim.end(told)
@@ -103,27 +103,27 @@ def test_after_every_kill_the_next_start_finishes(tmp_path: Path):
             assert not instance.event_log_storage.get_concurrency_info(key).claimed_slots
 
 
-def test_a_killed_run_says_why_and_the_living_one_is_left_alone(
+def test_a_killed_run_is_ended_with_its_reason_and_a_live_one_is_left_alone(
     instance: dg.DagsterInstance, tmp_path: Path
 ):
-    victim, living = (Process(tmp_path / "home", 600, 600) for _ in range(2))
-    for process in (victim, living):
+    victim, survivor = (Process(tmp_path / "home", 600, 600) for _ in range(2))
+    for process in (victim, survivor):
         process.wait_for("started")
-    # One of them has the slot; the other waits for it without a busy loop.
+    # One of them has the slot; the other waits for it without spinning.
     deadline = time.monotonic() + 60
-    while not (holders := [p for p in (victim, living) if p.lines[-1].startswith("device")]):
+    while not (holders := [p for p in (victim, survivor) if p.lines[-1].startswith("device")]):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     (holder,) = holders
-    waiting = living if holder is victim else victim
+    waiting = survivor if holder is victim else victim
     before = psutil.Process(waiting.process.pid).cpu_times()
     time.sleep(2)
     after = psutil.Process(waiting.process.pid).cpu_times()
     assert (after.user + after.system) - (before.user + before.system) < 1.0
-    assert not end_dead_runs(instance), "both live"
+    assert not end_dead_runs(instance), "both processes are alive"
     holder.process.kill()
     holder.process.wait()
-    # The waiting one finds out by itself, without a new start.
+    # The waiting process notices by itself; no new start is needed.
     waiting.wait_for("device", timeout_s=60)
     (dead,) = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
     messages = [entry.message for entry in instance.all_logs(dead.run_id)]
@@ -162,7 +162,7 @@ def test_the_slots_of_finished_and_deleted_runs_are_freed(instance: dg.DagsterIn
     run = instance.get_run_by_id(run_id)
     assert run is not None
     instance.report_run_canceled(run)
-    assert not end_dead_runs(instance), "it was finished already"
+    assert not end_dead_runs(instance), "the run has already finished"
     assert not storage.get_concurrency_info("device").claimed_slots
     run_id = _unfinished_run(instance)
     instance.run_storage.delete_run(run_id)
@@ -190,7 +190,7 @@ def test_waiting_for_a_pool_is_announced_and_ends_with_an_error(
     assert holder in caplog.text
 
 
-def test_a_run_in_this_process_goes_on(
+def test_a_run_in_this_process_is_not_ended(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ):
     with Path(os.devnull).open("wb") as nowhere:

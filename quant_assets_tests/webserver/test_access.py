@@ -1,4 +1,4 @@
-"""Who the webserver answers, over real sockets: requests as browsers and programs send them."""
+"""Access to the webserver over real sockets: requests as browsers and programs send them."""
 
 import http.client
 import os
@@ -26,7 +26,7 @@ HTML = {"Accept": "text/html"}
 
 
 class Served(NamedTuple):
-    """A server, and what reached the application behind the check."""
+    """A server, and the requests that reached the application behind the check."""
 
     port: int
     reached: list[str]
@@ -46,7 +46,7 @@ class Served(NamedTuple):
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    """Everything below the check answers 200 and is written down."""
+    """The application behind the check answers 200 to every request and records it."""
     reached: list[str] = []
 
     async def answer(request: Request) -> PlainTextResponse:
@@ -117,7 +117,7 @@ def test_own_pages_and_programs_are_answered(
 @pytest.mark.parametrize(
     ("status", "method", "path", "headers"),
     [
-        # DNS rebinding: a foreign name that was pointed at this machine
+        # DNS rebinding: a foreign name that resolves to this machine
         (403, "GET", "/runs", {"Host": "evil.example"}),
         (403, "POST", "/graphql", JSON | {"Host": "evil.example:PORT"}),
         (403, "POST", "/graphql", JSON | {"Host": "127.0.0.1"}),
@@ -133,13 +133,13 @@ def test_own_pages_and_programs_are_answered(
         (403, "GET", "/runs", {"Origin": "http://evil.example"}),
         (403, "POST", "/graphql", JSON | {"Sec-Fetch-Site": "cross-site"}),
         (403, "POST", "/graphql", JSON | {"Sec-Fetch-Site": "same-site"}),
-        # images, scripts, frames, forms and links to what is not a page
+        # images, scripts, frames, forms, and links to anything but pages
         (403, "GET", "/favicon.png", {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "image"}),
         (403, "GET", "/runs", {"Sec-Fetch-Site": "same-site", **VISIT, "Sec-Fetch-Dest": "iframe"}),
         (403, "POST", "/runs", JSON | VISIT | {"Sec-Fetch-Site": "cross-site"}),
         (403, "GET", "/graphql", HTML | VISIT | {"Sec-Fetch-Site": "cross-site"}),
         (403, "GET", "/logs/run/step.err", VISIT | {"Sec-Fetch-Site": "cross-site"}),
-        # what browsers without these headers send of their own accord
+        # requests that browsers without these headers send without a preflight
         (405, "GET", "/graphql?query=mutation%7Ba%7D", {}),
         (405, "HEAD", "/graphql?query=mutation%7Ba%7D", {}),
         (405, "GET", "/%67raphql?query=mutation%7Ba%7D", {"Accept": "*/*"}),
@@ -150,13 +150,13 @@ def test_own_pages_and_programs_are_answered(
         (415, "POST", "/graphql?query=mutation%7Ba%7D", {}),
         (415, "POST", "/report_asset_materialization/a", {"Content-Type": "text/plain"}),
         (415, "POST", "/report_asset_check/a", {}),
-        # questions in advance, and methods that nothing needs
+        # CORS preflights, and unused methods
         (405, "OPTIONS", "/graphql", {"Access-Control-Request-Method": "POST"}),
         (405, "PUT", "/graphql", JSON),
         (405, "DELETE", "/runs", JSON),
     ],
 )
-def test_nothing_of_other_pages_arrives(
+def test_requests_of_other_pages_are_refused(
     served: Served, status: int, method: str, path: str, headers: dict[str, str]
 ):
     before = len(served.reached)
@@ -179,9 +179,7 @@ def test_nothing_of_other_pages_arrives(
         ({"Origin": "http://127.0.0.1:PORT", "Sec-Fetch-Site": "cross-site"}, 403),
     ],
 )
-def test_websockets_are_opened_by_own_pages_alone(
-    served: Served, headers: dict[str, str], status: int
-):
+def test_only_own_pages_can_open_websockets(served: Served, headers: dict[str, str], status: int):
     before = len(served.reached)
     upgrade = {
         "Connection": "Upgrade",
@@ -193,8 +191,8 @@ def test_websockets_are_opened_by_own_pages_alone(
     assert len(served.reached) - before == (1 if status == 101 else 0)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells it on Linux alone")
-def test_the_kernel_says_who_connects():
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's /proc/net/tcp")
+def test_the_kernel_identifies_the_connecting_user():
     with (
         socket.create_server(("127.0.0.1", 0)) as listening,
         socket.create_connection(listening.getsockname()) as client,
@@ -214,7 +212,7 @@ def test_other_users_of_the_machine_are_refused(served: Served):
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
     os.seteuid(_NOBODY)
     try:
-        connection.connect()  # a socket belongs to whoever makes it
+        connection.connect()  # a socket belongs to the user who creates it
     finally:
         os.seteuid(0)
     connection.request("GET", "/runs")

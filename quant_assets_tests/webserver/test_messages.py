@@ -1,4 +1,4 @@
-"""What Dagster's processes print cannot steer the terminal."""
+"""Output of Dagster's processes cannot control the terminal."""
 
 import os
 import subprocess

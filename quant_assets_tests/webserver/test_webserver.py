@@ -113,7 +113,7 @@ def end_with_everything(process: subprocess.Popen[bytes], number: signal.Signals
 
 
 def test_the_ui_ends_with_everything_it_started(tmp_path: Path):
-    """Killed while it starts; the other test ends it in order."""
+    """Killed during startup; the `server` fixture covers an orderly end."""
     process = subprocess.Popen(
         [sys.executable, "-m", "quant_assets.cli.app", "ui", "--port", str(free_port())],
         cwd=PROJECT_ROOT,
@@ -148,17 +148,17 @@ def cells_measured(connection: duckdb.DuckDBPyConnection) -> Counter[tuple[str, 
 
 
 @pytest.mark.slow
-def test_a_backfill_over_graphql_is_one_run_a_variant(server: Server, full_run: Installation):
+def test_a_backfill_over_graphql_is_one_run_per_variant(server: Server, full_run: Installation):
     variants = ("f16", "q8_0-kv-hybrid")
-    asked = [(variant, size) for variant in variants for size in (1, 4, 8)]
+    requested = [(variant, size) for variant in variants for size in (1, 4, 8)]
     warehouse = Warehouse(full_run.settings.warehouse)
-    with warehouse.read() as reader:  # held open all the time
+    with warehouse.read() as reader:  # held open throughout
         before = cells_measured(reader)
         launched = server.query(
             LAUNCH,
             params={
                 "assetSelection": [{"path": ["tiny", "benchmark_results"]}],
-                "partitionNames": [str(cell(variant, size)) for variant, size in asked],
+                "partitionNames": [str(cell(variant, size)) for variant, size in requested],
             },
         )["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
@@ -169,11 +169,11 @@ def test_a_backfill_over_graphql_is_one_run_a_variant(server: Server, full_run: 
                 break
             assert time.monotonic() < deadline, backfill
             time.sleep(1)
-            assert cells_measured(reader) == before, "a reader sees one state of the file"
+            assert cells_measured(reader) == before, "an open reader keeps its snapshot"
     assert backfill["status"] == "COMPLETED_SUCCESS", backfill
     assert len(backfill["runs"]) == len(variants)
     with warehouse.read() as reader:
-        assert cells_measured(reader) - before == Counter(asked), "six new rows, one a cell"
+        assert cells_measured(reader) - before == Counter(requested), "six new rows, one per cell"
 
 
 @pytest.mark.slow
@@ -187,7 +187,7 @@ def test_a_backfill_over_graphql_is_one_run_a_variant(server: Server, full_run: 
         ("io_manager", ("base_dir",)),
     ],
 )
-def test_a_launch_names_no_folder_and_no_program(
+def test_a_launch_cannot_choose_folders_or_programs(
     server: Server, tmp_path: Path, resource: str, fields: tuple[str, ...]
 ):
     planted = tmp_path / "planted"
@@ -242,7 +242,7 @@ def test_a_foreign_page_launches_nothing(server: Server):
         ("/favicon.png", 403),
     ],
 )
-def test_links_lead_to_pages_alone(server: Server, path: str, status: int):
+def test_links_of_other_sites_open_only_pages(server: Server, path: str, status: int):
     visit = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
     answer = requests.get(
         server.url + path, headers=visit | {"Sec-Fetch-Dest": "document"}, timeout=60
