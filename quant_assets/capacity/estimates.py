@@ -1,4 +1,4 @@
-"""Estimate the memory of a model that is on disk, or of one that is known by its size alone."""
+"""Memory estimates for a model on disk, a published shape, or a mere number of parameters."""
 
 import re
 from collections.abc import Sequence
@@ -40,15 +40,15 @@ def parse_parameter_count(text: str) -> int:
     low, high = _PLAUSIBLE_PARAMETERS
     if not low <= count <= high:
         raise InputError(
-            f"{text!r} is no number of parameters.",
-            f"It is a number between {low:g} and {high:g}, with K, M, B or T.",
+            f"{text!r} is not a number of parameters.",
+            f"Expected a number between {low:g} and {high:g}, with K, M, B or T.",
             "Write 7B, 135M or 1.5B.",
         )
     return round(count)
 
 
 def estimate_of_size(n_parameters: int, level: str | None, serving: Serving) -> MemoryEstimate:
-    """The estimate for a model of `n_parameters`, shaped like the published one nearest in size."""
+    """The estimate for a model of `n_parameters`, shaped like the published model nearest in size."""
     reference = nearest_reference(n_parameters)
     shape = reference.shape
     scaled = shape.model_copy(
@@ -69,9 +69,9 @@ def estimate_of_model(
 ) -> MemoryEstimate:
     """The estimate for `model`: a local folder or GGUF file, a file in a package, a published name.
 
-    Without a level the weights count as they are stored. A GGUF level of weights that are still
-    floats is planned exactly, tensor by tensor, by llama.cpp's own policy in a worker. Raises
-    `InputError` for a model that is not there or an unknown level.
+    Without a level the weights count as stored. A GGUF level of float weights is planned exactly,
+    tensor by tensor, by llama.cpp's own policy in a worker. Raises `InputError` for a missing model
+    or an unknown level.
     """
     published = {name.casefold(): reference for name, reference in reference_models().items()}
     if (reference := published.get(model.strip().casefold())) is not None:
@@ -83,8 +83,8 @@ def estimate_of_model(
     elif not path.exists():
         raise InputError(
             f"There is no model at {model!r}.",
-            "It is neither a path nor a published shape; a model on the hub is not downloaded for "
-            "an estimate.",
+            "It is neither a path nor a published shape; models on the hub are not "
+            "downloaded for an estimate.",
             f"Use --params 7B, a local path, or one of {', '.join(reference_models())}.",
         )
     shape = inspect_model(path)
@@ -117,7 +117,7 @@ def _weights(path: Path, shape: ModelShape, level: str | None, settings: Setting
     return Weights(
         level=gguf_level.name,
         weights_bytes=sum(group.size_bytes for group in plan.groups),
-        basis=f"exact: every tensor as llama.cpp types it (a file of {plan.file_bytes:,} bytes)",
+        basis=f"exact: every tensor in the type llama.cpp assigns (a file of {plan.file_bytes:,} bytes)",
     )
 
 
@@ -127,10 +127,10 @@ def fits(
     gpu_names: Sequence[str] = (),
     reserve_gb: float = DEVICE_RESERVE_GB,
 ) -> list[GpuFit]:
-    """How the named GPUs hold `estimate`; without names, every GPU that holds at least one copy.
+    """How the named GPUs fit `estimate`; without names, every GPU that fits at least one copy.
 
-    A family's name means all its variants. The smallest memory comes first. Raises `InputError`
-    for a name that is unknown.
+    A family's name selects all its variants. Smallest memory first. Raises `InputError` for an
+    unknown name.
     """
     if gpu_names:
         gpus = [gpu for name in gpu_names for gpu in registry.variants(name)]

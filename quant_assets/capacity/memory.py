@@ -1,7 +1,7 @@
-"""What a served model takes: weights, KV cache, compute buffers; and which GPUs hold it.
+"""Memory of a served model: weights, KV cache, compute buffers; and the GPUs that hold it.
 
 KV cache and compute buffers follow llama.cpp's own allocation. All sizes are bytes; GB are 10^9
-bytes. A GPU's "GB" are in truth 2^30 bytes, so a fit that is found here has a margin of 7%.
+bytes. A GPU's nominal "GB" are 2^30 bytes, so every fit has a hidden margin of 7%.
 """
 
 from math import ceil
@@ -23,14 +23,14 @@ KV_CACHE_TYPES: Final = (
 """The cache types that llama.cpp's command line accepts (`kv_cache_types` in common/arg.cpp)."""
 
 MICRO_BATCH: Final = 512
-"""Tokens that llama.cpp computes at once (`n_ubatch`), its default."""
+"""Tokens per llama.cpp micro-batch (`n_ubatch`), its default."""
 
 MAX_CONTEXT: Final = 100_000_000
 MAX_BATCH: Final = 100_000
-"""Bounds against slips of the pen; no model comes near them."""
+"""Bounds that catch typos; no model comes near them."""
 
 DEVICE_RESERVE_GB: Final = 1.0
-"""Assumed for what this arithmetic does not see: driver context, kernels, allocator slack."""
+"""Assumed for memory outside this arithmetic: driver context, kernels, allocator slack."""
 
 _CELL_MULTIPLE = 256  # llama.cpp rounds the context of a sequence up to it (llama-context.cpp)
 _F16_BYTES = 2
@@ -64,7 +64,7 @@ class Serving(BaseModel):
 
 
 class Weights(BaseModel):
-    """Bytes of a model's weights at one level, and what the figure rests on."""
+    """Bytes of a model's weights at one level, and the basis of the figure."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,7 +74,7 @@ class Weights(BaseModel):
 
 
 class MemoryEstimate(BaseModel):
-    """Everything one served copy of a model takes, in bytes."""
+    """Memory of one served copy of a model, in bytes."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -93,7 +93,7 @@ class MemoryEstimate(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def bits_per_weight(self) -> float:
-        """Bits of weight data for each parameter."""
+        """Bits of weight data per parameter."""
         return 8 * self.weights_bytes / self.n_parameters
 
     @computed_field  # type: ignore[prop-decorator]
@@ -104,10 +104,10 @@ class MemoryEstimate(BaseModel):
 
 
 class GpuFit(BaseModel):
-    """How one GPU holds an estimate.
+    """How one GPU fits an estimate.
 
-    `copies` independent copies run on one card; `cards_for_one_copy` is how many cards one copy is
-    split over, by memory alone (None for a card whose memory the reserve takes up).
+    `copies` independent copies run on one card; `cards_for_one_copy` is the number of cards over
+    which one copy is split, by memory alone (None if the reserve takes up a card's memory).
     """
 
     model_config = ConfigDict(frozen=True)
@@ -143,14 +143,14 @@ def weights_at_level(shape: ModelShape, level: str) -> Weights:
     return Weights(
         level=name,
         weights_bytes=round(shape.n_parameters * bits / 8),
-        basis=f"{bits:.4f} bits per weight, as llama.cpp mixes on {reference.name}",
+        basis=f"{bits:.4f} bits per weight, as in llama.cpp's mixture on {reference.name}",
     )
 
 
 def estimate_memory(
     model: str, shape: ModelShape, weights: Weights, serving: Serving
 ) -> MemoryEstimate:
-    """Add KV cache and compute buffers to `weights`; raises `InputError` for a wrong cache type."""
+    """Add KV cache and compute buffers to `weights`; raises `InputError` for an unsupported cache type."""
     return MemoryEstimate(
         model=model,
         level=weights.level,
@@ -167,10 +167,10 @@ def estimate_memory(
 
 
 def kv_cache_bytes(shape: ModelShape, serving: Serving) -> int:
-    """Bytes of the KV cache: for every layer, sequence and cell a row of K and a row of V.
+    """Bytes of the KV cache: a row of K and a row of V per layer, sequence and cell.
 
     A row holds all KV heads (grouped-query attention shares them among query heads). A layer with
-    a sliding window keeps the window and one micro-batch (`llama_kv_cache_iswa`).
+    a sliding window keeps the window plus one micro-batch (`llama_kv_cache_iswa`).
     """
     if not serving.flash_attention and _kv_type(serving.kv_type_v).block_size > 1:
         raise InputError(
@@ -184,7 +184,7 @@ def kv_cache_bytes(shape: ModelShape, serving: Serving) -> int:
         sliding_cells = min(sliding_cells, ceil(kept / _CELL_MULTIPLE) * _CELL_MULTIPLE)
     total = 0
     for layer, kv_heads in enumerate(sorted(shape.kv_heads_by_layer, reverse=True)):
-        # Which ones slide does not matter: layers with attention have the same heads.
+        # The order does not matter: all layers with attention have the same heads.
         cells = sliding_cells if layer < shape.n_sliding_layers else serving.cells
         total += cells * kv_row_bytes(shape, serving, kv_heads)
     return total * serving.batch
@@ -198,10 +198,10 @@ def kv_row_bytes(shape: ModelShape, serving: Serving, kv_heads: int) -> int:
 
 
 def compute_buffer_bytes(shape: ModelShape, serving: Serving) -> int:
-    """Bytes of llama.cpp's compute buffer and of the logits that it keeps for each sequence.
+    """Bytes of llama.cpp's compute buffer and of the logits that it keeps per sequence.
 
     The buffer is reserved for the worst micro-batch of T tokens and reused along the graph, so the
-    largest stage counts (F32 activations; measured on graphs that llama.cpp reserves for Llama
+    largest stage determines it (F32 activations; measured on graphs that llama.cpp reserves for Llama
     shapes):
 
     - output: T x (vocabulary + 2 hidden)
@@ -226,7 +226,7 @@ def compute_buffer_bytes(shape: ModelShape, serving: Serving) -> int:
 def device_usable_gb(device_gb: float, *, unified: bool, reserve_gb: float) -> float:
     """GB of one device that models can use, never below 0.
 
-    `unified` is memory that a CPU shares, of which the system keeps its part instead of a reserve.
+    `unified` memory is shared with the CPU: the system keeps a share of it instead of a reserve.
     """
     if unified:
         small = device_gb <= _SMALL_UNIFIED_MEMORY_GB
@@ -235,12 +235,12 @@ def device_usable_gb(device_gb: float, *, unified: bool, reserve_gb: float) -> f
 
 
 def copies_on_device(usable_gb: float, needed_gb: float) -> int:
-    """How many times `needed_gb` goes into one device."""
+    """How many copies of `needed_gb` fit on one device."""
     return int(usable_gb // needed_gb)
 
 
 def fit(estimate: MemoryEstimate, gpu: Gpu, reserve_gb: float = DEVICE_RESERVE_GB) -> GpuFit:
-    """How `gpu` holds `estimate`; `reserve_gb` is kept free on every device."""
+    """How `gpu` fits `estimate`; `reserve_gb` stays free on every device."""
     usable_gb = device_usable_gb(
         gpu.vram_gb / gpu.devices, unified=gpu.form_factor == "soc", reserve_gb=reserve_gb
     )
@@ -259,7 +259,7 @@ def _kv_type(name: str) -> GgmlType:
     if name.strip().upper() not in KV_CACHE_TYPES:
         raise InputError(
             f"The KV cache cannot be of type {name!r}.",
-            "llama.cpp does not offer it.",
+            "llama.cpp does not support it.",
             f"Use one of {', '.join(kind.lower() for kind in KV_CACHE_TYPES)}.",
         )
     return ggml_type(name)
@@ -270,7 +270,7 @@ def _row_bytes(kv_type: str, kv_heads: int, head_dim: int) -> int:
     if head_dim % block.block_size:
         raise InputError(
             f"The KV cache of this model cannot be of type {kv_type}.",
-            f"Its heads of {head_dim} numbers are no multiple of the type's {block.block_size}.",
+            f"Its head size of {head_dim} is not a multiple of the type's block size, {block.block_size}.",
             "Use f16 for this model.",
         )
     return block.row_bytes(kv_heads * head_dim) if kv_heads and head_dim else 0

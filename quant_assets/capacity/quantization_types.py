@@ -1,4 +1,4 @@
-"""Every way to store weights that the project writes, with exact and nominal bits per weight."""
+"""Every quantization that the project writes, with exact and nominal bits per weight."""
 
 from functools import cache
 from typing import Final, Literal
@@ -29,21 +29,22 @@ _LEVEL_ADVICE: Final = {
     "IQ4_XS": "The smallest good 4-bit level; slower on CPUs.",
     "Q3_K_L": "The best Q3_K; when no 4-bit level fits.",
     "Q3_K_M": "When no 4-bit level fits and there is no importance matrix.",
-    "Q3_K_S": "The smallest level that needs no importance matrix and is of use.",
+    "Q3_K_S": "The smallest useful level without an importance matrix.",
     "IQ3_M": "Better than Q3_K_M at a smaller size; slower on CPUs.",
     "IQ3_XS": "About 3.3 bits, with an importance matrix.",
-    "Q2_K": "Large models only; expect a clear loss of quality.",
+    "Q2_K": "Large models only; expect a clear quality loss.",
     "Q2_K_S": "Large models only, with an importance matrix.",
     "IQ2_M": "The best level under 3 bits, with an importance matrix.",
 }
-"""Advice for levels that mix types; a level of one type takes its type's advice."""
+"""Advice for mixed levels; a level of a single type uses the advice for that type."""
 
 
 class QuantizationType(BaseModel):
-    """One way to store weights.
+    """One quantization: a tensor type, a GGUF level, or GPTQ or AWQ settings.
 
-    `exact_bits_per_weight` follows from the block layout; for a mixed level it is what llama.cpp's
-    mixture takes on the model `measured_on`. `nominal_bits_per_weight` is the figure people quote.
+    `exact_bits_per_weight` follows from the block layout; for a mixed level it is the average
+    of llama.cpp's mixture on the model `measured_on`. `nominal_bits_per_weight` is the figure
+    usually quoted.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,12 +58,12 @@ class QuantizationType(BaseModel):
 
     @property
     def compression_vs_f32(self) -> float:
-        """How many times smaller than F32, by exact bits."""
+        """Compression ratio against F32, by exact bits."""
         return F32_BITS / self.exact_bits_per_weight
 
     @property
     def compression_vs_f16(self) -> float:
-        """How many times smaller than F16, by exact bits."""
+        """Compression ratio against F16, by exact bits."""
         return F16_BITS / self.exact_bits_per_weight
 
     def size_gb(self, n_parameters: float) -> float:
@@ -70,13 +71,13 @@ class QuantizationType(BaseModel):
         return n_parameters * self.exact_bits_per_weight / 8 / 1e9
 
     def nominal_size_gb(self, n_parameters: float) -> float:
-        """The same by nominal bits, as sizes are commonly quoted."""
+        """Like `size_gb`, by nominal bits, as sizes are commonly quoted."""
         return n_parameters * self.nominal_bits_per_weight / 8 / 1e9
 
 
 @cache
 def quantization_types() -> tuple[QuantizationType, ...]:
-    """All of them: floats and GGUF tensor types, then GGUF levels, then GPTQ and AWQ."""
+    """All quantizations: floats and GGUF tensor types, then GGUF levels, then GPTQ and AWQ."""
     return (*_tensor_types(), *_levels(), *map(_group_type, GROUP_QUANTIZATIONS))
 
 
@@ -99,7 +100,7 @@ def _levels() -> list[QuantizationType]:
         if level.name in _FLOATS:
             continue
         bits = mixture_bits(level.name)
-        # A level that is called after a type takes that type for most tensors.
+        # A level named after a type uses that type for most tensors.
         base = GGML_TYPES.get(level.name)
         types.append(
             QuantizationType(
@@ -126,10 +127,10 @@ def _group_type(group: GroupQuantization) -> QuantizationType:
 
 
 def quantization_type(name: str, kind: Kind | None = None) -> QuantizationType:
-    """The way called `name`: a tensor type, a GGUF level, or such as `gptq-4bit-g128`.
+    """The quantization called `name`: a tensor type, a GGUF level, or `gptq-4bit-g128` and the like.
 
-    Some levels are called after a tensor type (`Q4_0`, `Q2_K`); without a `kind` the type is meant.
-    Raises `InputError` when there is none.
+    Some levels share the name of a tensor type (`Q4_0`, `Q2_K`); without a `kind` the type wins.
+    Raises `InputError` for an unknown name.
     """
     group = parse_group_quantization(name)
     if group is not None:

@@ -1,6 +1,6 @@
-"""Published model shapes, and the bits per weight that llama.cpp's mixtures take on them.
+"""Published model shapes, and the bits per weight of llama.cpp's mixtures on them.
 
-A mixed level (Q4_K_M, ...) gives different tensors different types, so its effective bits depend
+A mixed level (Q4_K_M, ...) gives tensors different types, so its effective bits depend
 on the model's shape. `data/gguf_mixtures.json` holds them for every shape of
 `data/reference_models.yaml`, as llama.cpp's own policy decides; `update_gguf_mixtures.py`
 regenerates it.
@@ -18,13 +18,13 @@ from quant_assets.models.inspection import ModelShape
 from quant_assets.settings import get_settings
 
 DEFAULT_REFERENCE: Final = "Llama 3 8B"
-"""The shape whose bits stand for a level where no model is named."""
+"""The shape whose bits represent a level where no model is given."""
 
 
 class ReferenceModel(BaseModel):
     """The shape of one published model of the Llama architecture.
 
-    `capacity_class` (`7b`, ...) marks the shape that stands for a size in capacity columns.
+    `capacity_class` (`7b`, ...) marks the shape that represents a size in capacity columns.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,7 +77,7 @@ class ReferenceModel(BaseModel):
 
     @property
     def shape(self) -> ModelShape:
-        """The same as a `ModelShape`."""
+        """The equivalent `ModelShape`."""
         matrices = {name: rows * length for name, (length, rows) in self.matrices().items()}
         return ModelShape(
             architecture="llama",
@@ -99,14 +99,14 @@ class ReferenceModel(BaseModel):
 
 @cache
 def reference_models() -> Mapping[str, ReferenceModel]:
-    """The published shapes by name, smallest first; raises `InputError` when the file is wrong."""
+    """The published shapes by name, smallest first; raises `InputError` for an invalid file."""
     file = get_settings().data / "reference_models.yaml"
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         models = TypeAdapter(list[ReferenceModel]).validate_python(content)
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise InputError(
-            f"The file {file} cannot be used.", f"{error}.", "Restore the file that ships."
+            f"The file {file} cannot be used.", f"{error}.", "Restore the original file."
         ) from error
     return {
         model.name: model for model in sorted(models, key=lambda model: model.shape.n_parameters)
@@ -114,7 +114,7 @@ def reference_models() -> Mapping[str, ReferenceModel]:
 
 
 def nearest_reference(n_parameters: float) -> ReferenceModel:
-    """The published shape whose number of parameters is nearest by ratio."""
+    """The published shape nearest in number of parameters, by ratio."""
     return min(
         reference_models().values(),
         key=lambda model: max(

@@ -1,8 +1,8 @@
 """Regenerate `data/gguf_mixtures.json`: `python -m quant_assets.capacity.update_gguf_mixtures`.
 
 For every reference model a GGUF without weights is written, and a worker runs llama.cpp's quantizer
-on it without quantizing: the types that it would give the tensors make up a level's bits per weight.
-Needed after an upgrade of llama.cpp and after a change of `data/reference_models.yaml`.
+as a dry run: the types that it would assign to the tensors give a level's bits per weight. Run it
+after an upgrade of llama.cpp and after a change of `data/reference_models.yaml`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The tensor types of GGUF files: how a block of weights is laid out, and so the exact bits.
+"""The tensor types of GGUF files: the block layout of each, and its exact bits per weight.
 
 Block sizes are those of llama.cpp's block structs (ggml/src/ggml-common.h); the numbers are those
 of `enum ggml_type` (ggml/include/ggml.h).
@@ -14,8 +14,8 @@ from quant_assets.errors import InputError
 class GgmlType(BaseModel):
     """One tensor type: `block_size` weights take `block_bytes` bytes.
 
-    `nominal_bits` is the figure that people quote, where it differs from the exact one.
-    `when_to_choose` is one line for a person.
+    `nominal_bits` is the figure usually quoted, where it differs from the exact one.
+    `when_to_choose` is one line of advice.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,10 +61,10 @@ GGML_TYPES: Final[dict[str, GgmlType]] = {
         _type("BF16", 30, (1, 2), 16.0, "Lossless for models trained in bfloat16."),
         _type("Q8_0", 8, (32, 34), 8.0, "Practically lossless, half of F16; good KV cache."),
         _type("Q6_K", 14, (256, 210), 6.5, "Near-lossless where Q8_0 is just too large."),
-        _type("Q5_K", 13, (256, 176), 5.5, "More quality than Q4_K where memory allows it."),
+        _type("Q5_K", 13, (256, 176), 5.5, "Better quality than Q4_K where memory allows it."),
         _type("Q5_1", 7, (32, 24), 6.0, "Rows that K-quants do not divide, asymmetric weights."),
         _type("Q5_0", 6, (32, 22), 5.5, "Rows that K-quants do not divide (multiples of 32)."),
-        _type("Q4_K", 12, (256, 144), 4.5, "The usual compromise of size and quality."),
+        _type("Q4_K", 12, (256, 144), 4.5, "The usual compromise between size and quality."),
         _type("Q4_1", 3, (32, 20), 5.0, "Asymmetric weights in rows that are multiples of 32."),
         _type("Q4_0", 2, (32, 18), 4.5, "Fastest 4-bit kernels on CPUs; coarser than Q4_K."),
         _type("IQ4_NL", 20, (32, 18), 4.5, "Better than Q4_0 at its size, slower on CPUs."),
@@ -72,11 +72,13 @@ GGML_TYPES: Final[dict[str, GgmlType]] = {
         _type("Q3_K", 11, (256, 110), 3.4, "When 4 bits do not fit and there is no imatrix."),
         _type("IQ3_S", 21, (256, 110), 3.4, "Better than Q3_K at its size, slower on CPUs."),
         _type("IQ3_XXS", 18, (256, 98), 3.1, "About 3 bits, with an importance matrix."),
-        _type("Q2_K", 10, (256, 84), 2.6, "Smallest K-quant; expect a clear loss of quality."),
+        _type("Q2_K", 10, (256, 84), 2.6, "Smallest K-quant; expect a clear quality loss."),
         _type("IQ2_S", 22, (256, 82), 2.5, "About 2.5 bits, with an importance matrix."),
         _type("IQ2_XS", 17, (256, 74), 2.3, "Very large models only, with an importance matrix."),
         _type("IQ2_XXS", 16, (256, 66), 2.1, "Very large models only, with an importance matrix."),
-        _type("IQ1_M", 29, (256, 56), 1.75, "A last resort that still speaks, large models only."),
+        _type(
+            "IQ1_M", 29, (256, 56), 1.75, "A last resort that stays coherent, large models only."
+        ),
         _type("IQ1_S", 19, (256, 50), 1.6, "A last resort, for very large models only."),
         _type("TQ2_0", 35, (256, 66), 2.0, "Models trained with ternary weights only, faster."),
         _type("TQ1_0", 34, (256, 54), 1.7, "Models trained with ternary weights only, smaller."),
@@ -97,13 +99,13 @@ GGML_TYPES: Final[dict[str, GgmlType]] = {
 WEIGHT_TYPES: Final[tuple[GgmlType, ...]] = tuple(
     entry for entry in GGML_TYPES.values() if entry.when_to_choose not in (_INTERNAL, _METADATA)
 )
-"""The types that weights can have, in the order in which a person would consider them."""
+"""The types that weights can have, in the order in which to consider them."""
 
 _BY_NUMBER: Final = {entry.number: entry for entry in GGML_TYPES.values()}
 
 
 def ggml_type(name: str) -> GgmlType:
-    """The type called `name`, in any case; raises `InputError` when there is none."""
+    """The type called `name`, in any case; raises `InputError` for an unknown one."""
     found = GGML_TYPES.get(name.strip().upper())
     if found is None:
         raise InputError(

@@ -1,8 +1,8 @@
 """The header of a GGUF file: its key-values and tensor descriptions, without the tensors' data.
 
 The layout is that of the GGUF specification (ggml/docs/gguf.md), versions 2 and 3, little-endian.
-Long arrays (vocabularies) are skipped, so that a header of 128,000 tokens is read in well under a
-second. What ggml's own reader refuses or aborts on is refused here first.
+Long arrays (vocabularies) are skipped, so that a header with 128,000 tokens is read in well under a
+second. Everything that ggml's own reader refuses or aborts on is refused here first.
 """
 
 import mmap
@@ -20,11 +20,11 @@ Value = Scalar | tuple[Scalar, ...]
 
 MAGIC: Final = b"GGUF"
 MAX_ARRAY_KEPT: Final = 4096
-"""Longer arrays are skipped: they are vocabularies, of which only the length is of interest."""
+"""Longer arrays are skipped: they are vocabularies, whose length alone matters."""
 MAX_KEYS: Final = 10_000
 """Published files have fewer than 200 keys."""
 MAX_TENSORS: Final = 200_000
-"""The largest models have 70,000 matrices, with every expert stored on its own."""
+"""The largest models have 70,000 matrices, with every expert stored separately."""
 MAX_STRINGS: Final = 4_000_000
 """Strings in all arrays; the largest vocabularies have 262,144 tokens and 600,000 merges."""
 MAX_TEXT_BYTES: Final = 4_000_000
@@ -81,13 +81,13 @@ class GgufHeader:
 
     @property
     def n_parts(self) -> int:
-        """In how many files the model lies."""
+        """Number of files that the model is split into."""
         parts = self.values.get("split.count", 1)
         return parts if isinstance(parts, int) else 1
 
 
 class _Cursor:
-    """Reads little-endian values out of a buffer; `struct.error` past its end."""
+    """Reads little-endian values from a buffer; raises `struct.error` past its end."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
@@ -114,7 +114,7 @@ class _Cursor:
         self.skip(length)
         self._texts_bytes += length
         if length > MAX_TEXT_BYTES or self._texts_bytes > MAX_TEXTS_BYTES:
-            raise ValueError(f"a text of {length} bytes is longer than any model needs")
+            raise ValueError(f"a string of {length} bytes is longer than any model needs")
         return self._data[start : self.position]
 
     def text(self) -> str:
@@ -136,7 +136,7 @@ class _Cursor:
 
 
 def require_gguf(path: Path) -> None:
-    """Raise `InputError` unless `path` begins like a GGUF file of a version that is read here."""
+    """Raise `InputError` unless `path` starts like a GGUF file of a supported version."""
     if not path.is_file():
         raise InputError(
             f"The file {path} cannot be read.",
@@ -158,7 +158,7 @@ def require_gguf(path: Path) -> None:
         raise InputError(
             f"The file {path} is GGUF version {swapped if big_endian else version}"
             f"{', big-endian' if big_endian else ''}.",
-            "Versions 2 and 3, little-endian, are read.",
+            "Versions 2 and 3, little-endian, are supported.",
             "Convert the file with a current llama.cpp first.",
         )
 
@@ -198,7 +198,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
 
 
 def require_single_file(header: GgufHeader, path: Path) -> None:
-    """Raise `InputError` where the file is one part of a model in several."""
+    """Raise `InputError` where the file is one part of a split model."""
     if header.n_parts > 1:
         raise InputError(
             f"The file {path} is one of {header.n_parts} parts of a model.",
@@ -208,9 +208,13 @@ def require_single_file(header: GgufHeader, path: Path) -> None:
 
 
 def require_tensors(header: GgufHeader, path: Path) -> None:
-    """Raise `InputError` where the file holds a vocabulary alone."""
+    """Raise `InputError` where the file holds only a vocabulary."""
     if not header.tensors:
-        raise InputError(f"{path} holds no tensors.", "It is a vocabulary.", "Give a model.")
+        raise InputError(
+            f"{path} holds no tensors.",
+            "It holds only a vocabulary.",
+            "Give the file of a whole model.",
+        )
 
 
 def _read(cursor: _Cursor) -> GgufHeader:
@@ -253,7 +257,7 @@ def _read(cursor: _Cursor) -> GgufHeader:
         tensors[tensor.name] = tensor
     data_start = -(-cursor.position // alignment) * alignment
     if data_start + expected > _MAX_EXTENT:
-        raise ValueError("its tensors have more bytes than a file can have")
+        raise ValueError("its tensors exceed the largest possible file")
     return GgufHeader(values, lengths, tuple(tensors.values()), data_start)
 
 
@@ -299,8 +303,8 @@ def _tensor(cursor: _Cursor) -> HeaderTensor:
         raise ValueError(f"the tensor {name!r} has the shape {list(shape)}")
     if shape[0] % tensor_type.block_size:
         raise ValueError(
-            f"the tensor {name!r} has rows of {shape[0]} numbers, which blocks of "
-            f"{tensor_type.block_size} ({tensor_type.name}) do not divide"
+            f"the tensor {name!r} has rows of {shape[0]} numbers, not a multiple of the "
+            f"{tensor_type.block_size} in a block of {tensor_type.name}"
         )
     n_bytes = tensor_type.row_bytes(shape[0]) * prod(shape[1:])
     return HeaderTensor(name, shape, tensor_type.name, offset, n_bytes)

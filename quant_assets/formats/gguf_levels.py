@@ -11,8 +11,8 @@ from quant_assets.errors import InputError
 class GgufLevel(BaseModel):
     """One level of llama.cpp's `llama-quantize`.
 
-    `ftype` is the value of `enum llama_ftype` (llama.h). `needs_imatrix` says that llama.cpp
-    refuses the level without an importance matrix.
+    `ftype` is the value of `enum llama_ftype` (llama.h). llama.cpp refuses a level
+    with `needs_imatrix` without an importance matrix.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,7 +67,7 @@ _MAX_SUGGESTIONS = 3
 def parse_level(text: str) -> GgufLevel:
     """The level that `text` names, in any case and with `-` or `_`.
 
-    Raises `InputError`, naming the nearest levels, when there is none.
+    Raises `InputError`, naming the nearest levels, for an unknown one.
     """
     name = text.strip().upper().replace("-", "_")
     level = _BY_NAME.get(_ALIASES.get(name, name))

@@ -2,7 +2,7 @@
 
 Layouts: GPTQ (`qweight`, `qzeros`, `scales`, `g_idx`) and AWQ's GEMM format (the same without
 `g_idx`). Scales are FP16; weights and zero points are packed into 32-bit integers. `g_idx` holds
-one 32-bit group index for each input of a matrix; GPTQ files carry it with and without act-order.
+one 32-bit group index per input of a matrix; GPTQ files carry it with and without act-order.
 """
 
 import re
@@ -14,10 +14,10 @@ from quant_assets.errors import InputError
 from quant_assets.formats.artifact_formats import GroupwiseFormat
 
 PACKED_PARTS: Final = ("qweight", "qzeros", "scales", "g_idx")
-"""Suffixes of the tensors that stand for one matrix."""
+"""Suffixes of the tensors that together store one matrix."""
 
 PER_CHANNEL: Final = -1
-"""The group size that means: one group for a whole row."""
+"""The group size for one group per whole row."""
 
 GPTQ_BITS: Final = (2, 3, 4, 8)
 AWQ_BITS: Final = (4,)
@@ -43,19 +43,19 @@ class GroupQuantization(BaseModel):
 
     @property
     def name(self) -> str:
-        """Such as `gptq-4bit-g128`."""
+        """The name, such as `gptq-4bit-g128`."""
         group = "channel" if self.group_size == PER_CHANNEL else f"g{self.group_size}"
         return f"{self.method}-{self.bits}bit-{group}"
 
     @property
     def when_to_choose(self) -> str:
-        """One line for a person."""
+        """One line of advice."""
         if self.method == "awq":
             return "4-bit serving on GPUs (vLLM and others); robust with little calibration."
         return {
-            2: "Research; expect a clear loss of quality.",
+            2: "Research; expect a clear quality loss.",
             3: "When 4 bits do not fit; check the quality.",
-            4: "4-bit serving on GPUs; calibrate on text like your own.",
+            4: "4-bit serving on GPUs; calibrate on text from your own domain.",
             8: "Practically lossless serving on GPUs without FP8.",
         }[self.bits]
 
@@ -64,7 +64,7 @@ class GroupQuantization(BaseModel):
     ) -> float:
         """Exact bits of one weight of an `in_features` x `out_features` matrix.
 
-        The weight, its share of its group's scale and zero point, and for GPTQ of the group index.
+        Counts the weight, its share of its group's scale and zero point, and GPTQ's group index.
         """
         group = in_features if self.group_size == PER_CHANNEL else self.group_size
         index_bits = _INDEX_BITS / out_features if self.method == "gptq" else 0.0
@@ -72,9 +72,9 @@ class GroupQuantization(BaseModel):
 
 
 def parse_group_quantization(text: str) -> GroupQuantization | None:
-    """What a name such as `gptq-4bit-g128`, `awq-4bit` or `gptq:8:g64` means, or None.
+    """Parse a name such as `gptq-4bit-g128`, `awq-4bit` or `gptq:8:g64`; None for any other name.
 
-    Raises `InputError` for bits or a group size that the method does not have.
+    Raises `InputError` for bits or a group size that the method does not support.
     """
     match = _NAME.match(text.strip().casefold())
     if match is None:
@@ -86,14 +86,14 @@ def parse_group_quantization(text: str) -> GroupQuantization | None:
 
 
 def group_quantization(method: GroupwiseFormat, bits: int, group_size: int) -> GroupQuantization:
-    """A quantization that exists; raises `InputError` for bits or groups that `method` has not."""
+    """A checked quantization; raises `InputError` for unsupported bits or group sizes."""
     allowed = GPTQ_BITS if method == "gptq" else AWQ_BITS
     quantization = GroupQuantization(method=method, bits=bits, group_size=group_size)
     if bits not in allowed or group_size not in GROUP_SIZES:
         raise InputError(
             f"There is no quantization {quantization.name!r}.",
-            f"{method.upper()} has {' or '.join(map(str, allowed))} bits and groups of "
-            f"{', '.join(str(size) for size in GROUP_SIZES if size > 0)} weights or of a row.",
+            f"{method.upper()} supports {' or '.join(map(str, allowed))} bits and groups of "
+            f"{', '.join(str(size) for size in GROUP_SIZES if size > 0)} weights or a whole row.",
             f"Use a name such as {method}-4bit-g128.",
         )
     return quantization

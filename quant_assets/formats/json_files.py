@@ -1,7 +1,7 @@
-"""JSON that others wrote: read with limits, so that a hostile file is an error and nothing worse.
+"""JSON from untrusted sources, read with limits: a hostile file raises an error, nothing worse.
 
-Refused are files that are too large or hold too many values (memory), nesting that exhausts the
-stack, names that occur twice (readers differ on which one counts), and text that is not Unicode.
+Refused: files that are too large or hold too many values (memory), nesting that exhausts the
+stack, duplicate names (readers differ on which one counts), and invalid Unicode.
 """
 
 import json
@@ -26,8 +26,8 @@ _ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 def read_json_object(path: Path, *, next_step: str = "Fetch the file again.") -> dict[str, Any]:
     """The object in the JSON file `path`; raises `InputError` for anything else.
 
-    `Infinity` and `NaN` are read as floats, because configurations of published models hold them;
-    whoever reads a number checks it.
+    `Infinity` and `NaN` are read as floats, because configurations of published models contain them;
+    callers check the numbers that they use.
     """
     content = read_json(path, next_step=next_step)
     if not isinstance(content, dict):
@@ -40,7 +40,7 @@ def read_json_object(path: Path, *, next_step: str = "Fetch the file again.") ->
 
 
 def read_json(path: Path, *, next_step: str = "Fetch the file again.") -> Any:
-    """What the JSON file `path` holds; raises `InputError` when it cannot be read within limits."""
+    """The content of the JSON file `path`; raises `InputError` beyond the limits or for damage."""
     try:
         if not path.is_file():
             raise ValueError("it is missing or is not a regular file")
@@ -53,7 +53,7 @@ def read_json(path: Path, *, next_step: str = "Fetch the file again.") -> Any:
 
 
 def parse_json_object(data: bytes, *, allow_constants: bool = True) -> dict[str, Any]:
-    """The object that `data` spells; raises `ValueError`, in words, for anything else.
+    """The JSON object in `data`; raises `ValueError` with a readable reason for anything else.
 
     See `parse_json`.
     """
@@ -64,7 +64,7 @@ def parse_json_object(data: bytes, *, allow_constants: bool = True) -> dict[str,
 
 
 def parse_json(data: bytes, *, allow_constants: bool = True) -> Any:
-    """What `data` spells; raises `ValueError`, in words, when it exceeds a limit.
+    """The JSON value in `data`; raises `ValueError` with a readable reason beyond a limit.
 
     Without `allow_constants`, `NaN` and `Infinity` are refused.
     """
@@ -122,4 +122,6 @@ def _check_text(strings: Iterable[str]) -> None:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError("it holds half of a surrogate pair, which is not text") from error
+            raise ValueError(
+                "it holds half of a surrogate pair, which is invalid Unicode"
+            ) from error

@@ -1,8 +1,8 @@
 """Safetensors: the header of a file, the index over several, and the weight files of a folder.
 
-Everything that reads a model's weights, in this process or in a worker, asks here which files hold
-them and where each tensor lies. A file is refused unless its tensors fill its data exactly, without
-gaps or overlaps, as the format's own library demands.
+The only place that decides which files hold a model's weights and where each tensor lies, for this
+process and for the workers. A file is refused unless its tensors fill its data exactly, without
+gaps or overlaps, as the format's own library requires.
 """
 
 import json
@@ -24,13 +24,13 @@ BITS_OF_DTYPE: Final = {
     "BF16": 16, "I16": 16, "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
     "F8_E5M2FNUZ": 8, "I8": 8, "U8": 8, "BOOL": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
 }  # fmt: skip
-"""Bits of one number of every type that safetensors files hold."""
+"""Bits per number of every type in safetensors files."""
 
-_MAX_EXTENT: Final = 2**63 - 1  # every reader counts numbers and bytes in 64 bits
+_MAX_EXTENT: Final = 2**63 - 1  # readers count numbers and bytes in 64 bits
 _LENGTH_BYTES: Final = 8
 _HEADER_MULTIPLE: Final = 8  # the format's own library aligns the data to it
 _MAX_DIMS: Final = 64  # the limit of torch
-_MAX_NAME_BYTES: Final = 255  # the limit of all usual file systems
+_MAX_NAME_BYTES: Final = 255  # the limit of all common file systems
 _NUMBERED_SHARD: Final = re.compile(
     r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.safetensors$"
 )
@@ -99,7 +99,7 @@ def read_safetensors_header(path: Path) -> SafetensorsHeader:
         ) from error
     metadata = content.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(x, str) for x in metadata.values()):
-        raise _damaged(path, "Its metadata are not texts.")
+        raise _damaged(path, "Its metadata values are not strings.")
     header = SafetensorsHeader(
         {name: _tensor(path, name, entry) for name, entry in content.items()},
         _LENGTH_BYTES + n_header,
@@ -119,7 +119,7 @@ def _tensor(path: Path, name: str, entry: Any) -> StoredTensor:
         or not _are_extents(offsets)
         or len(offsets) != 2
     ):
-        raise _damaged(path, f"It does not describe the tensor {name[:200]!r} properly.")
+        raise _damaged(path, f"Its entry for the tensor {name[:200]!r} is invalid.")
     begin, end = offsets
     n_elements = prod(shape)
     expected, odd_bits = divmod(n_elements * BITS_OF_DTYPE[dtype], 8)
@@ -163,7 +163,7 @@ def _damaged(path: Path, why: str) -> InputError:
 
 
 def shard_index(folder: Path) -> dict[str, str] | None:
-    """Which file of `folder` holds each tensor, as its index says; None for a folder without one.
+    """The file that holds each tensor, from the index of `folder`; None without an index.
 
     Raises `InputError` for a damaged index and for one that names anything but plain file names:
     a path could lead out of the folder, and another suffix to a file that is not safetensors.
@@ -175,13 +175,13 @@ def shard_index(folder: Path) -> dict[str, str] | None:
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(
             f"The index {path} has no weight_map.",
-            "It says which tensor lies in which shard.",
+            "It maps each tensor to the shard that holds it.",
             "Fetch the file again.",
         )
     for tensor, name in weight_map.items():
         if not isinstance(name, str) or not is_plain_name(name) or not name.endswith(SUFFIX):
             raise InputError(
-                f"The index {path} does not name a safetensors file of its folder.",
+                f"The index {path} does not name a safetensors file in its folder.",
                 f"For the tensor {tensor[:200]!r} it names {str(name)[:200]!r}.",
                 "Do not use this model, or fetch it again from its publisher.",
             )
@@ -214,7 +214,7 @@ def encode_header(tensors: Iterable[StoredTensor]) -> bytes:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` can be that of a file in its folder: no separator, step up or control."""
+    """Whether `name` can be that of a file in its folder: no separator, parent step or control character."""
     return (
         name not in ("", ".", "..")
         and name.isprintable()
@@ -226,9 +226,9 @@ def is_plain_name(name: str) -> bool:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that hold the model's weights, sorted by name.
 
-    An index names them; without one it is `model.safetensors`, else the numbered series, else all
-    there are: a repository may carry a second copy in another layout. Raises `InputError` when
-    files are missing, or lead to places outside the folder.
+    An index names them; without one it is `model.safetensors`, else the numbered series, else every
+    file: a repository may carry a second copy in another layout. Raises `InputError` when
+    files are missing or lead out of the folder.
     """
     index = shard_index(folder)
     if index is not None:
@@ -245,7 +245,7 @@ def weight_files(folder: Path) -> list[Path]:
     if missing:
         raise InputError(
             f"{len(missing)} of {len(names)} shards of the model in {folder} are missing.",
-            f"There is no {', no '.join(missing[:20])}.",
+            f"Missing: {', '.join(missing[:20])}.",
             "Fetch the missing files into the folder.",
         )
     return [require_own_file(folder / name, folder) for name in names]
@@ -265,11 +265,11 @@ def _unindexed(found: list[str]) -> list[str]:
 
 
 def require_own_file(path: Path, folder: Path) -> Path:
-    """`path`, where it is a file that belongs to the model in `folder`.
+    """Return `path` if it is a file that belongs to the model in `folder`.
 
     A link may lead to another file of the folder, to the blobs of the hub's cache that the folder
-    is part of, or into a folder of `QUANT_ASSETS_MODEL_ROOTS`. Raises `InputError` for others: a
-    model from elsewhere must not make a file of this machine part of an artifact.
+    is part of, or into a folder of `QUANT_ASSETS_MODEL_ROOTS`. Raises `InputError` otherwise: a
+    downloaded model must not make a file of this machine part of an artifact.
     """
     try:
         target, root = path.resolve(strict=True), folder.resolve(strict=True)
@@ -287,7 +287,7 @@ def require_own_file(path: Path, folder: Path) -> Path:
     raise InputError(
         f"The file {path} is a link that leads out of the model's folder.",
         f"It leads to {target}.",
-        "Replace it by the file itself, or name the target's folder in QUANT_ASSETS_MODEL_ROOTS "
+        "Replace it with the file itself, or name the target's folder in QUANT_ASSETS_MODEL_ROOTS "
         '(a JSON list, such as ["/models"]).',
     )
 
@@ -296,7 +296,7 @@ def tensors_of_folder(folder: Path) -> Mapping[str, tuple[Path, StoredTensor]]:
     """Every tensor of the model with the file that holds it, in the order of files and headers.
 
     Raises `InputError` for files that are missing or damaged, that lack a tensor which the index
-    puts there, or that hold one of the same name.
+    assigns to them, or that hold a tensor of the same name.
     """
     expected: dict[str, set[str]] = {}
     for name, file in (shard_index(folder) or {}).items():
@@ -307,7 +307,7 @@ def tensors_of_folder(folder: Path) -> Mapping[str, tuple[Path, StoredTensor]]:
         absent = sorted(expected.get(path.name, set()) - tensors.keys())
         if absent:
             raise InputError(
-                f"The shard {path.name} lacks {len(absent)} tensors that the index puts there.",
+                f"The shard {path.name} lacks {len(absent)} tensors that the index assigns to it.",
                 f"The first is {absent[0][:200]!r}.",
                 _FETCH_AGAIN,
             )
@@ -316,7 +316,7 @@ def tensors_of_folder(folder: Path) -> Mapping[str, tuple[Path, StoredTensor]]:
                 raise InputError(
                     f"Two files in {folder} hold the tensor {name[:200]!r}.",
                     f"They are {found[name][0].name} and {path.name}.",
-                    "Keep the files of one copy of the model alone.",
+                    "Keep the files of only one copy of the model.",
                 )
             found[name] = (path, tensor)
     return found

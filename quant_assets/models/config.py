@@ -1,4 +1,4 @@
-"""The YAML list of models the graph is built from."""
+"""The YAML list of models from which the graph is built."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -13,12 +13,12 @@ ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,80}$")]
 
 
 class ModelConfig(BaseModel):
-    """One source model and the artifacts made of it.
+    """One source model and the artifacts made from it.
 
     `source` is a hub id (`owner/name` or `owner/name@revision`), a folder with safetensors, a GGUF
     file, or `package:<distribution>/<file>` for a GGUF file inside an installed Python package.
-    `gguf_levels` are the levels of the GGUF artifacts, `F16` first by convention: it is the
-    baseline that the others are compared with. With `importance_matrix` the quantized levels are
+    `gguf_levels` are the levels of the GGUF artifacts; `F16` comes first by convention, as the
+    baseline of all comparisons. With `importance_matrix` the quantized levels are
     weighted by one, measured on the default calibration text; some levels need it.
     """
 
@@ -35,7 +35,7 @@ class ModelConfig(BaseModel):
         return tuple(parse_level(level).name for level in levels)
 
     @model_validator(mode="after")
-    def _levels_have_what_they_need(self) -> Self:
+    def _imatrix_where_needed(self) -> Self:
         needing = [level for level in self.gguf_levels if parse_level(level).needs_imatrix]
         if needing and not self.importance_matrix:
             raise ValueError(f"{', '.join(needing)} need `importance_matrix: true`")
@@ -64,12 +64,12 @@ class ModelList(BaseModel):
 
 
 def load_models(path: Path) -> tuple[ModelConfig, ...]:
-    """Read and validate the model list; raise `InputError` naming the file when it is wrong."""
+    """Read and validate the model list; raise `InputError` naming an invalid file."""
     try:
         return ModelList.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).models
     except (OSError, yaml.YAMLError, ValidationError, InputError) as error:
         raise InputError(
             f"The model list {path} cannot be used.",
             str(error),
-            "Correct the file; `data/models.yaml` in the project shows the form.",
+            "Correct the file; see `data/models.yaml` in the project for the format.",
         ) from error

@@ -1,7 +1,7 @@
-"""`config.json` of a Hugging Face folder, and the limits of the counts in it and in GGUF headers.
+"""`config.json` of a Hugging Face folder, and limits for the counts in it and in GGUF headers.
 
-Memory is taken in proportion to these counts long before a weight is read, so that a file of some
-kilobytes could take all there is.
+Memory is allocated in proportion to these counts before any weight is read, so that a hostile file
+of a few kilobytes could exhaust it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -24,7 +24,7 @@ MAX_WIDTH: Final = 2**24
 MAX_VOCABULARY: Final = 2**26
 """Published vocabularies have at most 1 M tokens."""
 MAX_CONTEXT_LENGTH: Final = 2**32
-"""Published models take at most 10 M tokens; some name 2**31 - 1 for a window without an end."""
+"""Published models take at most 10 M tokens; some give 2**31 - 1 for an unlimited window."""
 
 LIMITS: Final[Mapping[str, int]] = {
     **dict.fromkeys(
@@ -59,12 +59,12 @@ LIMITS: Final[Mapping[str, int]] = {
         MAX_CONTEXT_LENGTH,
     ),
 }  # fmt: skip
-"""The largest value of every count that is read, by its name in config.json or, without the
-architecture, in a GGUF header."""
+"""The largest accepted value of every count, by its name in config.json or, without the
+architecture prefix, in a GGUF header."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of the folder's config.json, whose counts keep the limits.
+    """The content of the folder's config.json, with its counts within the limits.
 
     Raises `InputError` when the file is missing, damaged, or leads out of the folder.
     """
@@ -92,7 +92,7 @@ def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The config and the configs inside it: those of the parts of a multimodal model."""
+    """The config and its nested configs: those of the parts of a multimodal model."""
     waiting = [config]
     while waiting:
         part = waiting.pop()
@@ -101,31 +101,31 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def check_limit(value: object, limit: int, name: str, path: Path) -> None:
-    """Raise `InputError` for a number beyond `limit`, alone or in a list."""
+    """Raise `InputError` for a number, or an item of a list, beyond `limit`."""
     values = value if isinstance(value, list | tuple) else [value]
     for number in values:
-        # `not` instead of `>`: it also catches what is not a number (NaN).
+        # `not <=` also catches NaN, unlike `>`.
         if isinstance(number, int | float) and not number <= limit:
             raise InputError(
-                f"The model at {path} describes an impossible shape.",
+                f"The model at {path} declares an impossible shape.",
                 f"Its {name} is {short(number)}; no model has more than {limit:,}.",
-                "Check that the file is the one that the model was published with.",
+                "Check that the file is the one the model was published with.",
             )
 
 
 def short(value: object) -> str:
-    """A value out of a file as an error message shows it."""
+    """A value from a file, shortened for an error message."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
 
 
 def count(value: object, name: str, path: Path) -> int:
-    """`value` as a count, of a list the largest; raises `InputError` for anything else."""
+    """`value` as a count (the largest of a list); raises `InputError` for anything else."""
     values = value if isinstance(value, list | tuple) else (value,)
     if not values or not all(type(number) is int and number >= 0 for number in values):
         raise InputError(
-            f"The model at {path} describes an impossible shape.",
+            f"The model at {path} declares an impossible shape.",
             f"Its {name} is {short(value)}, which is not a count.",
-            "Check that the file is the one that the model was published with.",
+            "Check that the file is the one the model was published with.",
         )
     return int(max(values))

@@ -1,4 +1,4 @@
-"""What a model's files are, by content: SHA-256 per file, remembered while a file is unchanged."""
+"""Identity of a model by content: SHA-256 per file, cached while a file is unchanged."""
 
 import hashlib
 import json
@@ -36,13 +36,13 @@ def sha256_of(path: Path) -> str:
 
 
 class HashCache:
-    """Remembers SHA-256 by path, size, inode and time of change, so that a file is read once."""
+    """Caches SHA-256 by path, size, inode and modification time, so that a file is read once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def sha256(self, file: Path) -> str:
-        """SHA-256 of `file`, from memory when the file is unchanged; kept where possible."""
+        """SHA-256 of `file`, from the cache if unchanged; cached where the disk allows."""
         status = file.stat()
         key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
         known = self._load()
@@ -51,10 +51,10 @@ class HashCache:
         digest = sha256_of(file)
         lock = self._path.with_name(f"{self._path.name}.lock")
         try:
-            with exclusive_lock(lock, "the remembered hashes of files"):
+            with exclusive_lock(lock, "the cache of file hashes"):
                 remember(self._path, json.dumps({**self._load(), key: digest}, indent=0))
         except ResourceError as error:
-            _LOG.debug("The hash of %s is not kept: %s", file, error)
+            _LOG.debug("The hash of %s is not cached: %s", file, error)
         return digest
 
     def _load(self) -> dict[str, str]:
@@ -63,13 +63,13 @@ class HashCache:
         try:
             return read_json_object(self._path)
         except InputError:
-            return {}  # it is a cache
+            return {}  # a damaged cache is rebuilt
 
 
 def model_files(folder: Path) -> list[Path]:
-    """The files of a Hugging Face folder that make the model, sorted by path.
+    """The files that make up the model in a Hugging Face folder, sorted by path.
 
-    Whatever reads the model sees these alone. Raises `InputError` for one that leads out of the
+    Every reader of the model sees only these. Raises `InputError` for one that leads out of the
     folder.
     """
     found = {file for pattern in MODEL_FILE_PATTERNS for file in folder.glob(pattern)}
@@ -81,7 +81,7 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def identity_of(files: Iterable[Path], folder: Path, cache: HashCache) -> str:
-    """One SHA-256 over the contents of `files` and their names in `folder`, wherever that lies."""
+    """One SHA-256 over the contents of `files` and their names relative to `folder`."""
     digest = hashlib.sha256()
     for name, file in sorted((file.relative_to(folder).as_posix(), file) for file in files):
         digest.update(f"{name}\0{cache.sha256(file)}\n".encode())

@@ -1,4 +1,4 @@
-"""The shape of a model, read from its headers alone: no weight is loaded, no code of it is run."""
+"""The shape of a model, read from headers only: no weight is loaded, none of its code runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,11 +38,11 @@ _ATTENTION_LAYERS: Final = {"full_attention", "sliding_attention", "chunked_atte
 
 
 class ModelShape(BaseModel):
-    """What a model's memory depends on. Counts are of numbers, not of bytes.
+    """The figures that determine a model's memory. Counts are of numbers, not bytes.
 
     `kv_heads_by_layer` holds 0 for a layer without attention. `head_dim_v` is 0 where V is a view
-    of K (multi-head latent attention). `n_sliding_layers` layers keep only `sliding_window` tokens
-    of their cache. `n_linear_parameters` counts the matrices inside the blocks, which every
+    of K (multi-head latent attention). `n_sliding_layers` layers cache only the last
+    `sliding_window` tokens. `n_linear_parameters` counts the matrices inside the blocks, which every
     quantizer quantizes; embeddings, output head, norms and biases are the rest.
     """
 
@@ -67,13 +67,13 @@ class ModelShape(BaseModel):
     n_parameters: int = Field(gt=0)
     n_linear_parameters: int = Field(ge=0)
     weights_bytes: int | None = None
-    """Bytes of the tensors' data as they are stored, None for a shape without files."""
+    """Bytes of the tensors' data as stored; None for a shape without files."""
     weight_types: dict[str, int] = Field(default_factory=dict)
-    """Tensors by the type they are stored in."""
+    """Number of tensors by stored type."""
 
     @property
     def n_kv_heads(self) -> int:
-        """Key and value heads of the layer that has most of them."""
+        """Key and value heads of the layer with the most."""
         return max(self.kv_heads_by_layer)
 
 
@@ -97,9 +97,9 @@ def inspect_model(path: Path) -> ModelShape:
         return _inspect_gguf(path)
     except ValidationError as error:
         raise InputError(
-            f"The model at {path} describes an impossible shape.",
+            f"The model at {path} declares an impossible shape.",
             f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}.",
-            "Check that it is a language model and that its configuration is whole.",
+            "Check that it is a language model and that its configuration is complete.",
         ) from error
 
 
@@ -160,17 +160,17 @@ def _inspect_gguf(path: Path) -> ModelShape:
 
 
 def _by_layer(value: Value, n_layers: int, largest: int) -> tuple[int, ...]:
-    """The heads of every layer, from a number for all or a list of `largest` at most."""
+    """The heads per layer, from one number for all or a list with the maximum `largest`."""
     if isinstance(value, tuple):
         return tuple(int(heads) for heads in value)
     return (largest,) * n_layers
 
 
 def _gguf_sliding(header: GgufHeader, architecture: str, n_layers: int) -> tuple[int | None, int]:
-    """The window and how many layers have it.
+    """The sliding window and the number of layers that use it.
 
-    Files of many architectures leave the pattern to the program; then all layers are taken as
-    full, which overstates the cache and never understates it.
+    Files of many architectures leave the pattern to the runtime; all layers then count as full
+    attention, which may overstate the cache but never understates it.
     """
     window = header.values.get(f"{architecture}.attention.sliding_window")
     pattern = header.values.get(f"{architecture}.attention.sliding_window_pattern")
@@ -214,7 +214,7 @@ def _inspect_folder(folder: Path) -> ModelShape:
         layer_types = ["full_attention"] * n_layers
     sliding_window = fields.get("sliding_window")
     if type(sliding_window) is not int or sliding_window <= 0:
-        sliding_window = None  # some models say so with -1
+        sliding_window = None  # some models disable it with -1
     if fields.get("use_sliding_window") is False:
         sliding_window = None
     quantization = quantization_config(config)
@@ -273,7 +273,7 @@ def _totals(tensors: Iterable[_Tensor]) -> dict[str, Any]:
 
 def _missing(path: Path, key: str) -> InputError:
     return InputError(
-        f"The model at {path} does not say its {key}.",
-        "That field is needed to count its memory.",
+        f"The model at {path} does not declare its {key}.",
+        "Its memory cannot be computed without that field.",
         "Check that it is a language model with a complete configuration.",
     )

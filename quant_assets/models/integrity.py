@@ -1,4 +1,4 @@
-"""Is a model whole? Its configuration and every weight file's header are read, never a weight."""
+"""Integrity of a model: its configuration and every weight file's header; no weight is read."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ _LAYER_COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 
 
 def check_gguf(path: Path) -> GgufHeader:
-    """Check a GGUF file of a whole model, of whatever kind: its header, size and counts.
+    """Check a GGUF file that holds a whole model: its header, size and counts.
 
     Raises `InputError` for the first thing that is wrong.
     """
@@ -52,23 +52,23 @@ def check_hf_folder(folder: Path) -> None:
     ):
         raise InputError(
             f"The file {folder / 'config.json'} names no architecture.",
-            "The list `architectures` says which converter applies.",
-            "Use the config.json that the model was published with.",
+            "The list `architectures` selects the converter.",
+            "Use the config.json the model was published with.",
         )
     n_layers = max(
         (value for name in _LAYER_COUNTS if type(value := config.get(name)) is int), default=0
     )
     if n_layers > len(tensors):
         raise InputError(
-            f"The model in {folder} is not what its config.json says.",
-            f"It claims {n_layers} layers, its files hold {len(tensors)} tensors.",
-            "Use the config.json that the model was published with.",
+            f"The model in {folder} contradicts its config.json.",
+            f"It declares {n_layers} layers, but the files hold {len(tensors)} tensors.",
+            "Use the config.json the model was published with.",
         )
     _check_modules(folder)
 
 
 def _check_modules(folder: Path) -> None:
-    """Check that the modules of sentence-transformers, which converters follow, lie inside."""
+    """Check that the modules of sentence-transformers, which converters follow, lie in the folder."""
     path = folder / _MODULES
     if not path.exists():
         return

@@ -1,8 +1,8 @@
-"""A model as other people's loaders are to see it: links to the files that identify it, no others.
+"""A model as third-party loaders see it: links to the files of its identity and nothing else.
 
-Loaders choose among what lies in a folder: pickles beside safetensors, code, adapters of other
-models, a second copy of the weights. In a folder that holds nothing else they cannot choose, and
-whatever they read has been checked and is part of the source's identity.
+Loaders pick among the files of a folder: pickles beside safetensors, code, adapters of other
+models, a second copy of the weights. A folder of links leaves them no choice, so that everything
+they read has been checked and is part of the source's identity.
 """
 
 import tempfile
@@ -13,13 +13,15 @@ from pathlib import Path
 from quant_assets.formats.safetensors_header import SUFFIX, weight_files
 from quant_assets.models.identity import model_files
 
-_NOT_LINKED = frozenset({"adapter_config.json"})  # it names another model to load the weights of
+_NOT_LINKED = frozenset(
+    {"adapter_config.json"}
+)  # it makes loaders fetch the weights of another model
 
 
 def link_model(model: Path, parent: Path) -> Path:
-    """Link the files of `model`, a folder or a GGUF file, in a new folder inside `parent`.
+    """Link the files of `model`, a folder or a GGUF file, into a new folder inside `parent`.
 
-    The result has the model's own name, which loaders write into what they make. Raises
+    The result keeps the model's name, which loaders write into their output. Raises
     `InputError` for files that lead out of the model's folder.
     """
     model = model.absolute()
@@ -41,6 +43,6 @@ def link_model(model: Path, parent: Path) -> Path:
 
 @contextmanager
 def linked_model(model: Path) -> Iterator[Path]:
-    """The model's files in a temporary folder of their own; see `link_model`."""
+    """Links to the model's files in a temporary folder; see `link_model`."""
     with tempfile.TemporaryDirectory(prefix="quant-assets-") as parent:
         yield link_model(model, Path(parent))

@@ -20,10 +20,10 @@ _HUB_SOURCE = re.compile(r"^(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?
 
 
 class SourceModel(BaseModel):
-    """A model on this machine's disk that artifacts can be made of.
+    """A model on the local disk that artifacts can be made from.
 
     `path` is a folder (kind `hf`) or a file (kind `gguf`). `identity` is a SHA-256 over the content
-    of its files. `provenance` says in words where the weights come from.
+    of its files. `provenance` describes where the weights come from.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -36,7 +36,7 @@ class SourceModel(BaseModel):
 
 
 def resolve_source(text: str, settings: Settings) -> SourceModel:
-    """Find the model that `text` names, downloading it from the hub when it is a hub id.
+    """Find the model that `text` names, downloading it from the hub for a hub id.
 
     Raises `InputError` for a path that does not exist or holds no model and for a hub id that
     cannot be fetched, `EnvironmentNotReady` for a package that is not installed.
@@ -57,11 +57,11 @@ def resolve_source(text: str, settings: Settings) -> SourceModel:
 
 
 def resolve_configured_source(text: str, settings: Settings) -> SourceModel:
-    """Like `resolve_source`, for a text out of a configuration file.
+    """Like `resolve_source`, for a value from a configuration file.
 
     A path must lie inside the data root, the project's own data, or a folder named in
-    `QUANT_ASSETS_MODEL_ROOTS`; a relative one is taken from the data root, where what exists comes
-    before a hub id of the same spelling.
+    `QUANT_ASSETS_MODEL_ROOTS`; a relative path is resolved against the data root, and takes
+    precedence over a hub id of the same spelling if it exists.
     """
     if text.startswith("package:"):
         return resolve_source(text, settings)
@@ -94,7 +94,7 @@ def _file_in_package(distribution: str, file: str) -> Path:
             return Path(str(candidate.locate())).resolve()
     raise InputError(
         f"The package {distribution} has no file {file}.",
-        "The installed version does not carry it.",
+        "The installed version does not ship it.",
         "Install the version that environments/demo.txt pins.",
     )
 
@@ -121,7 +121,7 @@ def _from_path(path: Path, settings: Settings, *, provenance: str) -> SourceMode
 
 
 def _from_hub(repo: str, revision: str | None, settings: Settings) -> SourceModel:
-    # Heavy enough (and network code) to stay out of the import of every command.
+    # Deferred: it is slow to import, and most commands need no network.
     from huggingface_hub import snapshot_download
 
     token = settings.hf_token.get_secret_value() if settings.hf_token else None

@@ -45,7 +45,7 @@ class StoredQuantization(BaseModel):
 class QuantizationConfig(BaseModel):
     """`quantization_config` of a config.json, as far as it is usable.
 
-    `quant_method` is in lower case, empty where none is named. `bits` and `group_size` are None
+    `quant_method` is in lower case, empty where it is missing. `bits` and `group_size` are None
     where they are missing or impossible.
     """
 
@@ -111,7 +111,7 @@ def detect_quantization(model: Path) -> StoredQuantization:
     if stored is None or found.bits is None:
         raise InputError(
             f"The model {model} is quantized in a way that is not known here.",
-            f"Its config.json says quant_method {short(found.quant_method)}.",
+            f"Its config.json declares quant_method {short(found.quant_method)}.",
             "Name the method instead of auto.",
         )
     method: StoredMethod = "int8" if found.bits == 8 else "int4"
@@ -128,7 +128,7 @@ def groupwise_config(folder: Path) -> GroupwiseConfig:
     if found is None or found.quant_method not in ("gptq", "awq"):
         raise InputError(
             f"{folder} is not a GPTQ or AWQ folder.",
-            "Its config.json has no quantization_config of either.",
+            "Its config.json has no quantization_config for either.",
             "Give the folder of a GPTQ or AWQ artifact.",
         )
     method: GroupwiseFormat = "gptq" if found.quant_method == "gptq" else "awq"

@@ -90,7 +90,7 @@ def _config(architecture: str, changes: dict[str, Any]) -> Any:
         # llama.cpp's policy treats the first eighth of the blocks in its own way.
         return LlamaConfig(**{**_COMMON, "num_hidden_layers": 8, **changes})
     if architecture == "llama_tied":
-        # 288 is no multiple of 256: llama.cpp falls back to other types.
+        # 288 is not a multiple of 256: llama.cpp falls back to other types.
         return LlamaConfig(
             **{**values, "hidden_size": 288, "head_dim": 72, "tie_word_embeddings": True}
         )

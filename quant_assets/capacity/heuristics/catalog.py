@@ -1,4 +1,4 @@
-"""The strategies by name: the built-in ones, and those that other packages bring."""
+"""The strategies by name: built-in ones, and those of other packages."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -28,9 +28,9 @@ BUILT_IN: Final[Mapping[str, type[HeuristicStrategy]]] = {
 def available_strategies() -> Mapping[str, type[HeuristicStrategy]]:
     """All strategies by name.
 
-    A package brings one as an entry point of the group `quant_assets.heuristics` whose object is a
-    subclass of `HeuristicStrategy`. Raises `InputError` for one that cannot be loaded, is no such
-    class, or takes a name that is taken.
+    A package registers one as an entry point in the group `quant_assets.heuristics` that refers to a
+    subclass of `HeuristicStrategy`. Raises `InputError` for one that cannot be loaded, is not such
+    a class, or reuses an existing name.
     """
     found = dict(BUILT_IN)
     for entry in entry_points(group=ENTRY_POINT_GROUP):
@@ -45,14 +45,14 @@ def available_strategies() -> Mapping[str, type[HeuristicStrategy]]:
             ) from error
         if not (isinstance(strategy, type) and issubclass(strategy, HeuristicStrategy)):
             raise InputError(
-                f"The heuristic {entry.name!r} of {origin} is no strategy.",
+                f"The heuristic {entry.name!r} of {origin} is not a strategy.",
                 f"{entry.value} is not a subclass of HeuristicStrategy.",
                 "Derive it from quant_assets.capacity.heuristics.strategy.HeuristicStrategy.",
             )
         if strategy.name in found:
             raise InputError(
-                f"The heuristic {strategy.name!r} of {origin} has a name that is taken.",
-                f"{found[strategy.name].__module__} has a strategy of that name.",
+                f"The heuristic {strategy.name!r} of {origin} has a name that already exists.",
+                f"{found[strategy.name].__module__} defines a strategy of that name.",
                 "Give the strategy another name.",
             )
         found[strategy.name] = strategy
@@ -64,14 +64,14 @@ def make_strategy(
 ) -> HeuristicStrategy:
     """The strategy `name` with the options of `heuristics.yaml` (or `config`) and `overrides`.
 
-    Raises `InputError` for an unknown name or a wrong option.
+    Raises `InputError` for an unknown name or an invalid option.
     """
     strategies = available_strategies()
     if name not in strategies:
         raise InputError(
             f"There is no heuristic {name!r}.",
-            f"Known are {', '.join(sorted(strategies))}.",
-            "Use one of them, or install the package that brings it.",
+            f"Available: {', '.join(sorted(strategies))}.",
+            "Use one of them, or install the package that provides it.",
         )
     file = config or get_settings().data / "heuristics.yaml"
     options = {**_options(file).get(name, {}), **overrides}
@@ -81,7 +81,7 @@ def make_strategy(
         first = error.errors()[0]
         option = ".".join(str(part) for part in first["loc"])
         raise InputError(
-            f"The option {option!r} of the heuristic {name!r} is wrong.",
+            f"The option {option!r} of the heuristic {name!r} is invalid.",
             f"{first['msg']}, not {first['input']!r}.",
             f"Correct it in {file} or on the command line.",
         ) from error
@@ -92,7 +92,7 @@ def _options(file: Path) -> dict[str, dict[str, Any]]:
         content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise InputError(
-            f"The heuristics' configuration {file} cannot be read.",
+            f"The heuristics configuration {file} cannot be read.",
             " ".join(str(error).split()),
             "Correct or restore the file.",
         ) from error
@@ -100,7 +100,7 @@ def _options(file: Path) -> dict[str, dict[str, Any]]:
         options is None or isinstance(options, dict) for options in content.values()
     ):
         raise InputError(
-            f"The heuristics' configuration {file} has a wrong form.",
+            f"The heuristics configuration {file} is malformed.",
             "It maps the name of a strategy to its options.",
             "See data/heuristics.yaml in the project.",
         )

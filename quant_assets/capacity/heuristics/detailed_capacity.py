@@ -1,4 +1,4 @@
-"""`detailed_capacity`: how many copies really fit, with KV cache and compute buffers counted."""
+"""`detailed_capacity`: copies that fit, counting KV cache and compute buffers."""
 
 from collections.abc import Mapping
 from functools import cached_property
@@ -28,9 +28,9 @@ from quant_assets.capacity.reference_models import reference_models
 class DetailedCapacity(HeuristicStrategy):
     """Copies of the reference models that run side by side on a GPU.
 
-    Every copy takes its weights at the level's effective bits, a KV cache for `batch` sequences of
+    Every copy needs its weights at the level's effective bits, a KV cache for `batch` sequences of
     `context` tokens, and llama.cpp's compute buffers; `reserve_gb` of every device stays free.
-    Columns are suffixed by the level when there are several.
+    Columns are suffixed by the level if there are several.
     """
 
     name: ClassVar[str] = "detailed_capacity"
@@ -44,7 +44,7 @@ class DetailedCapacity(HeuristicStrategy):
     reserve_gb: float = Field(default=DEVICE_RESERVE_GB, ge=0)
 
     def columns(self) -> Mapping[str, ColumnType]:
-        """The JSON column and one column for each size and level."""
+        """The JSON column and one column per size and level."""
         return capacity_columns(self.name, list(self.needed_gb))
 
     def evaluate(self, facts: GpuFacts) -> Mapping[str, Value]:
@@ -69,7 +69,7 @@ class DetailedCapacity(HeuristicStrategy):
 
     @cached_property
     def needed_gb(self) -> Mapping[str, float]:
-        """GB (10^9 bytes) of one copy by column key."""
+        """GB (10^9 bytes) per copy, by column key."""
         serving = Serving(
             context=self.context,
             batch=self.batch,

@@ -1,4 +1,4 @@
-"""`quantization_capable`: is the card fit to host several quantized models in isolation?"""
+"""`quantization_capable`: can the card host several quantized models in isolation?"""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -16,7 +16,7 @@ from quant_assets.capacity.heuristics.strategy import (
 class QuantizationCapable(HeuristicStrategy):
     """True when VRAM, board power and MIG all meet their thresholds.
 
-    One fact that fails decides; otherwise the answer is null as long as a fact is unknown.
+    A single failed threshold makes it false; otherwise it is null while a fact is unknown.
     """
 
     name: ClassVar[str] = "quantization_capable"
@@ -31,7 +31,7 @@ class QuantizationCapable(HeuristicStrategy):
         return {self.name: "boolean"}
 
     def evaluate(self, facts: GpuFacts) -> Mapping[str, Value]:
-        """Judge one GPU."""
+        """Compare one GPU with the thresholds."""
         verdicts = [
             None if facts.vram_gb is None else facts.vram_gb >= self.min_vram_gb,
             None if facts.tdp_w is None else facts.tdp_w <= self.max_tdp_w,

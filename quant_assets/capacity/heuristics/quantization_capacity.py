@@ -1,4 +1,4 @@
-"""`quantization_capacity`: how many copies of common model sizes fit, by simple arithmetic."""
+"""`quantization_capacity`: copies of common model sizes that fit, by simple arithmetic."""
 
 from collections.abc import Mapping
 from math import floor
@@ -19,14 +19,14 @@ BASE_BITS: Final = 4
 MODEL_SIZES_GB: Final[Mapping[str, float]] = {"7b": 3.5, "13b": 6.5, "70b": 35.0}
 """Weights at 4 bits: one byte holds two of them."""
 
-_ROUNDING = 1e-9  # (4.6 - 1.1) / 3.5 is a hair under 1 in binary arithmetic
+_ROUNDING = 1e-9  # (4.6 - 1.1) / 3.5 is slightly below 1 in binary arithmetic
 
 
 class QuantizationCapacity(HeuristicStrategy):
-    """floor((VRAM - overhead) / model size) for each size and bit width, on each device.
+    """floor((VRAM - overhead) / model size) per size and bit width, on each device.
 
     `model_sizes_gb` are sizes at 4 bits; other widths scale them. Columns are suffixed by the bits
-    (`quantization_capacity.7b_8bit`) when several are asked for.
+    (`quantization_capacity.7b_8bit`) if there are several.
     """
 
     name: ClassVar[str] = "quantization_capacity"
@@ -39,7 +39,7 @@ class QuantizationCapacity(HeuristicStrategy):
     )
 
     def columns(self) -> Mapping[str, ColumnType]:
-        """The JSON column and one column for each size and bit width."""
+        """The JSON column and one column per size and bit width."""
         return capacity_columns(self.name, list(self._sizes()))
 
     def evaluate(self, facts: GpuFacts) -> Mapping[str, Value]:

@@ -1,4 +1,4 @@
-"""The interface of the heuristics, and their vectorized application to a table of offers."""
+"""The interface of a heuristic, and the vectorized application to a table of offers."""
 
 import json
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ Value = int | float | bool | str | None
 
 
 class GpuFacts(BaseModel):
-    """What strategies may know of a GPU; None is unknown. Figures are the whole board's."""
+    """The facts about a GPU that strategies may use; None is unknown. Figures are per board."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,8 +39,8 @@ class GpuFacts(BaseModel):
 class HeuristicStrategy(BaseModel, ABC):
     """One heuristic. Its fields are its options; a subclass sets `name` and `inputs`.
 
-    `inputs` are the fields of `GpuFacts` that decide the answer: a table is judged once for each
-    distinct combination of them, not once for each row.
+    `inputs` are the fields of `GpuFacts` that determine the result: it is evaluated once per distinct
+    combination of them, not once per row.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,12 +61,12 @@ COLUMN_SEPARATOR: Final = "."
 
 
 def capacity_columns(name: str, keys: Sequence[str]) -> dict[str, ColumnType]:
-    """A JSON column called `name`, and an integer column `name.<key>` for each key."""
+    """A JSON column called `name`, and an integer column `name.<key>` per key."""
     return {name: "string", **{f"{name}{COLUMN_SEPARATOR}{key}": "Int64" for key in keys}}
 
 
 def capacity_values(name: str, capacities: Mapping[str, int | None]) -> dict[str, Value]:
-    """The values for `capacity_columns`; the JSON is null as well when nothing is known."""
+    """The values for `capacity_columns`; the JSON is null too when nothing is known."""
     known = any(count is not None for count in capacities.values())
     return {
         name: json.dumps(capacities) if known else None,
@@ -79,9 +79,9 @@ def apply_strategies(
 ) -> pd.DataFrame:
     """Return `offers` with the columns of `strategies` added.
 
-    A field of `GpuFacts` without a column in `offers` is unknown. The cost of the strategies is for
-    each distinct GPU, not for each row. Raises `InputError` when `offers` has such a column
-    already, unless `force` says to replace it.
+    A field of `GpuFacts` without a column in `offers` is unknown. Strategies run
+    once per distinct GPU, not once per row. Raises `InputError` when `offers` already has such a
+    column, unless `force` replaces it.
     """
     added: dict[str, pd.Series] = {}
     for strategy in strategies:
@@ -89,9 +89,9 @@ def apply_strategies(
         taken = [column for column in columns if column in offers.columns]
         if taken and not force:
             raise InputError(
-                f"The offers have the column {taken[0]!r} already.",
+                f"The offers already have the column {taken[0]!r}.",
                 f"The strategy {strategy.name!r} would replace {len(taken)} column(s).",
-                "Use --force to replace them, or take the columns out of the input.",
+                "Use --force to replace them, or remove the columns from the input.",
             )
         inputs = [name for name in strategy.inputs if name in offers.columns]
         distinct, codes = _distinct(offers, inputs)
@@ -108,7 +108,7 @@ def apply_strategies(
 def _distinct(
     offers: pd.DataFrame, inputs: Sequence[str]
 ) -> tuple[list[dict[str, object]], npt.NDArray[np.integer[Any]]]:
-    """The distinct combinations of `inputs`, and for each row the index of its own."""
+    """The distinct combinations of `inputs`, and the index into them for each row."""
     if not inputs:
         return [{}], np.zeros(len(offers), dtype=np.int64)
     codes = offers.groupby(list(inputs), dropna=False, sort=False).ngroup()

@@ -75,8 +75,8 @@ def test_a_strategy_from_another_package(installed: Path, tmp_path: Path) -> Non
     [
         ("watts_plugin:Absent", "cannot be loaded"),
         ("no_such_module:Thing", "cannot be loaded"),
-        ("watts_plugin:NOT_A_STRATEGY", "is no strategy"),
-        ("watts_plugin:Thief", "name that is taken"),
+        ("watts_plugin:NOT_A_STRATEGY", "is not a strategy"),
+        ("watts_plugin:Thief", "name that already exists"),
     ],
 )
 def test_a_broken_plugin_is_named(installed: Path, target: str, message: str) -> None:

@@ -173,10 +173,10 @@ def test_workers_follow_no_path_out_of_the_folder(
     index = {"weight_map": dict.fromkeys(names, "../victim.safetensors")}
     (folder / INDEX).write_text(json.dumps(index))
     arguments = ("cpu", torch.float32) if read is StreamedModel else ("hf", "cpu")
-    with pytest.raises(InputError, match="does not name a safetensors file of its folder"):
+    with pytest.raises(InputError, match="does not name a safetensors file in its folder"):
         read(folder, *arguments)
     job = job_of(folder, tmp_path / "output")
-    with pytest.raises(InputError, match="does not name a safetensors file of its folder"):
+    with pytest.raises(InputError, match="does not name a safetensors file in its folder"):
         quantize(job, EventChannel(io.StringIO()))
 
 
