@@ -1,8 +1,8 @@
-"""The GPU registry: what every card is, from one validated YAML file.
+"""The GPU registry: specifications of every card, from one validated YAML file.
 
-Names are looked up by their key (`name_key`): case, spaces, punctuation and maker's words do not
-matter, everything else does. A family ("A100") groups the cards that share a name and differ in
-memory or form factor; its bare name is an alias only where it names one card.
+Names are looked up by their key (`name_key`), which ignores case, spaces, punctuation and vendor
+names, and nothing else. A family ("A100") groups the cards that share a name and differ in memory or
+form factor; its bare name is an alias only if it means a single card.
 """
 
 import re
@@ -29,11 +29,10 @@ Watts = Annotated[int, Field(ge=5, le=3000)]
 
 
 class Gpu(BaseModel):
-    """One GPU as it is sold: a chip with one memory size in one form factor.
+    """A GPU as sold: a chip with one memory size in one form factor.
 
-    A figure that its maker does not publish is None, never a guess. GB are as sold (a "24 GB"
-    card); throughput is dense, without sparsity, at FP16 with the tensor or matrix units where the
-    chip has them.
+    Figures that the vendor does not publish are None, never a guess. GB are as sold (a "24 GB"
+    card); throughput is dense (without sparsity), on tensor or matrix units if the chip has them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,57 +40,57 @@ class Gpu(BaseModel):
     canonical_name: str = Field(min_length=2)
     vendor: Vendor
     family: str = Field(min_length=2)
-    """The name without memory size and form factor, shared by the variants of one card."""
+    """The name without memory size and form factor, shared by all variants of a card."""
     architecture: str
     segment: Segment
     form_factor: FormFactor
     release_year: int = Field(ge=2012, le=2027)
     aliases: tuple[str, ...] = ()
     driver_names: tuple[str, ...] = ()
-    """What the driver calls it, where a seller's use of the same words would leave it open."""
+    """Names reported by the driver that would be ambiguous in a seller's title."""
     vram_gb: float = Field(gt=0, le=1024)
     memory_type: str
     memory_bandwidth_gb_s: float | None = Field(default=None, ge=10, le=30_000)
     memory_bus_width_bit: int | None = Field(default=None, ge=32, le=16_384)
     memory_data_rate_gbit_s: float | None = Field(default=None, ge=1, le=40)
-    """Data rate of one pin."""
+    """Data rate per pin."""
     tdp_w: Watts | None = None
-    """Board power; for a superchip or an SoC the figure of the whole package, where published."""
+    """Board power; for a superchip or an SoC, that of the whole package, if published."""
     fp16_dense_tflops: float | None = Field(default=None, gt=0, le=10_000)
     int8_dense_tops: float | None = Field(default=None, gt=0, le=20_000)
     devices: int = Field(default=1, ge=1, le=8)
-    """GPUs that one board shows to the system; all figures above are the board's total."""
+    """GPUs that a board presents to the system; all figures above are the board's total."""
     compute_capability: str | None = Field(default=None, pattern=r"^\d{1,2}\.\d$")
     """CUDA compute capability; NVIDIA only."""
     mig_instances: int = Field(default=0, ge=0, le=7)
-    """Into how many Multi-Instance GPU slices one device can be split; 0 where there is no MIG."""
+    """Maximum number of Multi-Instance GPU slices per device; 0 without MIG."""
     nvlink: bool = False
     source: str = Field(min_length=5)
-    """Title of the document that gives the figures."""
+    """Title of the document with the figures."""
 
     @model_validator(mode="after")
     def _belongs_to_its_vendor(self) -> Self:
         if (self.vendor == "NVIDIA") != (self.compute_capability is not None):
-            raise ValueError("a compute capability is given for NVIDIA cards, and for them only")
+            raise ValueError("NVIDIA cards need a compute capability, and only they have one")
         if self.vendor != "NVIDIA" and (self.mig_instances or self.nvlink):
-            raise ValueError("MIG and NVLink are NVIDIA's")
+            raise ValueError("only NVIDIA cards have MIG and NVLink")
         return self
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Everything that means exactly this GPU: its name, its aliases, each with its memory."""
+        """All names of exactly this GPU: its name and aliases, with and without its memory size."""
         plain = (self.canonical_name, *self.aliases)
         memory = f"{self.vram_gb:g}GB"
         return (*plain, *(f"{name} {memory}" for name in plain if memory not in name))
 
     @property
     def mig_capable(self) -> bool:
-        """Whether the card can be split by Multi-Instance GPU."""
+        """Whether the card supports Multi-Instance GPU."""
         return self.mig_instances > 0
 
 
 class GpuRegistry(BaseModel):
-    """All known GPUs; raises `ValueError` when a name, after `name_key`, means two of them."""
+    """All known GPUs; raises `ValueError` when two of them share the key of a name."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -136,7 +135,7 @@ class GpuRegistry(BaseModel):
         return {name_key(family): gpus for family, gpus in self.families.items()}
 
     def find(self, name: str) -> Gpu | None:
-        """The one GPU that `name` means exactly, or None when it means none or several."""
+        """The only GPU that `name` can mean; None when there is no such GPU, or more than one."""
         key = name_key(name)
         if (gpu := self.by_key.get(key)) is not None:
             return gpu
@@ -145,17 +144,17 @@ class GpuRegistry(BaseModel):
 
     @cached_property
     def by_driver_name(self) -> Mapping[str, Gpu]:
-        """The GPUs by those names of the driver that need an entry of their own."""
+        """The GPUs by their `driver_names`."""
         return {name: gpu for gpu in self.all for name in gpu.driver_names}
 
     def reported(self, driver_name: str) -> Gpu | None:
-        """The one GPU that a driver reports as `driver_name`, or None when it may be several."""
+        """The only GPU that a driver reports as `driver_name`; None when unknown or ambiguous."""
         return self.by_driver_name.get(driver_name) or self.find(driver_name)
 
     def variants(self, name: str) -> tuple[Gpu, ...]:
         """All GPUs that `name` can mean: one, or the variants of a family.
 
-        Raises `InputError` when it means none.
+        Raises `InputError` when there are none.
         """
         if (gpu := self.find(name)) is not None:
             return (gpu,)
@@ -163,23 +162,23 @@ class GpuRegistry(BaseModel):
             return variants
         raise InputError(
             f"No GPU is called {name!r}.",
-            "It is neither a name nor an alias nor a family of the GPU registry.",
+            "The GPU registry has no such name, alias or family.",
             "Nearest names: " + ", ".join(self.nearest(name)) + ".",
         )
 
     def get(self, name: str) -> Gpu:
-        """The GPU that `name` means; raise `InputError` with the nearest names otherwise."""
+        """The GPU called `name`; raises `InputError` with suggestions if unknown or ambiguous."""
         variants = self.variants(name)
         if len(variants) == 1:
             return variants[0]
         raise InputError(
-            f"The name {name!r} means several GPUs.",
-            "It is sold in several memory sizes or form factors.",
-            "Name one of: " + ", ".join(variant.canonical_name for variant in variants) + ".",
+            f"The name {name!r} is ambiguous.",
+            "The card is sold in several memory sizes or form factors.",
+            "Use one of: " + ", ".join(variant.canonical_name for variant in variants) + ".",
         )
 
     def nearest(self, name: str, limit: int = 3) -> list[str]:
-        """The canonical names that look most like `name`, best first, at most `limit`."""
+        """Up to `limit` canonical names that are most similar to `name`, best first."""
         from rapidfuzz import fuzz, process
 
         hits = process.extract(name_key(name), list(self.by_key), scorer=fuzz.ratio, limit=None)
@@ -188,7 +187,7 @@ class GpuRegistry(BaseModel):
 
 
 def name_key(name: str) -> str:
-    """What two spellings of one GPU name have in common.
+    """The part of a GPU name that all its spellings share.
 
     >>> name_key("NVIDIA RTX A2000 12Gb") == name_key("rtx-a2000, 12 G")
     True
@@ -199,9 +198,9 @@ def name_key(name: str) -> str:
 
 
 def load_registry(path: Path | None = None) -> GpuRegistry:
-    """The registry in `path` (default: `gpus.yaml` of the data folder), read once per version.
+    """Load the registry from `path` (default: `gpus.yaml` in the data folder); cached by mtime.
 
-    Raises `InputError` that names the file and the first wrong entry.
+    Raises `InputError` with the file and its first invalid entry.
     """
     file = (path or get_settings().data / "gpus.yaml").resolve()
     try:
@@ -210,7 +209,7 @@ def load_registry(path: Path | None = None) -> GpuRegistry:
         raise InputError(
             f"The GPU registry {file} cannot be read.",
             f"{error.strerror}.",
-            "Restore the file, or name another one.",
+            "Restore the file, or choose another one.",
         ) from error
     return _load(file, modified_ns)
 

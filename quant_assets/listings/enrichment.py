@@ -1,4 +1,4 @@
-"""Normalized rows -> rows with the figures of their card and what fits on it."""
+"""Normalized rows -> rows with their card's figures and what fits on it."""
 
 from collections.abc import Sequence
 
@@ -27,10 +27,10 @@ def enrich(
 ) -> EnrichedListings:
     """Add memory, bandwidth, power and prices per GPU and per GB to every row.
 
-    With `quantize_metric` also how many copies of common model sizes fit one GPU at `bits`, after
-    `overhead_gb` of each GPU, as a JSON column and one column for each size, and whether the GPU
-    is `quantization_capable`. `heuristics` names further strategies. Raises `InputError` for an
-    unknown strategy or a wrong option.
+    `quantize_metric` also adds how many copies of common model sizes fit on one GPU at `bits`, with
+    `overhead_gb` of each GPU reserved, as a JSON column and one column per size, and whether the GPU
+    is `quantization_capable`. `heuristics` names additional strategies. Raises `InputError` for an
+    unknown strategy or an invalid option.
     """
     strategies = chosen_strategies(bits, overhead_gb, quantize_metric, heuristics)
     workspace = normalized.workspace
@@ -51,7 +51,7 @@ def enrich(
 def chosen_strategies(
     bits: Sequence[int], overhead_gb: float, quantize_metric: bool, heuristics: Sequence[str] = ()
 ) -> list[HeuristicStrategy]:
-    """The strategies that the options ask for; raises `InputError` for a wrong one."""
+    """The selected strategies; raises `InputError` for an unknown or invalid one."""
     chosen: list[HeuristicStrategy] = []
     if quantize_metric:
         capacity = make_strategy(CAPACITY_COLUMN, bits=tuple(bits), overhead_gb=overhead_gb)
@@ -61,7 +61,7 @@ def chosen_strategies(
 
 
 def card_table(registry: GpuRegistry, strategies: Sequence[HeuristicStrategy]) -> pd.DataFrame:
-    """One row for each card of the registry with its figures and the strategies' answers."""
+    """One row per card of the registry, with its figures and the strategies' results."""
     facts = pd.DataFrame([GpuFacts.of(gpu).model_dump() for gpu in registry.all])
     figures = pd.DataFrame(
         {

@@ -1,7 +1,7 @@
-"""Listings end to end: files in, enriched rows and quarantined rows out.
+"""Listings end to end: files in, enriched and quarantined rows out.
 
-The stages are `read_raw`, `normalize` and `enrich`; each can be run alone, and `check_conservation`
-proves that none lost a row.
+The stages are `read_raw`, `normalize` and `enrich`, which can also be run separately;
+`check_conservation` proves that none lost a row.
 """
 
 from collections.abc import Sequence
@@ -20,24 +20,24 @@ from quant_assets.listings.stages import (
     check_conservation,
 )
 from quant_assets.listings.store import ParseCache
-from quant_assets.listings.writing import further_columns, require_known_format, write_table
+from quant_assets.listings.writing import other_columns, require_known_format, write_table
 
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """What is to be added to the rows."""
+    """Columns to add to the rows."""
 
     quantize_metric: bool = False
     bits: tuple[int, ...] = (4,)
     overhead_gb: float = 2.0
     heuristics: tuple[str, ...] = ()
     force: bool = False
-    """Replace columns that the input already has."""
+    """Replace columns that already exist in the input."""
 
 
 @dataclass(frozen=True)
 class PipelineResult:
-    """All stages of one run and where its files are."""
+    """All stages of one run and the paths of its outputs."""
 
     raw: RawListings
     normalized: NormalizedListings
@@ -55,10 +55,10 @@ def run_pipeline(
     cache: ParseCache | None = None,
     registry: GpuRegistry | None = None,
 ) -> PipelineResult:
-    """Read, normalize and enrich `inputs`; write `output` and, beside it, the quarantined rows.
+    """Read, normalize and enrich `inputs`; write `output` and, next to it, the quarantined rows.
 
-    The quarantine file of `out.csv` is `out.quarantine.csv`. Raises `InputError` for inputs or an
-    output that cannot be used, and `CheckFailed` when a row was lost.
+    The quarantine file of `out.csv` is `out.quarantine.csv`. Raises `InputError` for unusable inputs
+    or outputs, and `CheckFailed` when a row was lost.
     """
     options = options or PipelineOptions()
     registry = registry or load_registry()
@@ -67,7 +67,7 @@ def run_pipeline(
     )
     if output is not None:
         require_known_format(output)
-        _require_apart(inputs, output)
+        _require_output_outside_inputs(inputs, output)
     raw = read_raw(inputs, cache=cache)
     if not options.force:
         added = [str(column) for column in card_table(registry, strategies).columns]
@@ -90,8 +90,8 @@ def run_pipeline(
     return PipelineResult(raw, normalized, enriched, counts, output, quarantine)
 
 
-def _require_apart(inputs: Sequence[Path], output: Path) -> None:
-    """Raise `InputError` when the output would be read as an input."""
+def _require_output_outside_inputs(inputs: Sequence[Path], output: Path) -> None:
+    """Raise `InputError` when the output would replace, or be read as, an input."""
     target = output.resolve()
     for path in inputs:
         source = path.resolve()
@@ -105,11 +105,11 @@ def _require_apart(inputs: Sequence[Path], output: Path) -> None:
 
 def _require_new_columns(raw: RawListings, added: Sequence[str]) -> None:
     """Raise `InputError` when the input has columns that the enrichment adds."""
-    present = further_columns(raw.workspace, raw.rows)
+    present = other_columns(raw.workspace, raw.rows)
     taken = [column for column in present if column in set(added)]
     if taken:
         raise InputError(
-            f"The input has the column {taken[0]!r} already.",
+            f"The input already has the column {taken[0]!r}.",
             f"Enrichment adds {', '.join(repr(column) for column in taken[:8])}.",
-            "Use --force to replace them, or take the columns out of the input.",
+            "Use --force to replace them, or remove the columns from the input.",
         )

@@ -1,6 +1,7 @@
-"""Tables out: CSV, Parquet or JSON by extension, each whole or not at all.
+"""Output tables: CSV, Parquet or JSON by extension, written atomically.
 
-What sellers wrote goes into CSV files as `spreadsheet_cells` makes it: no spreadsheet runs it.
+Sellers' texts are neutralized in CSV files (see `spreadsheet_cells`), so no spreadsheet runs them as
+formulas.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,22 +27,22 @@ _OWN_WORDS = frozenset(
     {"row_id", "canonical_name", "match_type", "currency", "price_kind", "reason", "gpu_vendor"}
     | {"gpu_family", "form_factor"}
 )
-"""Text columns of a stage whose cells are this project's own names; no seller can put a formula
-there. A further column of an input file may be called so as well, and is a seller's."""
+"""Text columns of a stage that hold only this project's own values, so no seller's formula. An
+input file's column of the same name is still a seller's text."""
 
 
 def require_known_format(path: Path) -> None:
-    """Raise `InputError` when the extension of an output file is not known."""
+    """Raise `InputError` when the extension of an output file is unknown."""
     if path.suffix.lower() not in _COPY_OPTIONS:
         raise InputError(
             f"The output {path} has an unknown extension.",
             f"Outputs end in {', '.join(_COPY_OPTIONS)}.",
-            "Name the output with one of them.",
+            "Use one of these extensions.",
         )
 
 
 def write_table(workspace: Workspace, table: str, path: Path) -> None:
-    """Write a table of a stage, with the further columns of the input files at the end.
+    """Write a table of a stage, followed by the other columns of the input files.
 
     Raises `InputError` for an unknown extension.
     """
@@ -57,18 +58,18 @@ def write_table(workspace: Workspace, table: str, path: Path) -> None:
         _cell(name, _quoted(name), guarded and kind == "VARCHAR" and name not in _OWN_WORDS)
         for name, kind in columns.items()
     ]
-    keys = further_columns(workspace, table)
+    keys = other_columns(workspace, table)
     rows, parameters = workspace.in_order(table), []
     if keys:
-        # One list for each row: the further columns are many, and JSON is parsed once.
+        # One list per row, so that its JSON is parsed once however many columns there are.
         values = "json_extract_string(extra, ?)"
         if guarded:
             values = f"list_transform({values}, lambda cell: {neutralized_sql('cell')})"
-        rows = f"(SELECT *, {values} AS further_values FROM {rows})"  # noqa: S608, quoted names
+        rows = f"(SELECT *, {values} AS other_values FROM {rows})"  # noqa: S608, quoted names
         parameters = [["/" + key.replace("~", "~0").replace("/", "~1") for key in keys]]
         labels = _labels(keys, columns)
         selected += [
-            f"further_values[{place}] AS {_quoted(neutralized(label) if guarded else label)}"
+            f"other_values[{place}] AS {_quoted(neutralized(label) if guarded else label)}"
             for place, label in enumerate(labels, start=1)
         ]
     with atomic_path(path) as temporary:
@@ -77,7 +78,7 @@ def write_table(workspace: Workspace, table: str, path: Path) -> None:
 
 
 def _labels(keys: Sequence[str], taken: Iterable[str]) -> list[str]:
-    """A name for each further column that no other column has, whatever its case."""
+    """A name per column of the input files, unique regardless of case."""
     used = {name.casefold() for name in taken}
     labels = []
     for key in keys:
@@ -92,8 +93,8 @@ def _labels(keys: Sequence[str], taken: Iterable[str]) -> list[str]:
     return labels
 
 
-def further_columns(workspace: Workspace, table: str) -> list[str]:
-    """The names of the input files' columns that have no meaning here, in order."""
+def other_columns(workspace: Workspace, table: str) -> list[str]:
+    """The input files' columns that are not part of a listing, in order."""
     names = {name for name, *_ in workspace.query(f"DESCRIBE {table}")}
     if "extra" not in names:
         return []
@@ -102,7 +103,7 @@ def further_columns(workspace: Workspace, table: str) -> list[str]:
 
 
 def _cell(name: str, column: str, guarded: bool) -> str:
-    """One column of a SELECT, its cells made harmless where asked for."""
+    """A column of a SELECT, neutralized if `guarded`."""
     return f"{neutralized_sql(column) if guarded else column} AS {_quoted(name)}"
 
 

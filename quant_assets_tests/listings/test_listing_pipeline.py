@@ -98,7 +98,9 @@ def test_capacity_columns_only_with_the_flag_and_suffixed_by_bits(tmp_path: Path
 
 def test_columns_of_the_input_are_not_replaced_without_force(tmp_path: Path) -> None:
     source = write(tmp_path / "in.csv", "title,quantization_capacity.7b,note\nL4,99,mine\n")
-    with pytest.raises(InputError, match=r"'quantization_capacity\.7b' already.*--force"):
+    with pytest.raises(
+        InputError, match=r"already has the column 'quantization_capacity\.7b'.*--force"
+    ):
         run_pipeline([source], options=METRIC)
     forced = PipelineOptions(quantize_metric=True, force=True)
     run_pipeline([source], tmp_path / "out.csv", forced)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quant_assets.errors import ResourceError
-from quant_assets.listings.live import MAX_AGE, LiveListings, fetch_live_listings
+from quant_assets.listings.live import LIVE_OFFERS_MAX_AGE, LiveListings, fetch_live_listings
 from quant_assets.listings.pipeline import run_pipeline
 
 pytest.importorskip("gpuhunt")
@@ -89,15 +89,15 @@ def test_without_network_and_without_a_snapshot_it_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GPUHUNT_CATALOG_URL", "http://127.0.0.1:9")
-    with pytest.raises(ResourceError, match="none are kept from before"):
+    with pytest.raises(ResourceError, match="none are kept from earlier"):
         fetch_live_listings(tmp_path)
 
 
 def test_fetched_offers_grow_old(catalog: ThreadingHTTPServer, tmp_path: Path) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     live = fetch_live_listings(tmp_path, now=now)
-    assert live.is_fresh(now + MAX_AGE)
-    assert not live.is_fresh(now + MAX_AGE + timedelta(seconds=1))
+    assert live.is_fresh(now + LIVE_OFFERS_MAX_AGE)
+    assert not live.is_fresh(now + LIVE_OFFERS_MAX_AGE + timedelta(seconds=1))
 
 
 def test_a_time_in_the_future_is_not_fresh(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The insight report: which offer gives the most memory or model slots for its price.
+"""The insight report: which offers give the most memory or model slots for their price.
 
-One content, two forms: Markdown, and an HTML page that needs nothing but itself.
+It is rendered as Markdown and as one self-contained HTML page.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ _VENDOR_COLORS = {"NVIDIA": "#3a8f4d", "AMD": "#d1602f", "Intel": "#2f7fd1", "Ap
 
 
 class Offer(BaseModel):
-    """The cheapest offer of one card."""
+    """The cheapest offer of a card."""
 
     canonical_name: str
     gpu_vendor: str
@@ -42,21 +42,21 @@ class Offer(BaseModel):
     price_per_gpu_usd: float
     price_per_gb_usd: float
     slots_7b: int | None = None
-    """7B models at the first of the chosen bit widths that fit one GPU."""
+    """7B models that fit on one GPU, at the first of the chosen bit widths."""
     price_per_slot_usd: float | None = None
     offers: int
-    """Offers of the card with a price of this kind."""
+    """Number of the card's offers with a price of this kind."""
     median_per_gpu_usd: float
 
     @property
     def link(self) -> str | None:
-        """The offer's address where it is a web address."""
+        """The offer's URL, if it is a web address."""
         is_web = self.url is not None and self.url.startswith(("https://", "http://"))
         return self.url if is_web else None
 
 
 class QuarantineLine(BaseModel):
-    """How many rows one reason set aside, with some of their titles."""
+    """Number of rows quarantined for one reason, with example titles."""
 
     reason: str
     words: str
@@ -65,7 +65,7 @@ class QuarantineLine(BaseModel):
 
 
 class Section(BaseModel):
-    """The offers of one kind: to buy, or to rent by the hour."""
+    """Offers of one kind: to buy, or to rent by the hour."""
 
     kind: str
     heading: str
@@ -74,7 +74,7 @@ class Section(BaseModel):
 
 
 class ListingReport(BaseModel):
-    """Everything the report says."""
+    """The content of the report."""
 
     written_at: datetime
     sources: list[str]
@@ -82,7 +82,7 @@ class ListingReport(BaseModel):
     match_rate: float | None
     cards: int
     slot_label: str | None
-    """What a slot is, such as "7b at 4 bits"; None without the capacity columns."""
+    """Meaning of a slot, such as "7B model at 4 bits"; None without the capacity columns."""
     overhead_note: str
     sections: list[Section]
     quarantine: list[QuarantineLine]
@@ -100,7 +100,7 @@ class _SlotColumn:
 def build_listing_report(
     result: PipelineResult, *, overhead_gb: float = 2.0, rates: ExchangeRates | None = None
 ) -> ListingReport:
-    """Gather the report's content from one run; slots appear where the run has capacity columns."""
+    """Gather the report's content from one run, with slots if the run has capacity columns."""
     rates = rates or load_exchange_rates()
     workspace, rows = result.enriched.workspace, result.enriched.rows
     slot = _slot_column([name for name, *_ in workspace.query(f"DESCRIBE {rows}")])
@@ -135,7 +135,7 @@ def build_listing_report(
 
 
 def write_listing_report(report: ListingReport, path: Path) -> tuple[Path, Path]:
-    """Write the report beside each other as `path` with `.html` and `.md`; return both paths."""
+    """Write the report as `path` with the suffixes `.html` and `.md`; return both paths."""
     html, markdown = path.with_suffix(".html"), path.with_suffix(".md")
     write_text_atomically(html, render_html(report))
     write_text_atomically(markdown, render_markdown(report))
@@ -148,13 +148,13 @@ def render_markdown(report: ListingReport) -> str:
 
 
 def render_html(report: ListingReport) -> str:
-    """The report as one HTML page with its scripts and styles inside."""
+    """The report as one HTML page with scripts and styles inlined."""
     figures = {section.kind: _figures(report, section) for section in report.sections}
     return render_html_page(_TEMPLATES, "report.html.jinja", report=report, figures=figures)
 
 
 def _slot_column(columns: Sequence[str]) -> _SlotColumn | None:
-    """The capacity column for 7B models at the first bit width, where there is one."""
+    """The capacity column for 7B models at the first bit width, if any."""
     prefix = f"{CAPACITY_COLUMN}.7b"
     column = next((name for name in columns if name.startswith(prefix)), None)
     if column is None:
@@ -209,7 +209,7 @@ def _quarantine_lines(result: PipelineResult) -> list[QuarantineLine]:
 
 
 def _figures(report: ListingReport, section: Section) -> list[tuple[str, str]]:
-    """Heading and HTML of the plots of one section."""
+    """Headings and HTML of a section's plots."""
     offers = [offer for offer in section.offers if not report.slot_label or offer.slots_7b]
     if not offers:
         return []
@@ -240,7 +240,7 @@ def _scatter(
 
     figure = go.Figure()
     frontier = _frontier(offers, capacities)
-    # Neighbours' names stand above and below in turn, and towards the middle of the plot.
+    # Labels alternate above and below their points and lean towards the middle of the plot.
     positions = {
         index: f"{('bottom', 'top')[place % 2]} "
         + ("left" if capacities[index] > max(capacities) / 3 else "right")
@@ -280,7 +280,7 @@ def _scatter(
 
 
 def _frontier(offers: Sequence[Offer], capacities: Sequence[float]) -> list[int]:
-    """Offers that no other beats in both price and capacity, by capacity."""
+    """The Pareto frontier of price and capacity, as indexes sorted by price."""
     by_price = sorted(
         range(len(offers)), key=lambda index: (offers[index].price_per_gpu_usd, -capacities[index])
     )
@@ -312,5 +312,5 @@ def _bars(offers: Sequence[Offer], values: Sequence[float], x_title: str) -> str
 
 
 def _short(name: str) -> str:
-    """A card's name as short as it stays clear."""
+    """A card's name without redundant words."""
     return name.removeprefix("GeForce ").replace(" Blackwell", "")

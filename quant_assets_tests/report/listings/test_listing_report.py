@@ -113,4 +113,4 @@ def test_a_report_without_any_priced_offer(tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text("title\nL4\n")
     report = build_listing_report(run_pipeline([tmp_path / "in.csv"]))
     assert report.sections == []
-    assert "No row is in quarantine." in Page(render_html(report)).text
+    assert "No rows are quarantined." in Page(render_html(report)).text
