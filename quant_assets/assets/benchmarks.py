@@ -114,10 +114,10 @@ def build_benchmark_results(
                 subject = Subject(model.name, variant, artifact, settings)
                 batch_size = int(key.keys_by_dimension[BATCH_SIZE])
                 cell = backend.measure(context, subject, batch_size)
-                quality, obeyed = known_quality(
+                quality, obedience = known_quality(
                     data_root.settings, variant.name, artifact.artifact_id
                 )
-                record = results.append(cell.record.with_quality(quality, obeyed), cell.samples)
+                record = results.append(cell.record.with_quality(quality, obedience), cell.samples)
                 measured[key] = _record_metadata(record)
             with data_root.warehouse.write() as connection:
                 load_benchmarks(connection, results)
@@ -137,14 +137,14 @@ def known_quality(
         for item in QualityStore(settings.results, settings.cache).all()
         if (item.variant, item.artifact_id) == wanted
     ]
-    obeyed = [
+    obedience = [
         item
         for item in obedience_results(settings.results)
         if (item.variant, item.artifact_id) == wanted
     ]
     return (
         max(quality, key=lambda item: recency(item.timestamp), default=None),
-        max(obeyed, key=lambda item: recency(item.timestamp), default=None),
+        max(obedience, key=lambda item: recency(item.timestamp), default=None),
     )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from quant_assets.artifacts.job import library_versions
+from quant_assets.artifacts.manifest import MANIFEST_NAME
 from quant_assets.assets.conventions import (
     DEVICE_POOL,
     OWNERS,
@@ -43,20 +44,20 @@ def build_importance_matrix(model: ModelConfig) -> dg.AssetsDefinition:
     ) -> dg.MaterializeResult[None]:
         with clear_failures():
             source = data_root.source(context, model)
-            made = _importance_matrix(context, model, source, data_root, llama_cpp)
-        if made.warning:
-            context.log.warning(made.warning)
+            matrix = _importance_matrix(context, model, source, data_root, llama_cpp)
+        if matrix.warning:
+            context.log.warning(matrix.warning)
         return dg.MaterializeResult(
             metadata={
-                "file": dg.MetadataValue.path(made.path),
-                "calibration text": made.calibration,
-                "warning": made.warning or "none",
-                "matrices": made.n_entries,
-                "tokens": made.n_tokens,
-                "seconds": made.seconds,
-                "peak memory (MB)": made.peak_rss_bytes / 1e6,
+                "file": dg.MetadataValue.path(matrix.path),
+                "calibration text": matrix.calibration,
+                "warning": matrix.warning or "none",
+                "matrices": matrix.n_entries,
+                "tokens": matrix.n_tokens,
+                "seconds": matrix.seconds,
+                "peak memory (MB)": matrix.peak_rss_bytes / 1e6,
             },
-            data_version=dg.DataVersion(made.sha256),
+            data_version=dg.DataVersion(matrix.sha256),
         )
 
     return importance_matrix
@@ -98,9 +99,11 @@ def build_gguf_artifacts(model: ModelConfig) -> dg.AssetsDefinition:
                 else None
             )
             for level in context.partition_keys:
-                made = llama_cpp.quantize(context, model.name, source, level, store, imatrix)
-                context.log.info(f"{level}: {'found' if made.reused else 'made'} {made.path}")
-                context.add_asset_metadata(_artifact_metadata(made), partition_key=level)
+                artifact = llama_cpp.quantize(context, model.name, source, level, store, imatrix)
+                context.log.info(
+                    f"{level}: {'reused' if artifact.reused else 'quantized'} {artifact.path}"
+                )
+                context.add_asset_metadata(_artifact_metadata(artifact), partition_key=level)
         yield dg.MaterializeResult()
 
     return gguf_artifacts
@@ -120,12 +123,12 @@ def _importance_matrix(
     )
 
 
-def _artifact_metadata(made: GgufArtifact) -> dict[str, dg.MetadataValue]:
-    manifest = made.manifest
+def _artifact_metadata(artifact: GgufArtifact) -> dict[str, dg.MetadataValue]:
+    manifest = artifact.manifest
     types = ", ".join(f"{count} {name}" for name, count in manifest.tensor_types.items())
     return {
-        "file": dg.MetadataValue.path(made.path),
-        "manifest": dg.MetadataValue.path(made.folder / "manifest.json"),
+        "file": dg.MetadataValue.path(artifact.path),
+        "manifest": dg.MetadataValue.path(artifact.folder / MANIFEST_NAME),
         "job": dg.MetadataValue.text(manifest.job_id),
         "status": dg.MetadataValue.text(manifest.status),
         "size (MB)": dg.MetadataValue.float(manifest.size_bytes / 1e6),
@@ -137,5 +140,5 @@ def _artifact_metadata(made: GgufArtifact) -> dict[str, dg.MetadataValue]:
         ),
         "seconds": dg.MetadataValue.float(manifest.seconds),
         "peak memory (MB)": dg.MetadataValue.float((manifest.peak_rss_bytes or 0) / 1e6),
-        "reused": dg.MetadataValue.bool(made.reused),
+        "reused": dg.MetadataValue.bool(artifact.reused),
     }

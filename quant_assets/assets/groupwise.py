@@ -111,7 +111,7 @@ def build_groupwise_artifacts(
         torch: Torch,
     ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
         store, settings = data_root.artifacts, data_root.settings
-        judged: dict[str, GroupwiseArtifact] = {}
+        artifacts: dict[str, GroupwiseArtifact] = {}
         with clear_failures():
             context.log.info(torch.probe().text)
             source = data_root.source(context, model)
@@ -122,16 +122,20 @@ def build_groupwise_artifacts(
             for name in context.partition_keys:
                 quantization = chosen[name].quantization
                 assert quantization is not None, "the partitions are GPTQ or AWQ variants"
-                judged[name] = torch.quantize(
+                artifacts[name] = torch.quantize(
                     context, model.name, source, config.applied_to(quantization, architecture),
                     calibration, store, settings,
                 )  # fmt: skip
-                context.log.info(f"{name}: {judged[name].rejection or judged[name].folder}")
-                if judged[name].quality_warning:
-                    context.log.warning(f"{name}: {judged[name].quality_warning}")
-        passed = {name: _facts(found) for name, found in judged.items() if not found.rejection}
-        checks = [_files_check(key, judged), _gate_check(key, judged)]
-        complete = len(passed) == len(judged)
+                context.log.info(f"{name}: {artifacts[name].rejection or artifacts[name].folder}")
+                if artifacts[name].quality_warning:
+                    context.log.warning(f"{name}: {artifacts[name].quality_warning}")
+        passed = {
+            name: _artifact_metadata(artifact)
+            for name, artifact in artifacts.items()
+            if not artifact.rejection
+        }
+        checks = [_files_check(key, artifacts), _gate_check(key, artifacts)]
+        complete = len(passed) == len(artifacts)
         yield from materialized_partitions(context, passed, complete=complete)
         if complete:
             yield from checks
@@ -147,52 +151,56 @@ def build_groupwise_artifacts(
                 )
             )
         with clear_failures():
-            for found in judged.values():
-                found.valid()
+            for artifact in artifacts.values():
+                artifact.valid()
 
     return groupwise_artifacts
 
 
-def _files_check(key: dg.AssetKey, judged: Mapping[str, GroupwiseArtifact]) -> dg.AssetCheckResult:
+def _files_check(
+    key: dg.AssetKey, artifacts: Mapping[str, GroupwiseArtifact]
+) -> dg.AssetCheckResult:
     damaged: dict[str, dg.MetadataValue] = {}
-    for name, found in judged.items():
+    for name, artifact in artifacts.items():
         try:
-            check_layout(found.folder)
+            check_layout(artifact.folder)
         except CheckFailed as error:
             damaged[name] = dg.MetadataValue.text(error.why)
     return dg.AssetCheckResult(
         passed=not damaged,
         asset_key=key,
         check_name=FILES_CHECK,
-        metadata={"artifacts": dg.MetadataValue.int(len(judged)), **damaged},
+        metadata={"artifacts": dg.MetadataValue.int(len(artifacts)), **damaged},
     )
 
 
-def _gate_check(key: dg.AssetKey, judged: Mapping[str, GroupwiseArtifact]) -> dg.AssetCheckResult:
+def _gate_check(
+    key: dg.AssetKey, artifacts: Mapping[str, GroupwiseArtifact]
+) -> dg.AssetCheckResult:
     remarks = {
         name: dg.MetadataValue.text(remark)
-        for name, found in judged.items()
-        if (remark := found.rejection or found.quality_warning)
+        for name, artifact in artifacts.items()
+        if (remark := artifact.rejection or artifact.quality_warning)
     }
     ratios = {
         f"{name}: perplexity over {what}": dg.MetadataValue.float(float(ratio))
-        for name, found in judged.items()
+        for name, artifact in artifacts.items()
         for what, field in (
             ("the source's", "ratio_to_source"),
             ("rounding's", "ratio_to_rounding"),
         )
-        if (ratio := found.manifest.validation.get(field)) is not None
+        if (ratio := artifact.manifest.validation.get(field)) is not None
     }
     return dg.AssetCheckResult(
-        passed=not any(found.rejection for found in judged.values()),
+        passed=not any(artifact.rejection for artifact in artifacts.values()),
         asset_key=key,
         check_name=GATE_CHECK,
-        metadata={"artifacts": dg.MetadataValue.int(len(judged)), **remarks, **ratios},
+        metadata={"artifacts": dg.MetadataValue.int(len(artifacts)), **remarks, **ratios},
     )
 
 
-def _facts(found: GroupwiseArtifact) -> dict[str, dg.MetadataValue]:
-    manifest = found.manifest
+def _artifact_metadata(artifact: GroupwiseArtifact) -> dict[str, dg.MetadataValue]:
+    manifest = artifact.manifest
     checks = manifest.validation
     numbers = {
         "size (MB)": manifest.size_bytes / 1e6,
@@ -204,8 +212,8 @@ def _facts(found: GroupwiseArtifact) -> dict[str, dg.MetadataValue]:
         "peak memory (MB)": (manifest.peak_rss_bytes or 0) / 1e6,
     }
     return {
-        "folder": dg.MetadataValue.path(found.folder),
-        "manifest": dg.MetadataValue.path(found.folder / MANIFEST_NAME),
+        "folder": dg.MetadataValue.path(artifact.folder),
+        "manifest": dg.MetadataValue.path(artifact.folder / MANIFEST_NAME),
         "job": dg.MetadataValue.text(manifest.job_id),
         "status": dg.MetadataValue.text(manifest.status),
         "source": dg.MetadataValue.text(manifest.source_provenance),

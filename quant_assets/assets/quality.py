@@ -85,12 +85,12 @@ def build_variant_quality(
                 backend = backend_of(variants[name], llama_cpp, torch)
                 subject = Subject(model.name, variants[name], artifact, settings)
                 quality = backend.quality(context, subject, baseline, text, store, config.windows)
-                obeyed = (
+                obedience = (
                     backend.obedience(context, subject, prompts, root.results)
                     if config.obedience
                     else None
                 )
-                measured[name] = _quality_metadata(quality, obeyed)
+                measured[name] = _quality_metadata(quality, obedience)
         observe_skipped(context, skipped)
         yield from materialized_partitions(context, measured, complete=not skipped)
 
@@ -98,7 +98,7 @@ def build_variant_quality(
 
 
 def _quality_metadata(
-    quality: QualityResult, obeyed: ObedienceResult | None
+    quality: QualityResult, obedience: ObedienceResult | None
 ) -> dict[str, dg.MetadataValue]:
     measurement = quality.measurement
     numbers = {
@@ -106,9 +106,9 @@ def _quality_metadata(
         "perplexity ratio to F16": measurement.perplexity_ratio,
         "KL divergence from F16 (nats)": measurement.kl_divergence,
         "top-1 agreement with F16": measurement.top1_agreement,
-        "obedience pass rate": obeyed.pass_rate if obeyed else None,
+        "obedience pass rate": obedience.pass_rate if obedience else None,
     }
-    by_category = obeyed.pass_rate_by_category if obeyed else {}
+    by_category = obedience.pass_rate_by_category if obedience else {}
     return {
         **{
             name: dg.MetadataValue.float(value)

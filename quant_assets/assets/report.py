@@ -33,7 +33,7 @@ def build_report() -> dg.AssetsDefinition:
         automation_condition=FOLLOWS_ITS_INPUTS,
         description=(
             "One self-contained page: what was measured, quality against size and speed, price "
-            "against capacity, recommendations, quarantined rows, and what is stale."
+            "against capacity, recommendations, quarantined rows, and stale data."
         ),
     )
     def decision_report(data_root: DataRoot) -> dg.MaterializeResult[None]:
