@@ -1,4 +1,4 @@
-"""Queries of the commands and assets that are not worth a module of their own."""
+"""Small queries of the commands and assets: the cheapest deployment options, row counts."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What the whole-project report says, read from the warehouse."""
+"""The content of the decision report, read from the marts."""
 
 import datetime
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ RowT = TypeVar("RowT", bound=BaseModel)
 
 
 class VariantFigures(BaseModel):
-    """A variant's size, speed at batch 1 and quality; null where not measured."""
+    """A variant's size, speed at batch 1 and quality; None where not measured."""
 
     model: str
     variant: str
@@ -31,7 +31,7 @@ class VariantFigures(BaseModel):
 
 
 class Cell(BaseModel):
-    """The newest record of a cell under its conditions."""
+    """The newest benchmark record of a cell under its conditions."""
 
     model: str
     variant: str
@@ -91,7 +91,7 @@ class QuarantinedCount(BaseModel):
 
 
 class DecisionReport(BaseModel):
-    """Everything that the report says."""
+    """The content of the whole report."""
 
     written_at: datetime.datetime
     listings_read_at: datetime.datetime | None
@@ -112,7 +112,7 @@ def gather(
     now: datetime.datetime,
     listings_read_at: datetime.datetime | None,
 ) -> DecisionReport:
-    """Read the marts; `listings_read_at` is when the listing files were last read."""
+    """Read the marts; `listings_read_at` is the time at which the listing files were last read."""
     variants = _rows(
         connection,
         VariantFigures,
@@ -184,7 +184,7 @@ def _stale(
     now: datetime.datetime,
     listings_read_at: datetime.datetime | None,
 ) -> list[str]:
-    """One sentence for everything that is older than it should be, or was never measured."""
+    """One sentence per stale, missing or contended measurement, and for stale listings."""
     found = []
     if listings_read_at is None:
         found.append("The listings have never been read.")
@@ -197,7 +197,7 @@ def _stale(
         """
     ).fetchall():
         if not current:
-            found.append(f"{model} {variant}: its artifact was made anew after it was measured.")
+            found.append(f"{model} {variant}: its artifact was rebuilt after it was measured.")
         elif now - newest > BENCHMARKS_STALE_AFTER:
             found.append(f"{model} {variant}: it was measured {_age(now - newest)} ago.")
     for model, variant, unmeasured_speed, unmeasured_quality, contended in connection.execute(
@@ -207,13 +207,13 @@ def _stale(
         from marts.pareto_variants order by model, variant
         """
     ).fetchall():
-        for holds, what in (
-            (unmeasured_speed, "its speed at batch 1 was never measured"),
-            (unmeasured_quality, "its quality was never measured"),
+        for applies, problem in (
+            (unmeasured_speed, "its speed at batch 1 has not been measured"),
+            (unmeasured_quality, "its quality has not been measured"),
             (contended, "its speed was measured while other processes were busy"),
         ):
-            if holds:
-                found.append(f"{model} {variant}: {what}.")
+            if applies:
+                found.append(f"{model} {variant}: {problem}.")
     return found
 
 
