@@ -1,4 +1,4 @@
-"""A benchmark campaign: the variants of one model, or one endpoint, with quality and obedience.
+"""A benchmark campaign: the variants of one model, with quality and obedience.
 
 The matrix orders and resumes cells; a campaign chooses variants, finds their artifacts, and adds
 quality and obedience, which are measured once per variant.
@@ -6,19 +6,14 @@ quality and obedience, which are measured once per variant.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.artifact_finder import FindArtifact, LocatedArtifact, artifact_finder
 from quant_assets.bench.cell import MeasuredCell, run_cell
-from quant_assets.bench.endpoint import Endpoint
-from quant_assets.bench.endpoint_cell import run_endpoint_cell
 from quant_assets.bench.matrix import CellOutcome, PlannedCell, plan_matrix, run_matrix
 from quant_assets.bench.obedience.measurement import (
-    MAX_TOKENS,
     ObedienceResult,
-    check_answers,
     measure_obedience,
 )
 from quant_assets.bench.obedience.prompts import load_prompts
@@ -35,12 +30,9 @@ from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant, load_variants
 from quant_assets.errors import InputError
 from quant_assets.models.config import load_models
-from quant_assets.processes.protocol import ProgressEvent
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.settings import Settings
 from quant_assets.texts.evaluation import TextChoice, evaluation_text
-
-_ENDPOINT = "endpoint"
 
 
 class ExtraMeasurements(NamedTuple):
@@ -180,44 +172,6 @@ def _known_model(project: Settings, name: str | None) -> str:
             "Choose one of these, or add the model to the list.",
         )
     return name or names[0]
-
-
-def bench_endpoint(
-    endpoint: Endpoint,
-    settings: BenchSettings,
-    results: ResultStore,
-    *,
-    prompts_folder: Path | None = None,
-    session: WorkerSession = UNATTENDED,
-) -> list[BenchmarkRecord]:
-    """Benchmark a server at every batch size, and append a record for each.
-
-    With `prompts_folder` its obedience is measured first. Raises `InputError` or `ResourceError`
-    for a server that does not respond as expected.
-    """
-
-    def forward(step: str, done: int, total: int) -> None:
-        if session.on_event is not None:
-            session.on_event(ProgressEvent(step=step, done=done, total=total, unit="runs"))
-
-    obedience = _endpoint_obedience(endpoint, prompts_folder) if prompts_folder else None
-    records = []
-    for batch_size in settings.batch_sizes:
-        cell = run_endpoint_cell(endpoint, batch_size, settings, on_progress=forward)
-        record = cell.record.with_quality(obedience=obedience)
-        records.append(results.append(record, cell.samples))
-    return records
-
-
-def _endpoint_obedience(endpoint: Endpoint, folder: Path) -> ObedienceResult:
-    prompts = load_prompts(folder)
-    return check_answers(
-        prompts,
-        [endpoint.chat(prompt.prompt, MAX_TOKENS) for prompt in prompts],
-        variant=_ENDPOINT,
-        model=endpoint.model,
-        artifact_id=endpoint.base_url,
-    )
 
 
 def measured_records(outcomes: Iterable[CellOutcome]) -> list[BenchmarkRecord]:

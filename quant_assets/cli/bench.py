@@ -8,13 +8,13 @@ from rich.table import Table
 
 from quant_assets.bench.campaign import (
     ExtraMeasurements,
-    bench_endpoint,
     measured_records,
     open_campaign,
 )
 from quant_assets.bench.compare import compare as compare_sides
 from quant_assets.bench.compare import open_side
 from quant_assets.bench.endpoint import Endpoint
+from quant_assets.bench.endpoint_benchmark import bench_endpoint
 from quant_assets.bench.matrix import CellOutcome, PlannedCell
 from quant_assets.bench.quality import DEFAULT_WINDOWS
 from quant_assets.bench.record import BenchmarkRecord

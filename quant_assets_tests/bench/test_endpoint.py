@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from quant_assets.bench.endpoint import Endpoint
-from quant_assets.bench.endpoint_cell import run_endpoint_cell
+from quant_assets.bench.endpoint_benchmark import run_endpoint_cell
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.errors import InputError, ResourceError
 

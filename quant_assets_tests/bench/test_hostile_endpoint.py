@@ -14,7 +14,7 @@ import pytest
 
 from quant_assets.bench.collect import collect_csv
 from quant_assets.bench.endpoint import Endpoint, EndpointLimits
-from quant_assets.bench.endpoint_cell import run_endpoint_cell
+from quant_assets.bench.endpoint_benchmark import run_endpoint_cell
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.errors import InputError, QuantAssetsError, ResourceError

@@ -1,4 +1,4 @@
-"""Benchmarks a running server: one batch size of one endpoint.
+"""Benchmarks a running server: its batch sizes, and its obedience.
 
 A run sends `batch_size` streamed completions at once, each from its own thread. Prompts are random
 words, different in every request, so that no server answers from its prefix cache. Throughput is
@@ -14,11 +14,22 @@ from pathlib import Path
 from quant_assets.bench.cell import MeasuredCell
 from quant_assets.bench.endpoint import Endpoint
 from quant_assets.bench.jobs import CellMeasurement, RunSample
-from quant_assets.bench.record import RecordOrigin, make_record
+from quant_assets.bench.obedience.measurement import (
+    MAX_TOKENS,
+    ObedienceResult,
+    check_answers,
+)
+from quant_assets.bench.obedience.prompts import load_prompts
+from quant_assets.bench.record import BenchmarkRecord, RecordOrigin, make_record
+from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.subject import machine_lock
 from quant_assets.errors import ResourceError
+from quant_assets.processes.protocol import ProgressEvent
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 
+ENDPOINT_VARIANT = "endpoint"
+"""The variant name of endpoints in records."""
 # Short, frequent words: about one token each in every vocabulary.
 _WORDS = (
     "time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world",
@@ -62,7 +73,6 @@ def run_endpoint_cell(
     batch_size: int,
     settings: BenchSettings,
     *,
-    name: str = "endpoint",
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
     locks: Path | None = None,
 ) -> MeasuredCell:
@@ -96,7 +106,7 @@ def run_endpoint_cell(
     )
     origin = RecordOrigin(
         model_name=endpoint.model,
-        variant_name=name,
+        variant_name=ENDPOINT_VARIANT,
         variant=None,
         artifact_id=endpoint.base_url,
         backend="endpoint",
@@ -105,3 +115,41 @@ def run_endpoint_cell(
     counted_settings = settings.model_copy(update={"prompt_tokens": prompt_tokens})
     record = make_record(measurement, origin, counted_settings, batch_size)
     return MeasuredCell(record, samples)
+
+
+def bench_endpoint(
+    endpoint: Endpoint,
+    settings: BenchSettings,
+    results: ResultStore,
+    *,
+    prompts_folder: Path | None = None,
+    session: WorkerSession = UNATTENDED,
+) -> list[BenchmarkRecord]:
+    """Benchmark a server at every batch size, and append a record for each.
+
+    With `prompts_folder` its obedience is measured first. Raises `InputError` or `ResourceError`
+    for a server that does not respond as expected.
+    """
+
+    def forward(step: str, done: int, total: int) -> None:
+        if session.on_event is not None:
+            session.on_event(ProgressEvent(step=step, done=done, total=total, unit="runs"))
+
+    obedience = _endpoint_obedience(endpoint, prompts_folder) if prompts_folder else None
+    records = []
+    for batch_size in settings.batch_sizes:
+        cell = run_endpoint_cell(endpoint, batch_size, settings, on_progress=forward)
+        record = cell.record.with_quality(obedience=obedience)
+        records.append(results.append(record, cell.samples))
+    return records
+
+
+def _endpoint_obedience(endpoint: Endpoint, folder: Path) -> ObedienceResult:
+    prompts = load_prompts(folder)
+    return check_answers(
+        prompts,
+        [endpoint.chat(prompt.prompt, MAX_TOKENS) for prompt in prompts],
+        variant=ENDPOINT_VARIANT,
+        model=endpoint.model,
+        artifact_id=endpoint.base_url,
+    )
