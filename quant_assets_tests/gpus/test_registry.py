@@ -1,4 +1,4 @@
-"""The shipped GPU registry: plausible, consistent with itself, and unambiguous."""
+"""The shipped GPU registry: plausible, self-consistent and unambiguous."""
 
 from pathlib import Path
 
@@ -121,7 +121,7 @@ def test_lookup(text: str, canonical: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["A100", "RTX A2000", "H100", "RTX 3060", "V100 16GB", "RTX 6000"])
-def test_a_name_of_several_cards_is_not_guessed(text: str) -> None:
+def test_an_ambiguous_name_is_not_guessed(text: str) -> None:
     assert REGISTRY.find(text) is None
 
 
@@ -131,7 +131,7 @@ def test_an_ambiguous_name_lists_its_variants() -> None:
     assert [gpu.vram_gb for gpu in REGISTRY.variants("RTX A2000")] == [6, 12]
 
 
-def test_an_unknown_name_gets_the_nearest_ones() -> None:
+def test_an_unknown_name_suggests_the_nearest_ones() -> None:
     with pytest.raises(InputError, match="GeForce RTX 4090"):
         REGISTRY.get("RTX 4099")
     with pytest.raises(InputError):
@@ -156,7 +156,7 @@ def test_one_name_for_two_cards_is_refused() -> None:
     ],
     ids=str,
 )
-def test_a_wrong_entry_is_refused_with_file_and_place(
+def test_an_invalid_entry_is_refused_with_file_and_position(
     changes: dict[str, object], tmp_path: Path
 ) -> None:
     file = tmp_path / "gpus.yaml"
@@ -193,7 +193,7 @@ def test_the_file_is_plain_yaml_without_nulls() -> None:
     assert all(value is not None for fields in content for value in fields.values())
 
 
-def test_a_drivers_name_means_one_card() -> None:
+def test_a_driver_name_means_one_card() -> None:
     gpus = [
         Gpu.model_validate(entry(canonical_name=name, family="Test", driver_names=["NVIDIA Test"]))
         for name in ("Test PCIe", "Test SXM")

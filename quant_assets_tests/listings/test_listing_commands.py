@@ -43,8 +43,8 @@ def header(path: Path) -> list[str]:
 
 def test_enrich_with_and_without_the_metric(source: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.csv"
-    said = run("enrich", "--input", source, "--output", output)
-    assert "1 enriched, 1 quarantined" in said and "accessory" in said
+    output_text = run("enrich", "--input", source, "--output", output)
+    assert "1 enriched, 1 quarantined" in output_text and "accessory" in output_text
     assert not any(name.startswith("quantization_") for name in header(output))
     run("enrich", "--input", source, "--output", output, "--quantize-metric", "--bits", "4,8")
     assert "quantization_capacity.7b_8bit" in header(output)

@@ -1,4 +1,4 @@
-"""Damaged listing files: every row is accounted for, or there is one error; never anything else."""
+"""Damaged listing files: either every row is accounted for, or the file is refused."""
 
 import csv
 import io
@@ -86,7 +86,7 @@ ORIGINALS: dict[str, Callable[[Path], list[bytes]]] = {
 
 
 def rows_of(kind: str, path: Path, data: bytes) -> range:
-    """How many rows the file may have, counted in another way than the reader does."""
+    """The possible numbers of rows, counted independently of the reader."""
     text = data.decode("utf-8-sig", errors="replace")
     if kind == "csv":
         return range(1, len(re.split(r"\r\n|\r|\n", data.decode("latin-1"))) + 1)

@@ -80,12 +80,12 @@ def test_title_names_its_card(title: str, canonical_name: str, gpu_count: int) -
         ("'; DROP TABLE listings; --", QuarantineReason.NO_GPU_NAMED),
     ],
 )
-def test_doubt_is_refused_with_a_reason(title: str, reason: QuarantineReason) -> None:
+def test_doubtful_titles_are_refused_with_a_reason(title: str, reason: QuarantineReason) -> None:
     match = MATCHER.match(title)
     assert (match.reason, match.canonical_name) == (reason, None), match
 
 
-def test_a_near_miss_names_what_it_might_be() -> None:
+def test_a_near_miss_lists_its_candidates() -> None:
     candidates = MATCHER.match("RTX 6000").candidates
     assert {"Quadro RTX 6000", "RTX 6000 Ada"} <= set(candidates)
 

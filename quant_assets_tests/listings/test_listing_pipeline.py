@@ -1,4 +1,4 @@
-"""The stages together: no row is lost, nothing is counted twice, figures are right."""
+"""All stages together: no row is lost or counted twice, and the figures are correct."""
 
 import csv
 import json
@@ -149,7 +149,7 @@ def test_duplicates_are_collapsed_into_the_first_and_counted(tmp_path: Path) -> 
         ("L4,shop,$2000,EUR,", QuarantineReason.CURRENCY_CONFLICT),
     ],
 )
-def test_rows_that_cannot_be_used_have_their_reason(
+def test_unusable_rows_are_quarantined_with_their_reason(
     tmp_path: Path, row: str, reason: QuarantineReason
 ) -> None:
     result = run_pipeline([write(tmp_path / "in.csv", f"{HEADER}{row}\n")])
@@ -159,7 +159,7 @@ def test_rows_that_cannot_be_used_have_their_reason(
 
 
 @pytest.mark.parametrize("count", ["0", "-2", "1.5", "many", "99999", "4", "nan", "inf", "1e300"])
-def test_a_gpu_count_that_cannot_be_right_is_refused(tmp_path: Path, count: str) -> None:
+def test_an_invalid_gpu_count_is_refused(tmp_path: Path, count: str) -> None:
     source = write(tmp_path / "in.csv", f"title,gpu_count,price\n8x L4,{count},9000\n")
     assert run_pipeline([source]).normalized.quarantine_counts == {"invalid_gpu_count": 1}
 
@@ -182,7 +182,7 @@ def test_formulas_are_neutralized_in_csv_only(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out.json").read_text())[0]["seller"] == "=cmd|' /C calc'!A0"
 
 
-def test_a_further_column_named_like_an_own_one_is_neutralized(tmp_path: Path) -> None:
+def test_an_input_column_named_like_a_stage_column_is_neutralized(tmp_path: Path) -> None:
     names = ("reason", "quantization_capacity")
     cells = ",".join("=1+1" for _ in names)
     source = write(tmp_path / "in.csv", f"title,price,{','.join(names)}\nL4 24GB,2000,{cells}\n")
@@ -229,7 +229,7 @@ def test_outputs_by_extension_hold_the_same_rows(tmp_path: Path, suffix: str) ->
     assert found == [("L4", 2000.0), ("Tesla T4", 600.0)]
 
 
-def test_the_output_never_lies_in_the_input(tmp_path: Path) -> None:
+def test_an_output_inside_an_input_is_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "in.csv", "title\nL4\n")
     for inputs, output in (([source], source), ([tmp_path], tmp_path / "out.csv")):
         with pytest.raises(InputError, match="lies in the input"):
@@ -239,7 +239,7 @@ def test_the_output_never_lies_in_the_input(tmp_path: Path) -> None:
         run_pipeline([source], tmp_path / "out.xlsx")
 
 
-def test_stages_survive_being_saved_and_loaded(tmp_path: Path) -> None:
+def test_saved_stages_load_unchanged(tmp_path: Path) -> None:
     source = write(tmp_path / "in.csv", HEADER + "L4,a,$2000,,\nL4,a,$2000,,\nfoo,c,$1,,\n")
     raw = read_raw([source])
     normalized = normalize(raw, REGISTRY)
@@ -254,7 +254,7 @@ def test_stages_survive_being_saved_and_loaded(tmp_path: Path) -> None:
     assert kept.frame()["quantization_capacity.7b"].tolist() == [6]
 
 
-def test_a_lost_row_is_noticed(tmp_path: Path) -> None:
+def test_a_lost_row_is_detected(tmp_path: Path) -> None:
     raw = read_raw([write(tmp_path / "in.csv", "title\nL4\nT4\nfoo\n")])
     normalized = normalize(raw, REGISTRY)
     kept = normalized.workspace.keep(
@@ -280,7 +280,7 @@ offers = st.tuples(
 
 @given(st.lists(offers, min_size=1, max_size=25), st.binary(max_size=40))
 @settings(max_examples=25, deadline=None)
-def test_rows_are_conserved_whatever_they_hold(rows: list[tuple[str, ...]], rubbish: bytes) -> None:
+def test_rows_are_conserved_for_any_content(rows: list[tuple[str, ...]], rubbish: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "in.csv"
         with source.open("w", newline="", encoding="utf-8", errors="replace") as stream:
@@ -303,7 +303,7 @@ TITLES = [f"{gpu.canonical_name} {word}" for gpu in REGISTRY.all for word in ("n
 
 
 @pytest.mark.parametrize("interpreter", [sys.executable, shutil.which("false")])
-def test_titles_are_matched_alike_in_several_processes_and_when_one_dies(
+def test_parallel_matching_gives_the_same_matches_even_if_a_process_dies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interpreter: str
 ) -> None:
     monkeypatch.setattr(processes, "WORTH_A_PROCESS", 100)
@@ -320,7 +320,7 @@ def test_titles_are_matched_alike_in_several_processes_and_when_one_dies(
     }
 
 
-def test_more_rows_than_memory_takes_come_out_the_same(
+def test_rows_beyond_the_memory_limit_give_the_same_output(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = PROJECT_ROOT / "data" / "listings"
@@ -342,7 +342,7 @@ def test_no_progress_bar_goes_to_standard_output(tmp_path: Path) -> None:
 def test_statements_do_not_grow_with_the_columns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planning takes more than linear time in what a statement computes; a column is one word."""
+    """Planning time grows faster than linearly, so a column may add only its name to a statement."""
     statements: list[str] = []
     plain, copied = Workspace.query, workspace.copy_to
 

@@ -47,7 +47,7 @@ def test_amount_and_currency(text: str, currency: str | None, amount: float, cod
         ("3.5", "GPU-hour", 3.5, True),
     ],
 )
-def test_prices_by_time_come_to_one_hour(
+def test_prices_per_time_unit_are_converted_to_one_hour(
     text: str, unit: str | None, hourly: float, per_gpu: bool
 ) -> None:
     price = read_price(text, None, unit)
@@ -80,7 +80,7 @@ def test_a_range_counts_with_its_upper_end(text: str) -> None:
         ("=cmd|' /C calc'!A0", None, QuarantineReason.UNREADABLE_PRICE),
     ],
 )
-def test_what_cannot_be_read_has_a_reason(
+def test_an_unreadable_price_has_a_reason(
     text: str, currency: str | None, reason: QuarantineReason
 ) -> None:
     price = read_price(text, currency)
@@ -88,7 +88,7 @@ def test_what_cannot_be_read_has_a_reason(
 
 
 @pytest.mark.parametrize("text", [None, "", "  ", "N/A", "on request", "-"])
-def test_no_price_is_no_fault(text: str | None) -> None:
+def test_a_missing_price_is_not_a_fault(text: str | None) -> None:
     price = read_price(text)
     assert (price.amount, price.reason) == (None, None)
 
@@ -106,7 +106,7 @@ def test_separators_do_not_change_an_amount(cents: int) -> None:
 
 
 @given(st.integers(min_value=1, max_value=10**6), st.integers(min_value=1, max_value=10**6))
-def test_the_ends_of_a_range_may_come_in_any_order(one: int, other: int) -> None:
+def test_a_range_may_be_written_in_either_order(one: int, other: int) -> None:
     price = read_price(f"${one:,} - ${other:,}")
     assert price.amount == max(one, other)
     assert price.low_amount == (None if one == other else min(one, other))

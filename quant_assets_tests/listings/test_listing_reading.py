@@ -1,4 +1,4 @@
-"""Files in: every fault is a row with a reason or one error that names file and line."""
+"""Reading files: every fault is a rejected row with a reason, or an error with file and line."""
 
 import codecs
 import csv
@@ -51,7 +51,7 @@ def test_delimiters_and_usual_header_names(tmp_path: Path, delimiter: str) -> No
     assert json.loads(column(raw, "extra")[0] or "") == {"stock": "7"}
 
 
-def test_an_hourly_header_says_the_unit(tmp_path: Path) -> None:
+def test_an_hourly_header_states_the_unit(tmp_path: Path) -> None:
     raw = read_raw([write(tmp_path / "a.csv", "gpu,price_per_hour\nL4,0.7\n")])
     assert column(raw, "price_unit") == ["hour"]
 
@@ -71,7 +71,7 @@ def test_encodings(tmp_path: Path, encode) -> None:  # type: ignore[no-untyped-d
     assert column(raw, "price_text") == ["99 €"]
 
 
-def test_faulty_rows_are_set_aside_and_the_others_kept(tmp_path: Path) -> None:
+def test_faulty_rows_are_rejected_and_the_others_kept(tmp_path: Path) -> None:
     content = (
         b"title,price\n"
         b"L4,1\n"  # 2
@@ -113,7 +113,7 @@ def test_a_hundred_megabytes_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.csv", b"", "empty (line 1)"),
         ("a.csv", b"title,price\n", "no rows (after line 1)"),
@@ -130,16 +130,16 @@ def test_a_hundred_megabytes_in_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_an_unusable_file_is_one_error_with_its_name(
-    tmp_path: Path, name: str, content: bytes, said: str
+    tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     path = write(tmp_path / name, content)
     with pytest.raises(InputError) as caught:
         read_raw([path])
-    assert said in caught.value.what
+    assert message in caught.value.what
     assert str(path) in caught.value.what
 
 
-def test_the_columns_are_named_when_none_is_a_title(tmp_path: Path) -> None:
+def test_an_error_lists_the_columns_when_none_is_a_title(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'colour', 'weight'"):
         read_raw([write(tmp_path / "a.csv", "colour;weight\nred;1\n")])
 
@@ -152,7 +152,9 @@ def test_a_faulty_file_among_several_is_one_rejected_row(tmp_path: Path) -> None
     assert rejected(raw) == [(1, QuarantineReason.UNREADABLE_FILE)]
 
 
-def test_json_keeps_numbers_as_written_and_rejects_what_is_no_object(tmp_path: Path) -> None:
+def test_json_keeps_numbers_as_written_and_rejects_values_that_are_not_objects(
+    tmp_path: Path,
+) -> None:
     path = write(tmp_path / "a.json", '{"offers": [{"title": "L4", "price": 1200.50}, 7]}')
     raw = read_raw([path])
     assert column(raw, "price_text") == ["1200.50"]
@@ -217,7 +219,7 @@ def test_save_and_load_keep_the_tables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", [True, False])
-def test_rows_of_a_large_file_know_their_lines(tmp_path: Path, kept: bool) -> None:
+def test_rows_of_a_large_file_have_their_line_numbers(tmp_path: Path, kept: bool) -> None:
     lines = "".join(f"L4 {line % 7},{line}\n" for line in range(2, 300_002))
     path = write(tmp_path / "a.csv", f"title,price\n{lines}")
     raw = read_raw([path], cache=ParseCache(tmp_path / "snapshots") if kept else None)
@@ -261,7 +263,7 @@ def test_any_bytes_after_the_header_are_rows_or_rejected(tmp_path: Path, body: b
     assert 1 <= records <= 1 + sum(line.count(b"\r") + 1 for line in lines)
 
 
-def test_a_row_that_cannot_be_kept_is_set_aside(tmp_path: Path) -> None:
+def test_a_row_that_is_not_valid_text_is_rejected(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.json",
         r'[{"title": "L4 \ud83d"}, {"title": "T4", "\udc00": 1}, {"title": "A2"}]',
@@ -280,7 +282,7 @@ def test_a_wrong_separator_line_is_forgiven(tmp_path: Path) -> None:
     assert column(raw, "price_text") == ["1"]
 
 
-def test_line_separators_inside_json_text_end_no_line(tmp_path: Path) -> None:
+def test_line_separators_inside_json_text_do_not_end_a_line(tmp_path: Path) -> None:
     raw = read_raw([write(tmp_path / "a.jsonl", '{"title": "L4\u2028\x85x"}\n{"title": "T4"}\r\n')])
     assert column(raw, "title") == ["L4\u2028\x85x", "T4"]
 
@@ -298,7 +300,7 @@ def test_a_file_is_read_by_its_own_name_and_not_as_a_pattern(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1", None])
-def test_a_damaged_snapshot_is_made_again(tmp_path: Path, damage: bytes | None) -> None:
+def test_a_damaged_snapshot_is_rebuilt(tmp_path: Path, damage: bytes | None) -> None:
     path, folder = write(tmp_path / "a.csv", "title,price\nL4,1\n"), tmp_path / "snapshots"
     cache = ParseCache(folder)
     place = Path(read_raw([path], cache=cache).files[0].place)
@@ -331,7 +333,7 @@ def test_a_damaged_stage_is_one_error_with_its_name(tmp_path: Path) -> None:
             store.load(RawListings)
 
 
-def test_what_was_there_stays_when_a_stage_cannot_be_written(tmp_path: Path) -> None:
+def test_a_failed_write_leaves_the_previous_stage_intact(tmp_path: Path) -> None:
     raw = read_raw([write(tmp_path / "a.csv", "title\nL4\n")])
     store = ListingStore(tmp_path / "kept")
     store.save(raw)

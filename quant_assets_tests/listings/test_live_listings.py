@@ -1,4 +1,4 @@
-"""Live prices from a catalog served on localhost, and what happens when it is gone."""
+"""Live prices from a catalog served on localhost, and the fallback when it is unreachable."""
 
 import io
 import threading
@@ -72,7 +72,7 @@ def test_offers_become_listings_with_hourly_prices(
     assert set(frame["condition"]) == {"spot", "on demand"}
 
 
-def test_without_network_the_last_offers_stay_with_a_warning(
+def test_without_network_the_previous_offers_are_used_with_a_warning(
     catalog: ThreadingHTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched = fetch_live_listings(tmp_path)
@@ -93,7 +93,7 @@ def test_without_network_and_without_a_snapshot_it_is_an_error(
         fetch_live_listings(tmp_path)
 
 
-def test_fetched_offers_grow_old(catalog: ThreadingHTTPServer, tmp_path: Path) -> None:
+def test_fetched_offers_expire(catalog: ThreadingHTTPServer, tmp_path: Path) -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     live = fetch_live_listings(tmp_path, now=now)
     assert live.is_fresh(now + LIVE_OFFERS_MAX_AGE)

@@ -1,4 +1,4 @@
-"""The insight report: what it says, and that sellers' texts stay texts."""
+"""The insight report: its content, and the escaping of sellers' texts."""
 
 from html.parser import HTMLParser
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_markdown_escapes_what_sellers_write(result: PipelineResult) -> None:
     assert "[here](" not in markdown
 
 
-def test_html_needs_nothing_but_itself_and_runs_no_sellers_script(result: PipelineResult) -> None:
+def test_html_is_self_contained_and_runs_no_script_of_a_seller(result: PipelineResult) -> None:
     html = render_html(build_listing_report(result))
     page = Page(html)
     assert page.sources == []
@@ -100,7 +100,7 @@ def test_html_needs_nothing_but_itself_and_runs_no_sellers_script(result: Pipeli
     assert "prefers-color-scheme: dark" in html and "width=device-width" in html
 
 
-def test_both_forms_are_written_beside_each_other(result: PipelineResult, tmp_path: Path) -> None:
+def test_both_formats_are_written_side_by_side(result: PipelineResult, tmp_path: Path) -> None:
     html, markdown = write_listing_report(
         build_listing_report(result), tmp_path / "made" / "r.html"
     )
