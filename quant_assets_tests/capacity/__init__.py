@@ -1,0 +1,1 @@
+"""Tests of memory arithmetic, reference shapes and quantization types."""

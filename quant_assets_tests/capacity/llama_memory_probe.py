@@ -1,4 +1,4 @@
-"""Run in a process of its own: what llama.cpp would allocate for a model, as it logs it itself.
+"""Run in a separate process: the allocations that llama.cpp logs for a model.
 
 Prints one JSON line for each job: bytes of the KV cache, of the compute buffer, and of the logits
 that are kept. The model has no weights (`no_alloc`), so a graph of any size is only planned.

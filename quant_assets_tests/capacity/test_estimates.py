@@ -84,7 +84,7 @@ def test_parameter_counts(text: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "B", "7X", "-7B", "0", "7", "1e99", "7B B", "nan", "inf"])
-def test_what_is_no_parameter_count(text: str) -> None:
+def test_invalid_parameter_counts(text: str) -> None:
     with pytest.raises(InputError):
         parse_parameter_count(text)
 

@@ -1,4 +1,4 @@
-"""Memory arithmetic, held against what llama.cpp plans to allocate for the same shapes."""
+"""Memory arithmetic against the allocations that llama.cpp plans for the same shapes."""
 
 import json
 import subprocess
@@ -89,7 +89,7 @@ def test_sliding_layers_keep_their_window_only() -> None:
     assert kv_cache_bytes(sliding, short) == kv_cache_bytes(LLAMA_3_8B, short)
 
 
-def test_layers_without_attention_and_latent_attention_take_no_more_than_they_keep() -> None:
+def test_layers_without_attention_and_latent_attention_only_count_what_they_cache() -> None:
     hybrid = LLAMA_3_8B.model_copy(update={"kv_heads_by_layer": (8, 0, 0, 0) * 8})
     latent = LLAMA_3_8B.model_copy(
         update={"kv_heads_by_layer": (1,) * 32, "head_dim_k": 576, "head_dim_v": 0}
@@ -112,7 +112,7 @@ def test_cache_types_that_llama_cpp_refuses(serving: Serving) -> None:
         kv_cache_bytes(LLAMA_3_8B, serving)
 
 
-def test_heads_that_blocks_do_not_divide_are_refused() -> None:
+def test_head_sizes_off_the_block_size_are_refused() -> None:
     odd = LLAMA_3_8B.model_copy(update={"head_dim_k": 80})
     with pytest.raises(InputError, match="80"):
         kv_cache_bytes(odd, Serving(kv_type_k="q8_0"))

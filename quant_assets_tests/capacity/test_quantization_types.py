@@ -25,7 +25,7 @@ def test_seed_figures(name: str, nominal_bits: float, size_7b_gb: float) -> None
     assert round(entry.nominal_size_gb(7e9), 1) == size_7b_gb
 
 
-def test_exact_bits_differ_from_nominal_where_blocks_say_so() -> None:
+def test_exact_and_nominal_bits_differ_by_block_layout() -> None:
     assert quantization_type("Q8_0").exact_bits_per_weight == 8.5
     assert quantization_type("Q6_K").exact_bits_per_weight == 6.5625
     assert quantization_type("Q8_0").size_gb(7e9) == pytest.approx(7.4375)
@@ -45,7 +45,7 @@ def test_every_level_that_is_written_is_listed_with_its_mixture() -> None:
     assert listed["Q4_K_M"].measured_on is not None
 
 
-def test_a_level_called_after_a_type_is_told_apart() -> None:
+def test_a_level_named_after_a_type_is_distinguished() -> None:
     assert quantization_type("Q4_0").exact_bits_per_weight == 4.5
     assert quantization_type("Q4_0", "gguf_level").exact_bits_per_weight > 4.5
 

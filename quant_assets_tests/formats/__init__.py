@@ -1,1 +1,1 @@
-"""Tests of quantization types and memory."""
+"""Tests of file formats and quantization levels."""

@@ -1,4 +1,4 @@
-"""The block layouts agree with the ones that llama.cpp's own Python package carries."""
+"""The block layouts agree with those in llama.cpp's own Python package."""
 
 import pytest
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType

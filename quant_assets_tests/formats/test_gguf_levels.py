@@ -20,11 +20,11 @@ def test_names_and_numbers_are_unique() -> None:
 
 
 @pytest.mark.parametrize("text", ["Q4_K_M", "q4_k_m", "Q4_k_M", " q4-k-m ", "q4_k"])
-def test_any_way_of_writing(text: str) -> None:
+def test_every_spelling(text: str) -> None:
     assert parse_level(text).name == "Q4_K_M"
 
 
-def test_near_names_are_offered() -> None:
+def test_similar_names_are_suggested() -> None:
     with pytest.raises(InputError) as caught:
         parse_level("Q5KM")
     assert "Q5_K_M" in caught.value.why

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ: the bits come out as the tensors of such files do."""
+"""GPTQ and AWQ: the bits per weight agree with the tensors of such files."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from quant_assets.formats.group_quantization import (
 
 
 def stored_bits(quantization: GroupQuantization, inputs: int, outputs: int) -> float:
-    """Bits of a weight, counted over the tensors of a GPTQ or AWQ file (int32 and fp16)."""
+    """Bits per weight, counted over the tensors of a GPTQ or AWQ file (int32 and fp16)."""
     groups = 1 if quantization.group_size == PER_CHANNEL else inputs // quantization.group_size
     words = inputs * outputs * quantization.bits // 32  # qweight
     words += groups * outputs * quantization.bits // 32  # qzeros

@@ -1,4 +1,4 @@
-"""A real model that a package ships, and text of the same length everywhere."""
+"""A real model that ships in a package, and a text of fixed length."""
 
 import random
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def fixed_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same sentences on every machine, two windows of 512 tokens and some more."""
+    """The same sentences on every machine: slightly more than two windows of 512 tokens."""
     generator = random.Random(7)
     people = ["The baker", "My neighbour", "A sailor", "The old teacher", "Her cousin"]
     verbs = ["bought", "painted", "lost", "found", "repaired", "described"]

@@ -1,4 +1,4 @@
-"""Small model files, written by the formats' own libraries: headers are whole, weights are zeros."""
+"""Small model files, written by the formats' own libraries: complete headers, zero weights."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models made to do harm: paths that lead elsewhere, pickles, memory bombs, headers that lie."""
+"""Hostile models: paths out of the folder, pickles, memory bombs, lying headers."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def index_all(folder: Path, name: str) -> None:
     ["../victim/x.safetensors", "{abs}/x.safetensors", "a/b.safetensors", "..", "", ".",
      "pytorch_model.bin", "x.safetensors\x00", "..\\x.safetensors", "x\n.safetensors", "x" * 300 + ".safetensors"],
 )  # fmt: skip
-def test_an_index_names_files_of_its_folder_alone(name: str, folder: Path, tmp_path: Path) -> None:
+def test_an_index_only_names_files_in_its_folder(name: str, folder: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
     shutil.copy(folder / "model.safetensors", victim / "x.safetensors")
@@ -124,7 +124,7 @@ def test_links_of_the_hubs_cache_are_followed(
         weight_files(snapshot)
 
 
-def test_loaders_see_the_models_own_files_alone(folder: Path) -> None:
+def test_loaders_only_see_the_models_own_files(folder: Path) -> None:
     save_file({"x": np.zeros(4, np.float32)}, folder / "consolidated.safetensors")
     for name in ("pytorch_model.bin", "model.pt", "model.pth", "evil.py", "adapter_config.json"):
         (folder / name).write_bytes(b"{}")
@@ -282,7 +282,7 @@ def entry(begin: int, end: int, **changes: Any) -> dict[str, Any]:
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_safetensors_whose_extents_lie(entries: dict[str, Any], why: str, tmp_path: Path) -> None:
+def test_safetensors_with_wrong_extents(entries: dict[str, Any], why: str, tmp_path: Path) -> None:
     path = safetensors(tmp_path / "model.safetensors", entries, 16)
     with pytest.raises(InputError) as caught:
         read_safetensors_header(path)
@@ -381,7 +381,7 @@ NUMBER = struct.pack("<I", 7)
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_gguf_headers_that_lie(parts: dict[str, Any], why: str, tmp_path: Path) -> None:
+def test_gguf_headers_with_wrong_values(parts: dict[str, Any], why: str, tmp_path: Path) -> None:
     path = raw_gguf(tmp_path / "model.gguf", **parts)
     with bounded(), pytest.raises(InputError, match="header is damaged") as caught:
         read_gguf_header(path)
@@ -404,15 +404,15 @@ def test_a_text_longer_than_any_model_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "said"),
+    ("version", "expected"),
     [
         (struct.pack("<I", 1), "version 1"),
         (struct.pack("<I", 4), "version 4"),
         (struct.pack(">I", 3), "version 3, big-endian"),
     ],
 )
-def test_other_versions_of_gguf(version: bytes, said: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=said):
+def test_other_versions_of_gguf(version: bytes, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=expected):
         check_gguf(raw_gguf(tmp_path / "model.gguf", version=version))
 
 

@@ -115,7 +115,7 @@ def test_configurations(changes: dict[str, Any], expected: dict[str, Any], tmp_p
     assert {name: getattr(shape, name) for name in expected} == expected
 
 
-def test_packed_weights_count_as_the_weights_they_stand_for(tmp_path: Path) -> None:
+def test_packed_weights_count_as_the_weights_they_store(tmp_path: Path) -> None:
     folder = write_hf(tmp_path / "model", {**CONFIG, "quantization_config": {"bits": 4}})
     prefix = "model.layers.0.self_attn.q_proj."
     packed = {
@@ -204,7 +204,7 @@ def test_a_gguf_with_any_header_byte_overwritten_is_read_or_refused(tmp_path: Pa
             assert str(damaged) in error.what  # noqa: PT017, either outcome is right
 
 
-def test_what_is_no_model(tmp_path: Path) -> None:
+def test_files_without_a_language_model(tmp_path: Path) -> None:
     with pytest.raises(InputError):
         inspect_model(tmp_path / "absent.gguf")
     with pytest.raises(InputError, match=r"config\.json"):

@@ -1,4 +1,4 @@
-"""Mutated model files: each is refused in words, or what was read of it is true of the file."""
+"""Mutated model files: each raises a readable error, or the values read match the file."""
 
 import json
 import struct
@@ -25,7 +25,7 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def answers(read: Callable[[], None]) -> None:
-    """Run `read` within the bounds; an error of the project is an answer when it is whole."""
+    """Run `read` within the bounds; a complete error of the project is a valid outcome."""
     with bounded():
         try:
             read()
@@ -42,7 +42,7 @@ def check_shape(shape: ModelShape) -> None:
 
 
 def gguf_headers(tmp_path: Path) -> list[bytes]:
-    """Two GGUF files, cut to what is read of them; the checks see the sizes of the whole ones."""
+    """Two GGUF files, truncated to the part that is read; the checks see the sizes of the whole files."""
     variants: list[dict[str, object]] = [
         {"tokens": 8},
         {"tokens": 3, "kv_heads": [2, 0], "window": 128, "pattern": [True, False]},

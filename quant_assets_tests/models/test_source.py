@@ -51,14 +51,14 @@ def test_the_package_model_is_a_quantized_gguf(settings: Settings):
         ("package:pydantic/x.gguf", InputError, "has no file x.gguf"),
     ],
 )
-def test_what_is_not_there_is_refused(
+def test_a_missing_model_is_refused(
     text: str, error: type[Exception], message: str, settings: Settings
 ):
     with pytest.raises(error, match=message):
         resolve_source(text, settings)
 
 
-def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, settings: Settings):
+def test_a_folder_without_a_model_is_refused(tmp_path: Path, settings: Settings):
     with pytest.raises(InputError, match=r"no config\.json"):
         resolve_source(str(tmp_path), settings)
     (tmp_path / "config.json").write_text("{}")
@@ -68,7 +68,7 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path: Path, settings: Settings
 
 
 @pytest.mark.parametrize("content", [b"", b"GGU", b"PK\x03\x04....", b"GGUF\x01\x00\x00\x00"])
-def test_a_file_that_is_no_gguf_is_refused(content: bytes, tmp_path: Path, settings: Settings):
+def test_a_file_other_than_gguf_is_refused(content: bytes, tmp_path: Path, settings: Settings):
     path = tmp_path / "model.gguf"
     path.write_bytes(content)
     with pytest.raises(InputError, match="GGUF"):
@@ -108,7 +108,7 @@ def test_a_configured_path_stays_inside_the_data_root(
         "{",
     ],
 )
-def test_a_wrong_model_list_is_refused_by_name(content: str, tmp_path: Path):
+def test_an_invalid_model_list_is_named(content: str, tmp_path: Path):
     path = tmp_path / "models.yaml"
     path.write_text(content)
     with pytest.raises(InputError, match=r"models\.yaml"):

@@ -1,4 +1,4 @@
-"""Tiny random Hugging Face checkpoints of several architectures, with a tokenizer of their own."""
+"""Tiny random Hugging Face checkpoints of several architectures, with their own tokenizer."""
 
 import io
 import json
@@ -26,12 +26,12 @@ _COMMON: dict[str, Any] = {
 
 
 def calibration_text() -> str:
-    """About 700 KB of English that every Python carries."""
+    """About 700 KB of English that ships with every Python."""
     return "\n".join(pydoc_data.topics.topics[name] for name in sorted(pydoc_data.topics.topics))
 
 
 def tokenizer_model() -> bytes:
-    """A SentencePiece model with byte fallback, trained here; the converter takes any such one."""
+    """A SentencePiece model with byte fallback, trained here; the converter accepts any of them."""
     import sentencepiece
 
     model = io.BytesIO()

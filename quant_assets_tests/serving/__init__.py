@@ -1,0 +1,1 @@
+"""Tests of intents and serving backends."""

@@ -1,4 +1,4 @@
-"""One intent, four backends: the parameters, the refusals, and what `auto` finds."""
+"""One intent, four backends: parameters, refusals, and detection by `auto`."""
 
 import json
 from pathlib import Path
@@ -84,7 +84,7 @@ def test_activations_and_calibration_reach_tensorrt() -> None:
     assert (params["qformat"], params["calib_dataset"]) == ("int8_sq", "mine")
 
 
-def test_backend_method_is_an_escape_hatch_within_reason() -> None:
+def test_backend_method_is_checked_against_backend_and_gpu() -> None:
     config = UnifiedQuantizationConfig(method="int4", backend_method="gptq_marlin")
     assert config.to_backend_params("vllm", gpu("L4")).params["quantization"] == "gptq_marlin"
     with pytest.raises(InputError, match="gptq_marlin kernel"):

@@ -43,7 +43,7 @@ NOT_A_STRATEGY = 3
 
 @pytest.fixture
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A distribution on the path; returns its entry points file to fill in."""
+    """A distribution on the path; returns its entry points file, still empty."""
     (tmp_path / "watts_plugin.py").write_text(PLUGIN)
     metadata = tmp_path / "watts_plugin-1.0.dist-info"
     metadata.mkdir()
@@ -55,7 +55,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     sys.modules.pop("watts_plugin", None)
 
 
-def test_the_built_in_ones() -> None:
+def test_built_in_strategies() -> None:
     assert set(BUILT_IN) == {"quantization_capable", "quantization_capacity", "detailed_capacity"}
 
 
@@ -106,13 +106,13 @@ def test_overrides_win_over_the_file(tmp_path: Path) -> None:
         "quantization_capacity: {",
     ],
 )
-def test_a_wrong_configuration_names_its_file(content: str, tmp_path: Path) -> None:
+def test_an_invalid_configuration_names_its_file(content: str, tmp_path: Path) -> None:
     config = tmp_path / "wrong.yaml"
     config.write_text(content)
     with pytest.raises(InputError, match=r"wrong\.yaml"):
         make_strategy("quantization_capacity", config=config)
 
 
-def test_unknown_names_list_the_known_ones() -> None:
+def test_unknown_names_list_the_available_ones() -> None:
     with pytest.raises(InputError, match="quantization_capable"):
         make_strategy("quantisation")

@@ -61,7 +61,7 @@ def test_the_overhead_is_configurable_between_1_and_2() -> None:
             capacities(15, overhead_gb=wrong)
 
 
-def test_the_json_column_says_the_same_as_the_others() -> None:
+def test_the_json_column_agrees_with_the_others() -> None:
     strategy = make_strategy("quantization_capacity")
     answer = strategy.evaluate(GpuFacts(vram_gb=14))
     assert json.loads(str(answer["quantization_capacity"])) == {"7b": 3, "13b": 1, "70b": 0}
@@ -123,7 +123,7 @@ def test_detailed_is_never_more_generous_with_more_context_or_sequences() -> Non
     assert small > medium > large
 
 
-def test_a_table_is_judged_as_single_gpus_are() -> None:
+def test_a_table_gives_the_results_of_single_gpus() -> None:
     strategies = [
         make_strategy(name)
         for name in ("quantization_capable", "quantization_capacity", "detailed_capacity")
@@ -141,7 +141,7 @@ def test_a_table_is_judged_as_single_gpus_are() -> None:
                 assert (found is pd.NA) if value is None else found == value
 
 
-def test_each_distinct_gpu_is_judged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_distinct_gpu_is_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     strategy = make_strategy("quantization_capacity")
     seen: list[GpuFacts] = []
     original = type(strategy).evaluate
@@ -169,7 +169,7 @@ def test_an_empty_table_gets_its_columns() -> None:
     assert list(enriched.columns) == ["vram_gb", *strategy.columns()]
 
 
-def test_columns_that_are_there_already_need_force() -> None:
+def test_existing_columns_need_force() -> None:
     strategy = make_strategy("quantization_capacity")
     once = apply_strategies(pd.DataFrame({"vram_gb": [14.0, 80.0]}), [strategy])
     once["quantization_capacity.7b"] = 99
