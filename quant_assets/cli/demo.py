@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -62,7 +63,19 @@ def demo(
             quality={"windows": quality_windows, "obedience": obedience},
             report_line=progress.print,
         )
-    with Warehouse(settings.warehouse).read() as connection:
+    _print_best_offers(settings.warehouse)
+
+
+def _ignore_maturity_warnings() -> None:
+    """Silence Dagster's warnings about the maturity of its own API."""
+    import dagster as dg
+
+    for category in (dg.BetaWarning, dg.PreviewWarning, dg.SupersessionWarning):
+        warnings.simplefilter("ignore", category)
+
+
+def _print_best_offers(warehouse: Path) -> None:
+    with Warehouse(warehouse).read() as connection:
         options = cheapest_deployment_options(connection, TOP_ROWS)
         counts = row_counts(connection)
     table = Table(title="deployment_options: the cheapest slot per variant")
@@ -82,15 +95,7 @@ def demo(
     console = output_console()
     console.print(table)
     console.print(", ".join(f"{name} {rows}" for name, rows in counts.items()), soft_wrap=True)
-    console.print(f"DuckDB file: {settings.warehouse}", soft_wrap=True)
+    console.print(f"DuckDB file: {warehouse}", soft_wrap=True)
     console.print("Open the UI:  make ui")
     query = "from marts.deployment_options limit 10"
     console.print(f"Query it:     .venv/bin/quant-assets sql '{query}'", soft_wrap=True)
-
-
-def _ignore_maturity_warnings() -> None:
-    """Silence Dagster's warnings about the maturity of its own API."""
-    import dagster as dg
-
-    for category in (dg.BetaWarning, dg.PreviewWarning, dg.SupersessionWarning):
-        warnings.simplefilter("ignore", category)

@@ -12,12 +12,11 @@ from quant_assets.cli.worker_progress import (
     WorkerProgress,
     print_warning,
 )
-from quant_assets.errors import InputError
 from quant_assets.models.source import resolve_source
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.gguf.job import MOST_THREADS, ImatrixJob, make_imatrix
 from quant_assets.settings import get_settings
-from quant_assets.texts.calibration import default_calibration_text
+from quant_assets.texts.calibration import plain_calibration_text
 
 
 def imatrix(
@@ -41,30 +40,22 @@ def imatrix(
     ] = False,
     verbosity: VerbosityOption = Verbosity.NORMAL,
 ) -> None:
-    """Run a model over a text and store its matrices' activation statistics, in llama.cpp's GGUF.
+    """Run a model over a text and store activation statistics per matrix, in llama.cpp's format.
 
     The path of the file goes to standard output. Records and exit codes are those of `quantize`.
     """
     settings = get_settings()
     source = resolve_source(model, settings)
-    if text is None:
-        default = default_calibration_text(settings.cache)
-        text, name = default.path, default.name
-        print_warning(default.warning, verbosity)
-    elif text.is_file():
-        name = text.name
-    else:
-        raise InputError(
-            f"There is no text at {text}.", "The file does not exist.", "Check the path."
-        )
+    calibration = plain_calibration_text(text, settings.cache)
+    print_warning(calibration.warning, verbosity)
     with WorkerProgress(verbosity) as progress:
         result = make_imatrix(
             ImatrixJob(
                 source=source.path,
                 source_kind=source.kind,
                 source_identity=source.identity,
-                calibration=text,
-                calibration_name=name,
+                calibration=calibration.path,
+                calibration_name=calibration.name,
                 output=output_dir.resolve() / f"{source.name}.imatrix.gguf",
                 threads=threads,
                 max_chunks=chunks,

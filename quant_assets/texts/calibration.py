@@ -152,6 +152,20 @@ def _hub_rows(repository: str) -> list[dict[str, Any]]:
     return _parquet_rows(file)
 
 
+def plain_calibration_text(path: Path | None, cache: Path) -> CalibrationText:
+    """The plain text file at `path`, used as it is, or the default for None.
+
+    Raises `InputError` when there is no such file.
+    """
+    if path is None:
+        return default_calibration_text(cache)
+    if not path.is_file():
+        raise InputError(
+            f"There is no text at {path}.", "The file does not exist.", "Check the path."
+        )
+    return CalibrationText(name=path.name, path=path, sha256=sha256_of(path))
+
+
 def default_calibration_text(cache: Path) -> CalibrationText:
     """WikiText-2's training split from the hub, cached; offline, Python's language reference.
 
