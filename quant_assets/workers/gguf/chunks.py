@@ -120,11 +120,11 @@ class ChunkWriter:
 
     def _buffer(self, name: str, n_bytes: int) -> Buffer:
         """A buffer of this thread, reused from chunk to chunk."""
-        kept: Buffer | None = getattr(self._buffers, name, None)
-        if kept is None or kept.nbytes < n_bytes:
-            kept = np.empty(n_bytes, dtype=np.uint8)
-            setattr(self._buffers, name, kept)
-        return kept[:n_bytes]
+        buffer: Buffer | None = getattr(self._buffers, name, None)
+        if buffer is None or buffer.nbytes < n_bytes:
+            buffer = np.empty(n_bytes, dtype=np.uint8)
+            setattr(self._buffers, name, buffer)
+        return buffer[:n_bytes]
 
 
 def _pointer(array: npt.NDArray[np.uint8] | npt.NDArray[np.float32]) -> ctypes.c_void_p:

@@ -1,4 +1,4 @@
-"""The unfinished output: a locked `.part` file and its journal, resumable after any whole layer."""
+"""The unfinished output: a locked `.part` file and its journal, resumable after any finished layer."""
 
 import hashlib
 import os
@@ -73,7 +73,7 @@ def resume_point(
 ) -> int:
     """Prepare the part file for writing; returns the index of the first unfinished layer."""
     known, digests = part.journal.read()
-    whole: list[str] = []
+    intact: list[str] = []
     if known and not resume:
         channel.log("Starting over: resuming is disabled.")
     elif known and known != identity:
@@ -82,22 +82,22 @@ def resume_point(
             f"Starting over: the unfinished file belongs to another job ({changed}).", "warning"
         )
     elif known:
-        whole = _whole_layers(part, plan, digests)
-        if len(whole) < len(digests):
+        intact = _intact_layers(part, plan, digests)
+        if len(intact) < len(digests):
             channel.log(
-                f"The unfinished file is damaged after layer {len(whole)}; resuming from there.",
+                f"The unfinished file is damaged after layer {len(intact)}; resuming from there.",
                 "warning",
             )
-        channel.log(f"Resuming: {len(whole)} of {len(plan.layers)} layers are finished.")
-    if not whole:
+        channel.log(f"Resuming: {len(intact)} of {len(plan.layers)} layers are finished.")
+    if not intact:
         os.ftruncate(part.descriptor, 0)
     os.ftruncate(part.descriptor, plan.file_bytes)
     # Digests cover tensors only; the header and the padding are written again.
     write_at(part.descriptor, plan.header, 0)
     for offset, n_bytes in _gaps(plan):
         write_at(part.descriptor, bytes(n_bytes), offset)
-    part.journal.start(identity, whole)
-    return len(whole)
+    part.journal.start(identity, intact)
+    return len(intact)
 
 
 def _gaps(plan: FilePlan) -> Iterator[tuple[int, int]]:
@@ -111,17 +111,17 @@ def _gaps(plan: FilePlan) -> Iterator[tuple[int, int]]:
         yield end, plan.file_bytes - end
 
 
-def _whole_layers(part: PartFile, plan: FilePlan, digests: list[str]) -> list[str]:
+def _intact_layers(part: PartFile, plan: FilePlan, digests: list[str]) -> list[str]:
     """The leading digests that still match the contents of the file."""
-    whole = []
+    intact = []
     for layer, digest in zip(plan.layers, digests, strict=False):
         found = [
             digest_at(part.descriptor, chunk) for tensor in layer for chunk in chunks_of(tensor)
         ]
         if layer_digest(found) != digest:
             break
-        whole.append(digest)
-    return whole
+        intact.append(digest)
+    return intact
 
 
 def layer_digest(chunk_digests: list[bytes]) -> str:

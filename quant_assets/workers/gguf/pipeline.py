@@ -60,7 +60,7 @@ def write_layers(
     progress = _Progress(channel, done, work.plan.n_parameters)
     slots = threading.BoundedSemaphore(work.threads * CHUNKS_IN_FLIGHT_PER_THREAD)
     failures: list[BaseException] = []
-    not_durable: list[BaseException] = []
+    commit_errors: list[BaseException] = []
 
     def finish(future: "Future[bytes]") -> None:
         slots.release()
@@ -68,14 +68,14 @@ def write_layers(
             failures.append(error)
 
     def commit(futures: "list[Future[bytes]]") -> None:
-        if not_durable:
-            raise not_durable[0]  # the journal has no gaps
+        if commit_errors:
+            raise commit_errors[0]  # the journal has no gaps
         try:
             digests = [future.result() for future in futures]
             os.fsync(part.descriptor)
             part.journal.append(layer_digest(digests))
         except BaseException as error:
-            not_durable.append(error)
+            commit_errors.append(error)
             failures.append(error)
             raise
         progress.send()

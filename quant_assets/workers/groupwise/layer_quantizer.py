@@ -1,4 +1,4 @@
-"""What the layer loop expects of a method: `LayerQuantizer`, implemented for GPTQ and for AWQ."""
+"""The interface between the layer loop and a method, implemented for GPTQ and for AWQ."""
 
 import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping
@@ -44,13 +44,13 @@ def linears(layer: torch.nn.Module) -> dict[str, torch.nn.Linear]:
 
 @contextmanager
 def before_running(
-    modules: Mapping[str, torch.nn.Module], see: Callable[[str, torch.Tensor], None]
+    modules: Mapping[str, torch.nn.Module], callback: Callable[[str, torch.Tensor], None]
 ) -> Iterator[None]:
-    """Call `see` with the name and the input of each module before it runs."""
+    """Call `callback` with the name and the input of each module before it runs."""
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            see(name, args[0])
+            callback(name, args[0])
 
         return hook
 

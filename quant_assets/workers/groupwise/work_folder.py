@@ -58,7 +58,7 @@ class WorkFolder:
                 "Two runs must not write the same artifact.",
                 "Wait for it to end, or choose another output folder.",
             ) from error
-        self.done = self._whole_layers(dict(identity), resume=resume)
+        self.done = self._finished_layers(dict(identity), resume=resume)
         if self.done == 0:
             self._start_over(dict(identity))
         else:
@@ -94,7 +94,7 @@ class WorkFolder:
         self.done = layer + 1
         self._states_file(layer).unlink(missing_ok=True)
 
-    def _whole_layers(self, identity: dict[str, str], *, resume: bool) -> int:
+    def _finished_layers(self, identity: dict[str, str], *, resume: bool) -> int:
         try:
             known = _IDENTITY.validate_json(read_own_file(self.folder / _JOB, _MAX_BYTES))
         except ValidationError:

@@ -111,7 +111,7 @@ def measure(job: CellJob, channel: EventChannel) -> CellMeasurement:
             load_time_ms=load_time_ms,
             samples=samples,
             peak_rss_bytes=resident_memory()[1],
-            peak_vram_bytes=gpu.grown_bytes() if device == "cuda" else None,
+            peak_vram_bytes=gpu.growth_bytes() if device == "cuda" else None,
             kv_cache_bytes=log.kv_cache_bytes(),
             kv_cache_bytes_expected=llama_native.kv_cache_arithmetic(
                 model, cells, (job.cache_type_k, job.cache_type_v)

@@ -13,7 +13,7 @@ class GpuMemory:
     def __init__(self) -> None:
         self._start = _used_bytes()
 
-    def grown_bytes(self) -> int | None:
+    def growth_bytes(self) -> int | None:
         """Growth in bytes; None without an NVIDIA driver."""
         now = _used_bytes()
         return None if now is None or self._start is None else now - self._start
