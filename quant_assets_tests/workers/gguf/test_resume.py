@@ -164,7 +164,7 @@ def test_damage_in_the_part_file_is_found(
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "reason"),
     [
         ({"level": "Q5_K_M"}, "level was Q4_K_M, is Q5_K_M"),
         ({"source_identity": "another"}, "source was the larger model, is another"),
