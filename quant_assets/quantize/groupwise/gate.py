@@ -19,6 +19,7 @@ from quant_assets.host.devices import Device, available_physical_cores
 from quant_assets.models.source import SourceModel
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
+from quant_assets.quantize.groupwise.job import WORKER_VARIABLES
 from quant_assets.texts.evaluation import WINDOW_TOKENS, EvaluationText
 
 GATED_BITS: Final = 4
@@ -28,7 +29,6 @@ NEARLY_LOSSLESS_RATIO: Final = 1.01
 DOUBTFUL_RATIO: Final = 2.0
 """Warn from 2x the source's perplexity: beating rounding no longer means usable."""
 GATE_WINDOWS: Final = 8
-_WORKER_ENV: Final = {"GPTQMODEL_CPU_WORKERS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class Rounding(BaseModel):
@@ -157,7 +157,7 @@ def measure_checkpoints(
         ),
         CheckpointQualities,
         environment="gptq",
-        session=session.with_defaults(_WORKER_ENV),
+        session=session.with_defaults(WORKER_VARIABLES),
     ).measured  # fmt: skip
 
 

@@ -32,13 +32,9 @@ AUTOAWQ_ARCHITECTURES: Final = frozenset({
 DEFAULT_SAMPLES: Final = 32
 DEFAULT_SEQUENCE_LENGTH: Final = 512
 ENVIRONMENT: Final[dict[Engine, EnvironmentName]] = {"gptqmodel": "gptq", "autoawq": "awq"}
-# gptqmodel's loader and kernels require at least two workers, even on a machine with one core.
-_WORKER_ENV: Final = {
-    "GPTQMODEL_CPU_WORKERS": "2",
-    "TOKENIZERS_PARALLELISM": "false",
-    # Threads that spin while waiting slow down everything else on a machine with few cores.
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
+# gptqmodel's loader and kernels require at least two workers, even on a machine with one core;
+# threads that spin while waiting slow down everything else on a machine with few cores.
+WORKER_VARIABLES: Final = {"GPTQMODEL_CPU_WORKERS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
 _PACKED_OUT_FEATURES: Final = {2: 16, 3: 32, 4: 8, 8: 4}
 
 
@@ -212,5 +208,7 @@ def quantize_groupwise(
         job,
         GroupwiseResult,
         environment=ENVIRONMENT[job.settings.engine],
-        session=session.with_defaults({**_WORKER_ENV, **hidden_gpu}),
+        session=session.with_defaults(
+            {**WORKER_VARIABLES, "TOKENIZERS_PARALLELISM": "false", **hidden_gpu}
+        ),
     )
