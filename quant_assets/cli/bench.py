@@ -80,7 +80,7 @@ class MeasurementOptions(CommandOptions):
     )
 
     def extras(self) -> ExtraMeasurements:
-        """The same as the campaign takes it."""
+        """The measurements that the campaign adds to speed."""
         text = self.text if self.quality else None
         return ExtraMeasurements(text, self.windows, self.obedience)
 

@@ -40,7 +40,7 @@ class ServingOptions(CommandOptions):
     flash_attention: Annotated[bool, typer.Option(help="Use flash attention.")] = True
 
     def serving(self) -> Serving:
-        """The same as the estimate takes it."""
+        """The serving parameters of the estimate."""
         return Serving(
             context=self.context,
             batch=self.batch,

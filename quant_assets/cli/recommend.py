@@ -44,7 +44,7 @@ class QuestionOptions(CommandOptions):
     limit: Annotated[int, typer.Option(help="Number of options to show.", min=1, max=1000)] = 10
 
     def question(self) -> Question:
-        """The same as the warehouse takes it; raises `InputError` for an unreadable amount."""
+        """The question to the warehouse; raises `InputError` for an amount that cannot be parsed."""
         loss = self.max_quality_loss
         return Question(
             model=self.model,
