@@ -110,7 +110,7 @@ def detect_quantization(model: Path) -> StoredQuantization:
         return StoredQuantization(format="fp8", method="fp8", bits=8)
     if stored is None or found.bits is None:
         raise InputError(
-            f"The model {model} is quantized in a way that is not known here.",
+            f"The quantization of {model} is not supported.",
             f"Its config.json declares quant_method {short(found.quant_method)}.",
             "Name the method instead of auto.",
         )
