@@ -479,6 +479,6 @@ def test_a_quantization_of_impossible_bits(tmp_path: Path) -> None:
     for bits in (0, -4, True, "4", 10**400, float("nan"), None):
         config = {**LLAMA, "quantization_config": {"quant_method": "gptq", "bits": bits}}
         folder = write_hf(tmp_path / "model", config)
-        with pytest.raises(InputError, match="quantization of .* is not supported"):
+        with pytest.raises(InputError, match=r"quantization of .* is not supported"):
             detect_quantization(folder)
         assert read_config(folder)["vocab_size"] == 100

@@ -162,7 +162,7 @@ def test_auto_refuses_what_the_backend_cannot_load(tmp_path: Path) -> None:
     assert "convert" in caught.value.next_step
     with pytest.raises(InputError, match="engine"):
         config.to_backend_params("tensorrt", model=model)
-    with pytest.raises(InputError, match="quantization of .* is not supported"):
+    with pytest.raises(InputError, match=r"quantization of .* is not supported"):
         detect_quantization(checkpoint(tmp_path, {"quant_method": "marvel"}))
 
 
