@@ -98,7 +98,7 @@ def test_another_users_cache_is_not_needed(tmp_path: Path) -> None:
             os.setgroups([])
             os.setgid(NOBODY)
             os.setuid(NOBODY)
-            caches._passing_folder.cache_clear()  # the one of this process may be root's
+            caches._temporary_folder.cache_clear()  # the one of this process may be root's
             found = evaluation_text("python-reference", home).sha256
             os._exit(0 if found == expected and not os.access(home, os.R_OK) else 1)
         except BaseException:
