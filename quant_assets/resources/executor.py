@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import dagster as dg
@@ -48,7 +49,7 @@ from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 
 from quant_assets.errors import ResourceError
-from quant_assets.host.locks import ANNOUNCED_AFTER_S, LONG_WAIT_S
+from quant_assets.host.locks import ANNOUNCED_AFTER_S, LONG_WAIT_S, exclusive_lock
 from quant_assets.processes.interruption import received_signal
 from quant_assets.resources.run_processes import end_dead_runs, process_tags, slot_holder
 
@@ -151,6 +152,7 @@ class PatientClaims(InstanceConcurrencyContext):
         super().__init__(instance, dagster_run)
         self._storage_of_runs = instance
         self._limit_s = limit_s
+        self._claims_lock = Path(instance.root_directory) / "pool_claims.lock"
         self._blocked_since: float | None = None
         self._announced = False
         self._looked_at = 0.0
@@ -161,7 +163,10 @@ class PatientClaims(InstanceConcurrencyContext):
         Raises `ResourceError` when the pool did not become free within the limit, and Dagster's
         interrupt when the process was told to end.
         """
-        if super().claim(concurrency_key, step_key, step_priority):
+        # SQLite has no row locks: of two claims at the same moment both would get the last slot.
+        with exclusive_lock(self._claims_lock, "the claims of pool slots"):
+            claimed = super().claim(concurrency_key, step_key, step_priority)
+        if claimed:
             self._blocked_since, self._announced = None, False
             return True
         now = time.monotonic()

@@ -12,11 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import psutil
 import pytest
+import sqlalchemy
 
 from quant_assets.assets.conventions import DEVICE_POOL, WAREHOUSE_POOL
 from quant_assets.errors import ResourceError
@@ -188,6 +191,39 @@ def test_waiting_for_a_pool_is_announced_and_ends_with_an_error(
     assert holder in raised.value.why
     assert "'device'" in caplog.text
     assert holder in caplog.text
+
+
+def test_one_of_several_claims_at_the_same_moment_gets_the_slot(
+    instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    execute = sqlalchemy.engine.Connection.execute
+
+    def slow(connection: Any, statement: Any, *arguments: Any, **options: Any) -> Any:
+        """Leave time between finding a free slot and taking it."""
+        result = execute(connection, statement, *arguments, **options)
+        if " ".join(str(statement).split()).startswith("SELECT concurrency_slots.id FROM"):
+            time.sleep(0.5)
+        return result
+
+    monkeypatch.setattr(sqlalchemy.engine.Connection, "execute", slow)
+    monkeypatch.setattr(executor, "ATTEMPT_EVERY_S", 0)
+    instance.event_log_storage.initialize_concurrency_limit_to_default("device")
+    runs = [instance.create_run_for_job(pooled_job(0, 0)) for _ in range(3)]
+    together = threading.Barrier(len(runs))
+
+    def claim(run: dg.DagsterRun) -> bool:
+        # An instance of its own, as in another process: one instance serializes its statements.
+        with (
+            dagster_instance(Settings(home=tmp_path / "home")) as own,
+            PatientClaims(own, run) as claims,
+        ):
+            together.wait(timeout=30)
+            claimed = claims.claim("device", "measure")
+            together.wait(timeout=30)
+            return claimed
+
+    with ThreadPoolExecutor(len(runs)) as threads:
+        assert sum(threads.map(claim, runs)) == 1
 
 
 def test_a_run_in_this_process_is_not_ended(
