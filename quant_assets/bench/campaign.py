@@ -36,7 +36,7 @@ from quant_assets.texts.evaluation import TextChoice, evaluation_text
 
 
 class ExtraMeasurements(NamedTuple):
-    """What is measured besides speed: quality on `text` (None: not), and obedience."""
+    """Measurements besides speed: quality on `text` (None: not), and obedience."""
 
     text: TextChoice | None = None
     windows: int = DEFAULT_WINDOWS

@@ -66,7 +66,7 @@ class MatrixOptions(CommandOptions):
 
 
 class MeasurementOptions(CommandOptions):
-    """What is measured besides speed."""
+    """Measurements besides speed."""
 
     obedience: Annotated[
         bool, typer.Option("--obedience", help="Also measure the obedience pass rate.")

@@ -23,7 +23,7 @@ QuantizeMetric = Annotated[
 
 
 class CapacityOptions(CommandOptions):
-    """What the capacity columns are computed for."""
+    """Inputs of the capacity columns."""
 
     bits: Annotated[
         str, typer.Option(help="Bit widths of the capacity columns, separated by commas.")

@@ -23,7 +23,7 @@ _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*")
 
 
 class QuestionOptions(CommandOptions):
-    """What is to be served, and at what price and quality."""
+    """The model to serve, and limits on price, speed and quality loss."""
 
     model: Annotated[str, typer.Option(help="Name of the model in the model list.")]
     context: Annotated[

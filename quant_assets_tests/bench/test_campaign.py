@@ -34,7 +34,7 @@ def find(variant: Variant) -> LocatedArtifact | None:
 
 
 class Measured(list[tuple[str, str]]):
-    """What was measured, in order, in place of workers; variant b fails."""
+    """Record what would be measured, in order; variant b fails."""
 
     def __init__(self, new_record: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__()

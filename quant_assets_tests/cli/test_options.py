@@ -34,7 +34,7 @@ def run(*arguments: str) -> tuple[list[object], str, int]:
         options: Derived,
         yes: Annotated[bool, typer.Option("--yes")] = False,
     ) -> None:
-        """What it does."""
+        """A command with options."""
         seen.extend([argument, first, options, yes])
 
     result = CliRunner().invoke(app, list(arguments))
@@ -52,7 +52,7 @@ def test_help_has_the_options_in_the_order_of_parameters_and_fields() -> None:
     _, shown, _ = run("--help")
     places = [
         shown.index(name)
-        for name in ("What it does", "--first", "--size", "--mode", "--name", "--folder", "--yes")
+        for name in ("A command with options", "--first", "--size", "--mode", "--name", "--folder", "--yes")
     ]
     assert places == sorted(places)
 

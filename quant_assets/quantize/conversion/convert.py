@@ -63,7 +63,7 @@ class ConversionLoss(BaseModel):
 
 
 def conversion_loss(source: Path, target: str, target_bits: float) -> ConversionLoss:
-    """What converting `source` to `target` loses; raises `InputError` when it is not a model."""
+    """Describe what is lost by converting `source` to `target`; raise `InputError` when it is not a model."""
     stored = detect_quantization(source)
     shape = inspect_model(source)
     source_bits = 8 * (shape.weights_bytes or 0) / shape.n_parameters
