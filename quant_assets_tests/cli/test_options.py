@@ -52,7 +52,15 @@ def test_help_has_the_options_in_the_order_of_parameters_and_fields() -> None:
     _, shown, _ = run("--help")
     places = [
         shown.index(name)
-        for name in ("A command with options", "--first", "--size", "--mode", "--name", "--folder", "--yes")
+        for name in (
+            "A command with options",
+            "--first",
+            "--size",
+            "--mode",
+            "--name",
+            "--folder",
+            "--yes",
+        )
     ]
     assert places == sorted(places)
 
