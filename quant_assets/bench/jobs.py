@@ -83,7 +83,8 @@ class QualityJob(BaseModel):
 class QualityMeasurement(BaseModel):
     """Quality of a model on a text. Divergences are in nats; null: no baseline was given.
 
-    `perplexity_ratio` is over the baseline's perplexity on the same tokens.
+    `perplexity_ratio` is over the baseline's perplexity on the same tokens; its standard error is
+    that of paired tokens, much smaller than the two perplexities' own (null in older records).
     """
 
     perplexity: float
@@ -93,6 +94,7 @@ class QualityMeasurement(BaseModel):
     context: Count
     baseline_perplexity: float | None = None
     perplexity_ratio: float | None = None
+    perplexity_ratio_standard_error: float | None = None
     kl_divergence: float | None = None
     kl_divergence_standard_error: float | None = None
     kl_divergence_median: float | None = None

@@ -103,11 +103,17 @@ def _summary(
     if divergence is None:
         return measurement
     kl, kl_error = mean_and_standard_error(divergence.kl)
-    baseline_perplexity = float(np.exp(divergence.baseline_nll.mean()))
+    baseline_nll = divergence.baseline_nll
+    baseline_perplexity = float(np.exp(baseline_nll.mean()))
+    ratio = perplexity / baseline_perplexity
+    # Both models score the same tokens, so their errors largely cancel. llama.cpp
+    # (tools/perplexity/perplexity.cpp) writes the same variance as var(Q) + var(base) - 2 cov.
+    _, log_ratio_error = mean_and_standard_error(nll - baseline_nll)
     return measurement.model_copy(
         update={
             "baseline_perplexity": baseline_perplexity,
-            "perplexity_ratio": perplexity / baseline_perplexity,
+            "perplexity_ratio": ratio,
+            "perplexity_ratio_standard_error": ratio * log_ratio_error,
             "kl_divergence": kl,
             "kl_divergence_standard_error": kl_error,
             "kl_divergence_median": float(np.median(divergence.kl)),
