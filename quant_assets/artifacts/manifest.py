@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, TypeAdapter, field_validator
 from quant_assets.artifacts.job import JobSpec
 from quant_assets.errors import InputError
 from quant_assets.formats.safetensors_header import is_plain_name
+from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.record_files import MAX_BYTES, UtcTime, read_record
 
 MANIFEST_NAME = "manifest.json"
@@ -36,7 +37,8 @@ class ArtifactManifest(BaseModel):
 
     `bits_per_weight` counts every byte of tensor data over every parameter. `tensor_types` counts
     tensors by type. `engine` names the pass that wrote the file, `validation` the findings from
-    loading it. Times are seconds, sizes and memory bytes; null means not measured.
+    loading it. Times are seconds, sizes and memory bytes (see `MemoryUsage`); null means not
+    measured. `quantization_job` is the final state of the run that made the artifact.
     """
 
     job: JobSpec
@@ -53,6 +55,9 @@ class ArtifactManifest(BaseModel):
     perplexity: float | None = None
     seconds: float
     peak_rss_bytes: int | None = None
+    peak_own_bytes: int | None = None
+    peak_vram_bytes: int | None = None
+    quantization_job: QuantizationJob | None = None
     created_at: UtcTime
 
     @property

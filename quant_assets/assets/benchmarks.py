@@ -9,6 +9,7 @@ from quant_assets.assets.conventions import (
     OWNERS,
     artifact_keys,
     benchmark_results_key,
+    peak_memory_metadata,
     variant_quality_key,
 )
 from quant_assets.assets.partitions import (
@@ -156,7 +157,6 @@ def _record_metadata(record: BenchmarkRecord) -> dict[str, dg.MetadataValue]:
         "prefill (tokens/s)": record.prefill_tokens_per_s,
         "decode (tokens/s)": record.decode_tokens_per_s,
         "load time (ms)": record.load_time_ms,
-        "peak memory (MB)": record.peak_rss_bytes and record.peak_rss_bytes / 1e6,
         "KV cache (MB)": record.kv_cache_bytes and record.kv_cache_bytes / 1e6,
         "perplexity": record.perplexity,
         "obedience pass rate": record.obedience_pass_rate,
@@ -164,6 +164,7 @@ def _record_metadata(record: BenchmarkRecord) -> dict[str, dg.MetadataValue]:
     metadata = record.metadata
     return {
         **{name: dg.MetadataValue.float(value) for name, value in numbers.items() if value},
+        **peak_memory_metadata(record.peak_rss_bytes, None, record.peak_vram_bytes),
         "contended": dg.MetadataValue.bool(bool(record.contended)),
         "runs": dg.MetadataValue.int(metadata.runs),
         "prompt and generated tokens": dg.MetadataValue.text(

@@ -31,6 +31,20 @@ FOLLOWS_ITS_INPUTS = dg.AutomationCondition.eager().without(
 )
 
 
+def peak_memory_metadata(
+    peak_rss_bytes: int | None, peak_own_bytes: int | None, peak_vram_bytes: int | None
+) -> dict[str, dg.MetadataValue]:
+    """Peak memory in MB (10^6 bytes), as `MemoryUsage` defines it; what was not measured is absent."""
+    peaks = {
+        "peak memory (MB)": peak_rss_bytes,
+        "peak memory without mapped files (MB)": peak_own_bytes,
+        "peak GPU memory (MB)": peak_vram_bytes,
+    }
+    return {
+        name: dg.MetadataValue.float(size / 1e6) for name, size in peaks.items() if size is not None
+    }
+
+
 def source_model_key(model: ModelConfig) -> dg.AssetKey:
     """Key of a model's floating-point source."""
     return dg.AssetKey([model.slug, "source_model"])

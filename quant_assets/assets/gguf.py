@@ -11,6 +11,7 @@ from quant_assets.assets.conventions import (
     OWNERS,
     gguf_artifacts_key,
     importance_matrix_key,
+    peak_memory_metadata,
     source_model_key,
 )
 from quant_assets.assets.partitions import gguf_levels
@@ -55,7 +56,9 @@ def build_importance_matrix(model: ModelConfig) -> dg.AssetsDefinition:
                 "matrices": matrix.n_entries,
                 "tokens": matrix.n_tokens,
                 "seconds": matrix.seconds,
-                "peak memory (MB)": matrix.peak_rss_bytes / 1e6,
+                **peak_memory_metadata(
+                    matrix.peak_rss_bytes, matrix.peak_own_bytes, matrix.peak_vram_bytes
+                ),
             },
             data_version=dg.DataVersion(matrix.sha256),
         )
@@ -139,6 +142,8 @@ def _artifact_metadata(artifact: GgufArtifact) -> dict[str, dg.MetadataValue]:
             str(manifest.validation.get("generated_text"))
         ),
         "seconds": dg.MetadataValue.float(manifest.seconds),
-        "peak memory (MB)": dg.MetadataValue.float((manifest.peak_rss_bytes or 0) / 1e6),
+        **peak_memory_metadata(
+            manifest.peak_rss_bytes, manifest.peak_own_bytes, manifest.peak_vram_bytes
+        ),
         "reused": dg.MetadataValue.bool(artifact.reused),
     }

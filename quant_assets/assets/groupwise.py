@@ -11,6 +11,7 @@ from quant_assets.assets.conventions import (
     OWNERS,
     groupwise_artifacts_key,
     groupwise_variants,
+    peak_memory_metadata,
     source_model_key,
 )
 from quant_assets.assets.partitions import materialized_partitions
@@ -209,7 +210,6 @@ def _artifact_metadata(artifact: GroupwiseArtifact) -> dict[str, dg.MetadataValu
         "perplexity over the source's": checks.get("ratio_to_source"),
         "perplexity over rounding's": checks.get("ratio_to_rounding"),
         "seconds": manifest.seconds,
-        "peak memory (MB)": (manifest.peak_rss_bytes or 0) / 1e6,
     }
     return {
         "folder": dg.MetadataValue.path(artifact.folder),
@@ -219,6 +219,9 @@ def _artifact_metadata(artifact: GroupwiseArtifact) -> dict[str, dg.MetadataValu
         "source": dg.MetadataValue.text(manifest.source_provenance),
         "calibrated on": dg.MetadataValue.text(manifest.engine["calibration"]),
         "generated on validation": dg.MetadataValue.text(str(checks.get("generated_text"))),
+        **peak_memory_metadata(
+            manifest.peak_rss_bytes, manifest.peak_own_bytes, manifest.peak_vram_bytes
+        ),
         **{
             name: dg.MetadataValue.float(float(value))
             for name, value in numbers.items()

@@ -1,11 +1,19 @@
 """Jobs of the benchmark workers and their results."""
 
+from typing import Final
+
 from pydantic import BaseModel, ConfigDict
 
 from quant_assets.formats.artifact_formats import RunnableFormat
 from quant_assets.host.conditions import HostConditions
 from quant_assets.host.devices import Device
 from quant_assets.record_files import Count
+
+LOAD: Final = "load"
+WARM_UP: Final = "warm-up"
+RUNS: Final = "runs"
+PERPLEXITY: Final = "perplexity"
+OBEDIENCE: Final = "obedience"
 
 
 class CellJob(BaseModel):
@@ -47,6 +55,7 @@ class CellMeasurement(BaseModel):
     load_time_ms: float | None
     samples: list[RunSample]
     peak_rss_bytes: int | None
+    peak_own_bytes: int | None = None
     peak_vram_bytes: int | None = None
     kv_cache_bytes: int | None = None
     kv_cache_bytes_expected: int | None = None

@@ -8,6 +8,7 @@ import typer
 from quant_assets.cli.options import CommandOptions
 from quant_assets.cli.output import facts_table, output_console, print_json
 from quant_assets.host.devices import Device
+from quant_assets.processes.memory import peak_memory_facts
 from quant_assets.quantize.groupwise.artifact import GroupwiseArtifact
 from quant_assets.quantize.groupwise.job import DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH, Engine
 
@@ -68,7 +69,9 @@ def print_checkpoint(made: GroupwiseArtifact, *, as_json: bool) -> None:
         "calibrated on": f"{manifest.engine['calibration']}, "
         f"{manifest.engine['calibration tokens']} tokens",
         "time": f"{manifest.seconds:.1f} s",
-        "peak memory": f"{(manifest.peak_rss_bytes or 0) / 1e9:.2f} GB",
+        **peak_memory_facts(
+            manifest.peak_rss_bytes, manifest.peak_own_bytes, manifest.peak_vram_bytes
+        ),
     }
     checked = manifest.validation
     if manifest.perplexity is not None:

@@ -13,6 +13,7 @@ from quant_assets.cli.output import facts_table, output_console, print_json
 from quant_assets.cli.worker_progress import Verbosity, VerbosityOption, WorkerProgress
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.models.source import resolve_source
+from quant_assets.processes.memory import peak_memory_facts
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.gguf.job import (
     MOST_THREADS,
@@ -209,7 +210,7 @@ def _result_facts(result: QuantizeGgufResult) -> dict[str, str]:
         "types decided by": f"llama.cpp ({result.type_policy})",
         "validated": f"yes, it generated {result.generated_text!r}" if result.validated else "no",
         "time": f"{result.seconds:.1f} s ({result.cpu_seconds:.1f} s of CPU)",
-        "peak memory": f"{result.peak_rss_bytes / 1e9:.2f} GB",
+        **peak_memory_facts(result.peak_rss_bytes, result.peak_own_bytes, result.peak_vram_bytes),
     }
     if result.resumed_from_layer is not None:
         facts["resumed"] = f"after {result.resumed_from_layer} of {result.n_layers} layers"

@@ -1,6 +1,7 @@
 """A worker's events on standard error: step, percentage, time left, memory and log."""
 
 import time
+from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
 from typing import Annotated
@@ -14,15 +15,15 @@ from rich.progress import (
     TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from quant_assets.cli.output import LiteralConsole
 from quant_assets.escaping import terminal_line, terminal_text
-from quant_assets.processes.protocol import Event, LogEvent, MemoryEvent, ProgressEvent
+from quant_assets.processes.job_tracker import JobTracker, StepProgress, duration_text
+from quant_assets.processes.protocol import Event, LogEvent, MemoryEvent
+from quant_assets.processes.quantization_job import QuantizationJob
 
 _LINE_INTERVAL_S = 10.0
-_SECONDS_PER_MINUTE = 60
 
 
 class Verbosity(StrEnum):
@@ -47,14 +48,15 @@ class WorkerProgress:
     """Shows a worker's events while the block runs; `show` is the session's event handler.
 
     On a terminal each step has a bar; elsewhere it prints a line every 10 s and one per finished
-    step. Memory is the worker's resident memory, current and peak, in GB (10^9 bytes).
+    step. Both say the step, its percentage, the time left, and the worker's memory, current and
+    peak, in GB (10^9 bytes). `job` is the state of the whole job, final after the block.
     """
 
     def __init__(self, verbosity: Verbosity, console: Console | None = None) -> None:
         self._verbosity = verbosity
         self._console = console or LiteralConsole(stderr=True)
-        self._memory = ""
-        self._steps: dict[str, _Step] = {}
+        self._tracker = JobTracker()
+        self._shown: dict[str, _ShownStep] = {}
         self._bars: Progress | None = None
         if self._console.is_terminal and verbosity is not Verbosity.QUIET:
             self._bars = Progress(
@@ -62,7 +64,7 @@ class WorkerProgress:
                 BarColumn(),
                 TaskProgressColumn(),
                 TimeElapsedColumn(),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}", markup=False),
                 TextColumn("{task.fields[memory]}", markup=False),
                 console=self._console,
             )
@@ -78,62 +80,73 @@ class WorkerProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._tracker.end("completed" if error is None else "failed")
         if self._bars is not None:
             self._bars.stop()
 
+    @property
+    def job(self) -> QuantizationJob:
+        """The job's state: progress, expected end and memory."""
+        return self._tracker.job
+
     def show(self, event: Event) -> None:
         """Show one event as the verbosity demands."""
+        step = self._tracker.observe(event)
         if self._verbosity is Verbosity.QUIET:
             return
         if self._verbosity is Verbosity.DEBUG:
             self._print(event.model_dump_json())
-        if isinstance(event, ProgressEvent):
-            self._show_progress(event)
+        if step is not None:
+            self._show_step(step)
         elif isinstance(event, MemoryEvent):
-            self._show_memory(event)
+            self._show_memory()
         elif isinstance(event, LogEvent):
             self._show_log(event)
 
-    def _show_progress(self, event: ProgressEvent) -> None:
-        step = self._steps.get(event.step)
-        if step is None or event.done < step.done:
-            step = self._steps[event.step] = _Step(event, self._new_bar(event))
-            if self._bars is None:
-                self._print(f"{event.step} ...")
-        finished_before = step.done >= event.total
-        step.done = event.done
-        finished = event.done >= event.total
-        if self._bars is not None and step.bar is not None:
+    def _show_step(self, step: StepProgress) -> None:
+        event = step.event
+        shown = self._shown.get(event.step)
+        if shown is None or shown.step is not step:
+            shown = self._begun(step, earlier=shown)
+        finished_now = step.finished and not shown.finished
+        shown.finished = step.finished
+        if self._bars is not None and shown.bar is not None:
             self._bars.update(
-                step.bar, completed=event.done, total=event.total, memory=self._memory
+                shown.bar,
+                completed=event.done,
+                total=event.total,
+                left="" if step.finished else step.time_left,
+                memory=self._memory_text(),
             )
-        elif finished and not finished_before:
-            self._print(f"{event.step}: done in {_duration(step.elapsed)}{self._memory_suffix()}")
-        elif time.monotonic() - step.printed >= _LINE_INTERVAL_S:
-            step.printed = time.monotonic()
-            percent = 100 * event.done / event.total if event.total else 0
+        elif finished_now:
             self._print(
-                f"{event.step}: {percent:.0f}% ({event.done:,.0f} of {event.total:,.0f} "
-                f"{event.unit}), {step.time_left(event)}{self._memory_suffix()}"
+                f"{step.name}: done in {duration_text(step.elapsed_s)}{self._tracker.memory_suffix}"
             )
-        if finished and not finished_before and self._verbosity is Verbosity.VERBOSE:
-            self._print(f"{event.step}: {event.total:,.0f} {event.unit} in {step.elapsed:.1f} s")
+        elif time.monotonic() - shown.printed >= _LINE_INTERVAL_S:
+            shown.printed = time.monotonic()
+            self._print(self._tracker.line(step))
+        if finished_now and self._verbosity is Verbosity.VERBOSE:
+            self._print(f"{step.name}: {event.total:,.0f} {event.unit} in {step.elapsed_s:.1f} s")
 
-    def _new_bar(self, event: ProgressEvent) -> TaskID | None:
+    def _begun(self, step: StepProgress, *, earlier: "_ShownStep | None") -> "_ShownStep":
+        event = step.event
+        bar = earlier.bar if earlier is not None else None
         if self._bars is None:
-            return None
-        return self._bars.add_task(
-            terminal_line(event.step), total=event.total, memory=self._memory
-        )
+            self._print(f"{step.name} ...")
+        elif bar is not None:
+            self._bars.reset(bar, total=event.total)
+        else:
+            bar = self._bars.add_task(
+                terminal_line(step.name), total=event.total, left="", memory=self._memory_text()
+            )
+        shown = self._shown[event.step] = _ShownStep(step, bar, time.monotonic())
+        return shown
 
-    def _show_memory(self, event: MemoryEvent) -> None:
-        self._memory = (
-            f"{event.rss_bytes / 1e9:.2f} GB now, {event.peak_rss_bytes / 1e9:.2f} GB peak"
-        )
+    def _show_memory(self) -> None:
         if self._bars is not None:
-            for step in self._steps.values():
-                if step.bar is not None:
-                    self._bars.update(step.bar, memory=self._memory)
+            for shown in self._shown.values():
+                if shown.bar is not None and not shown.finished:
+                    self._bars.update(shown.bar, memory=self._memory_text())
 
     def _show_log(self, event: LogEvent) -> None:
         if event.level == "debug" and self._verbosity is not Verbosity.DEBUG:
@@ -141,36 +154,19 @@ class WorkerProgress:
         prefix = "warning: " if event.level == "warning" else ""
         self._print(f"{prefix}{event.message}")
 
-    def _memory_suffix(self) -> str:
-        return f", memory {self._memory}" if self._memory else ""
+    def _memory_text(self) -> str:
+        memory = self._tracker.memory
+        return "" if memory is None else memory.text
 
     def _print(self, text: str) -> None:
         self._console.print(terminal_text(text), markup=False, emoji=False, soft_wrap=True)
 
 
-class _Step:
-    """A step in progress or finished."""
+@dataclass
+class _ShownStep:
+    """A step, its bar, and when its last line was printed."""
 
-    def __init__(self, event: ProgressEvent, bar: TaskID | None) -> None:
-        self.bar = bar
-        self.done = event.done
-        self._first_done = event.done
-        self._started = self.printed = time.monotonic()
-
-    @property
-    def elapsed(self) -> float:
-        return time.monotonic() - self._started
-
-    def time_left(self, event: ProgressEvent) -> str:
-        """The time left at this run's pace; work of an earlier run does not count."""
-        made = event.done - self._first_done
-        if made <= 0:
-            return "time left unknown"
-        return f"{_duration(self.elapsed * (event.total - event.done) / made)} left"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < _SECONDS_PER_MINUTE:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), _SECONDS_PER_MINUTE)
-    return f"{minutes} min {rest} s"
+    step: StepProgress
+    bar: TaskID | None
+    printed: float
+    finished: bool = False

@@ -4,22 +4,23 @@ The worker's side is `serve`; the parent's side is `quant_assets.processes.super
 """
 
 import ctypes
+import datetime
 import json
 import logging
 import os
 import signal
 import sys
 import threading
-import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, TypeAdapter
 
 from quant_assets.errors import QuantAssetsError, explained
+from quant_assets.processes.memory import MemoryMeter, MemoryUsage, VramReader
+from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.redaction import redact, redact_values
 
 if TYPE_CHECKING:
@@ -28,19 +29,25 @@ if TYPE_CHECKING:
 JobT = TypeVar("JobT", bound=BaseModel)
 
 MEMORY_INTERVAL_S = 1.0
-PIPES_PROGRESS_INTERVAL_S = 5.0
 _PIPES_CONTEXT_VARIABLE = "DAGSTER_PIPES_CONTEXT"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class ProgressEvent(BaseModel):
-    """The progress of a step: `done` of `total` units."""
+    """The progress of a step: `done` of `total` units.
+
+    The step is the `step_number`th of the job's `n_steps`; `job_fraction`, from 0 to 1, is how much
+    of the whole job is done. Null: the sender does not know.
+    """
 
     event: Literal["progress"] = "progress"
     step: str
     done: float
     total: float
     unit: str
+    step_number: int | None = None
+    n_steps: int | None = None
+    job_fraction: float | None = Field(default=None, ge=0, le=1)
 
 
 class LogEvent(BaseModel):
@@ -51,12 +58,10 @@ class LogEvent(BaseModel):
     message: str
 
 
-class MemoryEvent(BaseModel):
-    """Resident memory of the worker in bytes, current and peak."""
+class MemoryEvent(MemoryUsage):
+    """Memory of the worker in bytes, current and peak."""
 
     event: Literal["memory"] = "memory"
-    rss_bytes: int
-    peak_rss_bytes: int
 
 
 class ResultEvent(BaseModel):
@@ -94,33 +99,33 @@ def redacted(event: EventT) -> EventT:
     return event.model_copy(update=texts)
 
 
-def resident_memory() -> tuple[int, int]:
-    """Resident memory of this process in bytes: (now, peak).
-
-    The peak is `VmHWM`, which is reset at exec. `ru_maxrss` is not: on Linux a child inherits the
-    value of the parent that started it.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        fields = dict(
-            line.split(":", 1) for line in status.read_text().splitlines() if line.startswith("Vm")
-        )
-        return (int(fields["VmRSS"].split()[0]) * 1024, int(fields["VmHWM"].split()[0]) * 1024)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak_bytes = peak if sys.platform == "darwin" else peak * 1024
-    return peak_bytes, peak_bytes
+class _PlannedStep(NamedTuple):
+    number: int
+    start: float
+    share: float
 
 
 class EventChannel:
-    """Sends the events of one job to the parent and, under Dagster Pipes, to the run's log."""
+    """Sends the events of one job to the parent and, under Dagster Pipes, to the run's log.
 
-    def __init__(self, stream: IO[str], pipes: "PipesContext | None" = None) -> None:
+    Progress goes to the parent alone, which knows the whole job and logs it. `memory_with_progress`
+    sends a memory event after each progress event, in place of a thread that samples memory.
+    """
+
+    def __init__(
+        self,
+        stream: IO[str],
+        pipes: "PipesContext | None" = None,
+        *,
+        memory_with_progress: bool = False,
+    ) -> None:
         self._stream = stream
         self._pipes = pipes
+        self._memory_with_progress = memory_with_progress
         self._lock = threading.Lock()
-        self._last_pipes_progress: tuple[str, float] = ("", 0.0)
+        self._meter = MemoryMeter()
+        self._started = datetime.datetime.now(datetime.UTC)
+        self._steps: dict[str, _PlannedStep] = {}
 
     def _send(self, event: BaseModel) -> None:
         # Redact before serializing: a secret that looks like a number or a protocol keyword must not
@@ -130,16 +135,37 @@ class EventChannel:
             self._stream.write(line + "\n")
             self._stream.flush()
 
+    def plan_steps(self, usual_shares: Mapping[str, float]) -> None:
+        """Declare the job's steps in order, each with its usual share of the job's time.
+
+        Only the ratio of the shares matters. Steps that are not declared have no number.
+        """
+        total, start = sum(usual_shares.values()), 0.0
+        self._steps = {}
+        for number, (step, share) in enumerate(usual_shares.items(), start=1):
+            self._steps[step] = _PlannedStep(number, start / total, share / total)
+            start += share
+
     def progress(self, step: str, done: float, total: float, unit: str) -> None:
         """Report that `done` of `total` units of `step` are finished."""
-        self._send(ProgressEvent(step=step, done=done, total=total, unit=unit))
-        if self._pipes is None:
-            return
-        last_step, last_time = self._last_pipes_progress
-        now = time.monotonic()
-        if step != last_step or done >= total or now - last_time >= PIPES_PROGRESS_INTERVAL_S:
-            self._last_pipes_progress = (step, now)
-            self._pipes.log.info(f"{step}: {done:g} of {total:g} {unit}")
+        planned = self._steps.get(step)
+        if planned is None:
+            self._send(ProgressEvent(step=step, done=done, total=total, unit=unit))
+        else:
+            fraction = min(1.0, done / total) if total else 1.0
+            self._send(
+                ProgressEvent(
+                    step=step,
+                    done=done,
+                    total=total,
+                    unit=unit,
+                    step_number=planned.number,
+                    n_steps=len(self._steps),
+                    job_fraction=min(1.0, planned.start + planned.share * fraction),
+                )
+            )
+        if self._memory_with_progress:
+            self.memory()
 
     def log(self, message: str, level: Literal["debug", "info", "warning"] = "info") -> None:
         """Send one line for the user."""
@@ -147,10 +173,31 @@ class EventChannel:
         if self._pipes is not None:
             self._pipes.log.log(logging.getLevelNamesMapping()[level.upper()], redact(message))
 
+    def read_vram_with(self, reader: VramReader) -> None:
+        """Read GPU memory with `reader` from now on; it is called in any thread."""
+        self._meter.read_vram = reader
+
+    def memory_usage(self) -> MemoryUsage:
+        """Memory of this process, now and at its peak."""
+        return self._meter.read()
+
     def memory(self) -> None:
-        """Report the resident memory of this process."""
-        rss_bytes, peak_rss_bytes = resident_memory()
-        self._send(MemoryEvent(rss_bytes=rss_bytes, peak_rss_bytes=peak_rss_bytes))
+        """Report the memory of this process."""
+        self._send(MemoryEvent(**self.memory_usage().model_dump()))
+
+    def completed_job(self, memory: MemoryUsage) -> QuantizationJob:
+        """The job's final state, for its record."""
+        last = list(self._steps)[-1] if self._steps else None
+        return QuantizationJob(
+            status="completed",
+            step=last,
+            step_number=len(self._steps) or None,
+            n_steps=len(self._steps) or None,
+            progress_percentage=100,
+            start_time=self._started,
+            estimated_completion=datetime.datetime.now(datetime.UTC),
+            memory_usage=memory,
+        )
 
     def result(self, result: BaseModel) -> None:
         """Send the result."""
@@ -184,7 +231,7 @@ def _die_with_parent() -> None:
 
 
 @contextmanager
-def _reported_memory(channel: EventChannel) -> Iterator[None]:
+def _sampled_memory(channel: EventChannel) -> Iterator[None]:
     """Send a memory event every `MEMORY_INTERVAL_S` while the block runs, and one at the end."""
     stop = threading.Event()
 
@@ -206,12 +253,13 @@ def serve(
     job_type: type[JobT],
     handle: Callable[[JobT, EventChannel], BaseModel],
     *,
-    report_memory: bool = True,
+    sample_memory: bool = True,
 ) -> None:
     """Run one job in this process and exit: 0 with a result sent, 1 with an error sent.
 
     Standard output carries only events; output of libraries is redirected to standard error.
-    `report_memory=False` is for measurements, which no other thread may disturb.
+    `sample_memory=False` is for measurements, which no other thread may disturb: memory is read
+    when progress is reported, between two measurements.
     """
     _die_with_parent()
     stream = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -222,10 +270,10 @@ def serve(
             from dagster_pipes import open_dagster_pipes
 
             pipes = stack.enter_context(open_dagster_pipes())
-        channel = EventChannel(stream, pipes)
+        channel = EventChannel(stream, pipes, memory_with_progress=not sample_memory)
         try:
             job = job_type.model_validate(json.load(sys.stdin))
-            with _reported_memory(channel) if report_memory else nullcontext():
+            with _sampled_memory(channel) if sample_memory else nullcontext():
                 answer = handle(job, channel)
             channel.result(answer)
             return

@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from quant_assets.errors import InputError, QuantAssetsError, ResourceError, WorkerError
 from quant_assets.processes import supervisor
 from quant_assets.processes.guarded import guarded
-from quant_assets.processes.protocol import Event, ProgressEvent, resident_memory
+from quant_assets.processes.memory import resident_memory
+from quant_assets.processes.protocol import Event, ProgressEvent
 from quant_assets.processes.session import WorkerSession
 from quant_assets.processes.supervisor import run_worker
 
@@ -202,7 +203,7 @@ def test_peak_memory_is_the_workers_own(worker):
     assert peak > 600_000_000
     answer = worker(
         """
-        from quant_assets.processes.protocol import resident_memory
+        from quant_assets.processes.memory import resident_memory
         return Answer(number=resident_memory()[1])
         """
     )

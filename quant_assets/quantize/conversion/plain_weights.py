@@ -15,6 +15,7 @@ from quant_assets.models.identity import SOURCE_MANIFEST
 from quant_assets.models.inspection import inspect_model
 from quant_assets.models.source import SourceModel
 from quant_assets.models.stored_quantization import detect_quantization
+from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, read_record
@@ -34,6 +35,9 @@ class DequantizeResult(BaseModel):
     n_parameters: int
     dtype: str
     library_versions: dict[str, str]
+    peak_rss_bytes: int
+    peak_own_bytes: int | None = None
+    quantization_job: QuantizationJob | None = None
 
 
 class UnpackJob(BaseModel):
@@ -49,10 +53,13 @@ class UnpackResult(BaseModel):
     bits: int
     n_matrices: int
     dtype: str
+    peak_rss_bytes: int
+    peak_own_bytes: int | None = None
+    quantization_job: QuantizationJob | None = None
 
 
 class SourceManifest(BaseModel):
-    """`source_manifest.json` in a folder of restored weights."""
+    """`source_manifest.json` in a folder of restored weights; peaks are bytes, null if unknown."""
 
     name: str
     provenance: str
@@ -61,6 +68,9 @@ class SourceManifest(BaseModel):
     n_parameters: int
     dtype: str
     library_versions: dict[str, str]
+    peak_rss_bytes: int | None = None
+    peak_own_bytes: int | None = None
+    quantization_job: QuantizationJob | None = None
     created_at: UtcTime
 
 
@@ -91,6 +101,7 @@ def restore_plain_weights(
     `source` is a GGUF file or a GPTQ or AWQ folder; `name` is the restored model's name. Raises
     `InputError` for a source that cannot be restored.
     """
+    restored: DequantizeResult | UnpackResult
     if source.kind == "gguf":
         dequantized = run_worker(
             "checkpoint.dequantize",
@@ -98,7 +109,7 @@ def restore_plain_weights(
             DequantizeResult,
             session=session,
         )
-        former, dtype = dequantized.weights_file_type, dequantized.dtype
+        restored, former = dequantized, dequantized.weights_file_type
         n_parameters, libraries = dequantized.n_parameters, dequantized.library_versions
     else:
         unpacked = run_worker(
@@ -108,7 +119,7 @@ def restore_plain_weights(
             session=session,
         )
         method = detect_quantization(source.path).format
-        former, dtype = f"{method.upper()}-{unpacked.bits}", unpacked.dtype
+        restored, former = unpacked, f"{method.upper()}-{unpacked.bits}"
         n_parameters, libraries = inspect_model(folder).n_parameters, {}
     manifest = SourceManifest(
         name=name,
@@ -116,8 +127,11 @@ def restore_plain_weights(
         weights_file_type=former,
         origin_identity=source.identity,
         n_parameters=n_parameters,
-        dtype=dtype,
+        dtype=restored.dtype,
         library_versions=libraries,
+        peak_rss_bytes=restored.peak_rss_bytes,
+        peak_own_bytes=restored.peak_own_bytes,
+        quantization_job=restored.quantization_job,
         created_at=datetime.datetime.now(datetime.UTC),
     )
     write_text_atomically(folder / SOURCE_MANIFEST, manifest.model_dump_json(indent=2))

@@ -94,6 +94,9 @@ def make_gguf_artifact(
             validation={"loaded": result.validated, "generated_text": result.generated_text},
             seconds=result.seconds,
             peak_rss_bytes=result.peak_rss_bytes,
+            peak_own_bytes=result.peak_own_bytes,
+            peak_vram_bytes=result.peak_vram_bytes,
+            quantization_job=result.quantization_job,
             created_at=datetime.datetime.now(datetime.UTC),
         )
         return GgufArtifact(manifest, store.commit(staging, manifest), reused=False)

@@ -31,6 +31,8 @@ class ImportanceMatrixRecord(BaseModel):
     n_tokens: int
     seconds: float
     peak_rss_bytes: int
+    peak_own_bytes: int | None = None
+    peak_vram_bytes: int | None = None
     created_at: datetime.datetime
 
 
@@ -86,6 +88,8 @@ def model_importance_matrix(
             n_tokens=result.n_tokens,
             seconds=result.seconds,
             peak_rss_bytes=result.peak_rss_bytes,
+            peak_own_bytes=result.peak_own_bytes,
+            peak_vram_bytes=result.peak_vram_bytes,
             created_at=datetime.datetime.now(datetime.UTC),
         )
         write_text_atomically(record, made.model_dump_json(indent=2))

@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, Field
 
+from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 
@@ -103,8 +104,9 @@ class QuantizeGgufResult(BaseModel):
     `tensor_types` counts tensors by type; `kernels` names the implementation used for each quantized
     type (both produce the same bytes); `resumed_from_layer` is the index of the first layer of this
     run, null if it started from the beginning; `bytes_written` counts this run only.
-    `peak_rss_bytes` is that of the quantizing process; validation runs in another. `reused` means
-    that an earlier run made the file and that the figures are from that run.
+    Peaks are those of the quantizing process (see `MemoryUsage`); validation runs in another.
+    `reused` means that an earlier run made the file and that the figures are from that run.
+    `quantization_job` is the final state of the run.
     """
 
     output: Path
@@ -124,10 +126,13 @@ class QuantizeGgufResult(BaseModel):
     cpu_seconds: float
     resumed_from_layer: int | None
     peak_rss_bytes: int
+    peak_own_bytes: int | None = None
+    peak_vram_bytes: int | None = None
     bytes_written: int
     validated: bool
     generated_text: str | None
     reused: bool = False
+    quantization_job: QuantizationJob | None = None
 
 
 class ImatrixJob(BaseModel):
@@ -163,6 +168,9 @@ class ImatrixResult(BaseModel):
     partial_experts: int
     seconds: float
     peak_rss_bytes: int
+    peak_own_bytes: int | None = None
+    peak_vram_bytes: int | None = None
+    quantization_job: QuantizationJob | None = None
 
 
 class ValidateGgufJob(BaseModel):
@@ -182,6 +190,8 @@ class ValidateGgufResult(BaseModel):
     n_parameters: int
     seconds: float
     peak_rss_bytes: int
+    peak_own_bytes: int | None = None
+    peak_vram_bytes: int | None = None
 
 
 def quantize_gguf(

@@ -225,6 +225,9 @@ def _manifest(
         },
         seconds=result.seconds,
         peak_rss_bytes=result.peak_rss_bytes,
+        peak_own_bytes=result.peak_own_bytes,
+        peak_vram_bytes=result.peak_vram_bytes,
+        quantization_job=result.quantization_job,
         created_at=datetime.datetime.now(datetime.UTC),
         **_gate_fields(gated, rejection),
     )

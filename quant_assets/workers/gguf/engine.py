@@ -28,7 +28,8 @@ from quant_assets.host.resources import (
     check_output_folder,
 )
 from quant_assets.models.identity import sha256_of
-from quant_assets.processes.protocol import EventChannel, resident_memory
+from quant_assets.processes.memory import resident_memory
+from quant_assets.processes.protocol import EventChannel
 from quant_assets.quantize.gguf.job import (
     QuantizeGgufJob,
     QuantizeGgufResult,
@@ -39,10 +40,17 @@ from quant_assets.quantize.gguf.job import (
 from quant_assets.workers.gguf.finished import finished_result, library_identity
 from quant_assets.workers.gguf.kernels.quantizer import Quantizer
 from quant_assets.workers.gguf.part_file import PartFile, opened_part_file, resume_point
-from quant_assets.workers.gguf.pipeline import write_layers
-from quant_assets.workers.gguf.prepare import Prepared, prepared
+from quant_assets.workers.gguf.pipeline import QUANTIZE, write_layers
+from quant_assets.workers.gguf.prepare import CHECK, PLAN, Prepared, prepared
 
 _VALIDATE = "validate"
+
+
+def quantize_and_report(job: QuantizeGgufJob, channel: EventChannel) -> QuantizeGgufResult:
+    """`quantize` as a job of its own, with numbered steps."""
+    shares = {CHECK: 1.0, PLAN: 4.0, QUANTIZE: 85.0}
+    channel.plan_steps(shares | ({_VALIDATE: 10.0} if job.validate_output else {}))
+    return quantize(job, channel)
 
 
 def quantize(job: QuantizeGgufJob, channel: EventChannel) -> QuantizeGgufResult:
@@ -81,6 +89,7 @@ def _write(
     )
     n_written = write_layers(work, part, quantizer, first_layer, channel)
     digest, validation = _validate(job, part.path, channel)
+    memory = channel.memory_usage()
     result = QuantizeGgufResult(
         output=job.output,
         bytes=plan.file_bytes,
@@ -98,10 +107,13 @@ def _write(
         seconds=time.perf_counter() - started,
         cpu_seconds=time.process_time(),
         resumed_from_layer=first_layer or None,
-        peak_rss_bytes=resident_memory()[1],
+        peak_rss_bytes=memory.peak_rss_bytes,
+        peak_own_bytes=memory.peak_own_bytes,
+        peak_vram_bytes=memory.peak_vram_bytes,
         bytes_written=n_written,
         validated=validation is not None,
         generated_text=validation.generated_text if validation else None,
+        quantization_job=channel.completed_job(memory),
     )
     part.check_name()
     settle_record(job, identity, digest, result)

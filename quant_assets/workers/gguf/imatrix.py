@@ -27,13 +27,15 @@ from quant_assets.host.own_files import locked_file
 from quant_assets.host.resources import check_output_folder
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.integrity import check_gguf
-from quant_assets.processes.protocol import EventChannel, resident_memory
+from quant_assets.processes.protocol import EventChannel
 from quant_assets.quantize.gguf.job import ImatrixJob, ImatrixResult, QuantizeGgufJob
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.engine import quantize
 from quant_assets.workers.gguf.finished import finished_result, library_identity
 from quant_assets.workers.gguf.imatrix_collector import Collector
 from quant_assets.workers.gguf.imatrix_file import MatrixInputs, write_imatrix
+from quant_assets.workers.gguf.pipeline import QUANTIZE
+from quant_assets.workers.gguf.prepare import CHECK, PLAN
 from quant_assets.workers.gguf.source import float_type_of
 
 _STEP = "measure"
@@ -42,6 +44,8 @@ _STEP = "measure"
 def compute_imatrix(job: ImatrixJob, channel: EventChannel) -> ImatrixResult:
     """Measure and write; see `quant_assets.quantize.gguf.job.make_imatrix`."""
     check_output_folder(job.output.parent)
+    conversion = {} if job.source_kind == "gguf" else {CHECK: 1.0, PLAN: 3.0, QUANTIZE: 16.0}
+    channel.plan_steps(conversion | {_STEP: 80.0})
     identity = {
         "source": job.source_identity,
         "calibration": sha256_of(job.calibration),
@@ -62,6 +66,7 @@ def _measure(job: ImatrixJob, identity: dict[str, str], channel: EventChannel) -
     with _runnable(job, channel) as path, _session(path, job, collector) as session:
         n_tokens = n_chunks = 0
         chunks = list(session.chunks(job.calibration.read_text(encoding="utf-8")))
+        channel.progress(_STEP, 0, len(chunks), "chunks")
         for n_chunks, chunk in enumerate(chunks, start=1):
             session.evaluate(chunk)
             if collector.error is not None:
@@ -82,6 +87,7 @@ def _measure(job: ImatrixJob, identity: dict[str, str], channel: EventChannel) -
             n_chunks=n_chunks,
             chunk_tokens=job.chunk_tokens,
         )
+        memory = channel.memory_usage()
         result = ImatrixResult(
             output=job.output,
             bytes=temporary.stat().st_size,
@@ -91,7 +97,10 @@ def _measure(job: ImatrixJob, identity: dict[str, str], channel: EventChannel) -
             n_tokens=n_tokens,
             partial_experts=partial,
             seconds=time.perf_counter() - started,
-            peak_rss_bytes=resident_memory()[1],
+            peak_rss_bytes=memory.peak_rss_bytes,
+            peak_own_bytes=memory.peak_own_bytes,
+            peak_vram_bytes=memory.peak_vram_bytes,
+            quantization_job=channel.completed_job(memory),
         )
         settle_record(job, identity, result.sha256, result)
     return result

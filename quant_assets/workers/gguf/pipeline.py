@@ -16,6 +16,8 @@ from quant_assets.workers.gguf.prepare import CHUNKS_IN_FLIGHT_PER_THREAD, Prepa
 _PROGRESS_INTERVAL_S = 0.25
 _MILLION = 1_000_000
 
+QUANTIZE = "quantize"
+
 
 class _Progress:
     """Reports finished parameters at intervals, from any thread."""
@@ -38,7 +40,7 @@ class _Progress:
     def send(self) -> None:
         self._last = time.monotonic()
         self._channel.progress(
-            "quantize", self._done / _MILLION, self._total / _MILLION, "M parameters"
+            QUANTIZE, self._done / _MILLION, self._total / _MILLION, "M parameters"
         )
 
 

@@ -27,7 +27,7 @@ from quant_assets.workers.gguf.source import GgufSource, Source
 _BASE_MEMORY_BYTES = 350_000_000
 _BYTES_PER_CHUNK_ELEMENT = 12  # upper bound for source, float32 and target together
 CHUNKS_IN_FLIGHT_PER_THREAD = 3
-_CHECK, _PLAN = "check", "plan"
+CHECK, PLAN = "check", "plan"
 
 
 @dataclass
@@ -56,7 +56,7 @@ def prepared(job: GgufPlanJob | QuantizeGgufJob, channel: EventChannel) -> Itera
 
     Raises `InputError` for an unusable source, level or importance matrix.
     """
-    channel.progress(_CHECK, 0, 1, "steps")
+    channel.progress(CHECK, 0, 1, "steps")
     level = parse_level(job.level)
     imatrix = read_imatrix(job.imatrix) if job.imatrix else None
     if imatrix is None and level.needs_imatrix:
@@ -67,8 +67,8 @@ def prepared(job: GgufPlanJob | QuantizeGgufJob, channel: EventChannel) -> Itera
         )
     if job.source_kind == "hf":
         check_hf_folder(job.source)
-    channel.progress(_CHECK, 1, 1, "steps")
-    channel.progress(_PLAN, 0, 1, "steps")
+    channel.progress(CHECK, 1, 1, "steps")
+    channel.progress(PLAN, 0, 1, "steps")
     with tempfile.TemporaryDirectory(prefix="quant-assets-") as scratch:
         source: Source = (
             HuggingFaceSource(job.source, Path(scratch))
@@ -76,12 +76,13 @@ def prepared(job: GgufPlanJob | QuantizeGgufJob, channel: EventChannel) -> Itera
             else GgufSource(job.source)
         )
         plan = make_plan(source.metadata, level, imatrix)
-    channel.progress(_PLAN, 1, 1, "steps")
+    channel.progress(PLAN, 1, 1, "steps")
     yield Prepared(source, plan, level, imatrix, job.threads or os.cpu_count() or 1)
 
 
 def plan_only(job: GgufPlanJob, channel: EventChannel) -> GgufPlan:
     """The output that a run would write, after the same checks."""
+    channel.plan_steps({CHECK: 10, PLAN: 90})
     with prepared(job, channel) as work:
         plan = work.plan
         return GgufPlan(

@@ -8,12 +8,13 @@ import numpy as np
 
 from quant_assets.errors import CheckFailed
 from quant_assets.models.integrity import check_gguf
-from quant_assets.processes.protocol import EventChannel, resident_memory
+from quant_assets.processes.protocol import EventChannel
 from quant_assets.quantize.gguf.job import ValidateGgufJob, ValidateGgufResult
 from quant_assets.workers.gguf.ggml import captured_log, reported_error
 
 _CONTEXT_TOKENS = 64
 _PIECE_BYTES = 256
+_LOAD, _GENERATE = "load", "generate"
 
 
 def validate(job: ValidateGgufJob, channel: EventChannel) -> ValidateGgufResult:
@@ -27,7 +28,9 @@ def validate(job: ValidateGgufJob, channel: EventChannel) -> ValidateGgufResult:
     started = time.perf_counter()
     check_gguf(job.path)
     llama_cpp.llama_backend_init()
+    channel.plan_steps({_LOAD: 80, _GENERATE: 20})
     with captured_log() as log:
+        channel.progress(_LOAD, 0, 1, "steps")
         model = _load(job)
         if not model:
             raise CheckFailed(
@@ -35,15 +38,20 @@ def validate(job: ValidateGgufJob, channel: EventChannel) -> ValidateGgufResult:
                 reported_error(log),
                 "Delete the file and rebuild it; if that fails too, check the source model.",
             )
-        channel.progress("load", 1, 1, "steps")
+        channel.progress(_LOAD, 1, 1, "steps")
+        channel.progress(_GENERATE, 0, 1, "steps")
         text = _generate(model, job)
+        channel.progress(_GENERATE, 1, 1, "steps")
+        memory = channel.memory_usage()
         n_parameters = int(llama_cpp.llama_model_n_params(model))
         llama_cpp.llama_model_free(model)
     return ValidateGgufResult(
         generated_text=text,
         n_parameters=n_parameters,
         seconds=time.perf_counter() - started,
-        peak_rss_bytes=resident_memory()[1],
+        peak_rss_bytes=memory.peak_rss_bytes,
+        peak_own_bytes=memory.peak_own_bytes,
+        peak_vram_bytes=memory.peak_vram_bytes,
     )
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from quant_assets.errors import InputError
 from quant_assets.formats.artifact_formats import CheckpointDtype, checkpoint_dtype
 from quant_assets.formats.safetensors_header import SUFFIX
-from quant_assets.processes.protocol import EventChannel, resident_memory
+from quant_assets.processes.protocol import EventChannel
 from quant_assets.quantize.groupwise.job import GroupwiseJob, GroupwiseResult
 from quant_assets.workers.checkpoint.assembly import (
     copy_companions,
@@ -34,9 +34,10 @@ from quant_assets.workers.checkpoint.packing import packed_bytes
 from quant_assets.workers.groupwise.calibration import calibration_windows
 from quant_assets.workers.groupwise.layer_quantizer import LayerQuantizer, MakeQuantizer, linears
 from quant_assets.workers.groupwise.preflight import check_job, check_linears, warn_of_cpu_time
+from quant_assets.workers.groupwise.steps import ASSEMBLE, CALIBRATE, QUANTIZE
 from quant_assets.workers.groupwise.streaming import StreamedModel
 from quant_assets.workers.groupwise.work_folder import WorkFolder
-from quant_assets.workers.torch.models import load_tokenizer, resolve_device
+from quant_assets.workers.torch.models import load_tokenizer, report_vram, resolve_device
 
 _UNPACKED_BYTES = 2  # embeddings and norms have 16 bits
 
@@ -46,6 +47,7 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
     started = time.monotonic()
     shape = check_job(job, channel)
     device = resolve_device(job.device)
+    report_vram(channel, device)
     torch.set_num_threads(job.threads or torch.get_num_threads())
     torch.set_grad_enabled(False)
     transformers.logging.set_verbosity_error()
@@ -65,12 +67,12 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
     first = work_folder.done
     n_layers = len(model.layers)
     dtype = checkpoint_dtype(shape.architecture)
-    channel.progress("calibrate", 0, 1, "texts")
+    channel.progress(CALIBRATE, 0, 1, "texts")
     windows = calibration_windows(
         _tokenizer(job.source), job.calibration, job.settings.samples,
         job.settings.sequence_length,
     )  # fmt: skip
-    channel.progress("calibrate", 1, 1, "texts")
+    channel.progress(CALIBRATE, 1, 1, "texts")
     layers_started = time.monotonic()
     if first < n_layers:
         states, calls = model.first_inputs(windows, only_calls=first > 0)
@@ -78,7 +80,7 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
             channel.log(f"Resuming after {first} of {n_layers} layers.")
             states = work_folder.states()
         for index in range(first, n_layers):
-            channel.progress("quantize", index, n_layers, "layers")
+            channel.progress(QUANTIZE, index, n_layers, "layers")
             with model.layer(index) as layer:
                 tensors, states = quantizer.quantize(layer, states, calls[index])
                 prefix = model.layer_prefix(index)
@@ -87,11 +89,14 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
                     for name, tensor in tensors.items()
                 }
             work_folder.save(index, named, states)
-    channel.progress("quantize", n_layers, n_layers, "layers")
+    channel.progress(QUANTIZE, n_layers, n_layers, "layers")
     layer_seconds = (time.monotonic() - layers_started) / max(1, n_layers - first)
+    channel.progress(ASSEMBLE, 0, 1, "steps")
     files = _assemble(job, model, quantizer, work_folder, dtype)
     data_bytes, types = tensor_facts(job.output, files)
     expected = _expected_bytes(model, job)
+    channel.progress(ASSEMBLE, 1, 1, "steps")
+    memory = channel.memory_usage()
     return GroupwiseResult(
         files=files,
         bytes=data_bytes,
@@ -107,8 +112,10 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
         seconds=time.monotonic() - started,
         seconds_per_layer=layer_seconds,
         resumed_from_layer=first or None,
-        peak_rss_bytes=resident_memory()[1],
-        peak_vram_bytes=torch.cuda.max_memory_allocated() if device == "cuda" else None,
+        peak_rss_bytes=memory.peak_rss_bytes,
+        peak_own_bytes=memory.peak_own_bytes,
+        peak_vram_bytes=memory.peak_vram_bytes,
+        quantization_job=channel.completed_job(memory),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from quant_assets.bench.jobs import QualityJob
+from quant_assets.bench.jobs import PERPLEXITY, QualityJob
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.quantize.conversion.plain_weights import UnpackJob
 from quant_assets.quantize.groupwise.gate import (
@@ -30,9 +30,20 @@ _GENERATED_TOKENS = 12
 
 def measure(job: CheckpointQualityJob, channel: EventChannel) -> CheckpointQualities:
     """Measure every checkpoint, with one in memory at a time."""
+    channel.plan_steps({_step(checkpoint): 1 for checkpoint in job.checkpoints})
     return CheckpointQualities(
         measured=[_measured(job, checkpoint, channel) for checkpoint in job.checkpoints]
     )
+
+
+def _role(checkpoint: Checkpoint) -> str:
+    if checkpoint.rounding is not None:
+        return "rounded source"
+    return "source" if checkpoint.format == "hf" else "artifact"
+
+
+def _step(checkpoint: Checkpoint) -> str:
+    return f"{PERPLEXITY} of the {_role(checkpoint)}"
 
 
 def _measured(
@@ -45,16 +56,15 @@ def _measured(
         load_model,
         load_tokenizer,
         prepare_torch,
+        report_vram,
         resolve_device,
     )
     from quant_assets.workers.torch.quality import LogitsOf, logits_of_loaded, score_logits
 
-    role = "source" if checkpoint.format == "hf" else "artifact"
-    if checkpoint.rounding is not None:
-        role = "rounded source"
-    channel.log(f"Measuring the {role}.")
+    channel.log(f"Measuring the {_role(checkpoint)}.")
     prepare_torch(job.threads)
     device = resolve_device(job.device)
+    report_vram(channel, device)
     path = str(checkpoint.path)
     tokenizer = load_tokenizer(path)
     scoring = QualityJob(
@@ -90,7 +100,11 @@ def _measured(
         output = model.generate(**inputs, do_sample=False, max_new_tokens=_GENERATED_TOKENS)
         generated = tokenizer.decode(output[0], skip_special_tokens=True)
         n_vocab, logits_of = int(model.config.vocab_size), logits_of_loaded(model, device)
-    measured = score_logits(scoring, n_vocab, logits_of, tokenizer, channel)
+
+    def report(done: int, total: int) -> None:
+        channel.progress(_step(checkpoint), done, total, "windows")
+
+    measured = score_logits(scoring, n_vocab, logits_of, tokenizer, report)
     return CheckpointQuality(
         perplexity=measured.perplexity,
         standard_error=measured.perplexity_standard_error,

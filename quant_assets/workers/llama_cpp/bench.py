@@ -12,9 +12,9 @@ from typing import Any
 
 import llama_cpp
 
-from quant_assets.bench.jobs import CellJob, CellMeasurement, RunSample
+from quant_assets.bench.jobs import LOAD, RUNS, WARM_UP, CellJob, CellMeasurement, RunSample
 from quant_assets.host.conditions import HostWatch, cpu_name, gpu_name
-from quant_assets.processes.protocol import EventChannel, resident_memory, serve
+from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.workers.llama_cpp import native as llama_native
 from quant_assets.workers.llama_cpp.gpu_memory import GpuMemory
 
@@ -81,6 +81,8 @@ def measure(job: CellJob, channel: EventChannel) -> CellMeasurement:
     log = llama_native.NativeLog()
     device = llama_native.resolve_device(job.device)
     gpu = GpuMemory()
+    channel.plan_steps({LOAD: 20, WARM_UP: 20, RUNS: 60})
+    channel.progress(LOAD, 0, 1, "models")
     started = time.perf_counter()
     with (
         llama_native.loaded_model(job.model_path, device) as model,
@@ -95,22 +97,29 @@ def measure(job: CellJob, channel: EventChannel) -> CellMeasurement:
         ) as native_context,
     ):
         load_time_ms = (time.perf_counter() - started) * 1000
+        vram_bytes = gpu.growth_bytes() if device == "cuda" else None
+        if vram_bytes is not None:
+            allocated = (vram_bytes, vram_bytes)
+            channel.read_vram_with(lambda: allocated)
+        channel.progress(LOAD, 1, 1, "models")
         cell = _Cell(job, model, native_context)
         for done in range(job.warmups):
             cell.run()
-            channel.progress("warm-up", done + 1, job.warmups, "runs")
+            channel.progress(WARM_UP, done + 1, job.warmups, "runs")
         samples = []
         gc.disable()
         for done in range(job.runs):
             samples.append(cell.run())
-            channel.progress("runs", done + 1, job.runs, "runs")
+            channel.progress(RUNS, done + 1, job.runs, "runs")
         gc.enable()
         conditions = watch.finish()
+        memory = channel.memory_usage()
         cells = llama_cpp.llama_n_ctx(native_context)
         return CellMeasurement(
             load_time_ms=load_time_ms,
             samples=samples,
-            peak_rss_bytes=resident_memory()[1],
+            peak_rss_bytes=memory.peak_rss_bytes,
+            peak_own_bytes=memory.peak_own_bytes,
             peak_vram_bytes=gpu.growth_bytes() if device == "cuda" else None,
             kv_cache_bytes=log.kv_cache_bytes(),
             kv_cache_bytes_expected=llama_native.kv_cache_arithmetic(
@@ -126,4 +135,4 @@ def measure(job: CellJob, channel: EventChannel) -> CellMeasurement:
 
 
 if __name__ == "__main__":
-    serve(CellJob, measure, report_memory=False)
+    serve(CellJob, measure, sample_memory=False)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from llama_cpp import Llama
 
-from quant_assets.bench.jobs import ChatJob, ChatReplies
+from quant_assets.bench.jobs import OBEDIENCE, ChatJob, ChatReplies
 from quant_assets.models.integrity import check_gguf
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.workers.llama_cpp import native as llama_native
@@ -27,14 +27,16 @@ def answer(job: ChatJob, channel: EventChannel) -> ChatReplies:
         flash_attn=llama_native.needs_flash_attention(job.cache_type_v),
         verbose=False,
     )
-    replies = []
+    replies: list[str] = []
+    channel.plan_steps({OBEDIENCE: 100})
+    channel.progress(OBEDIENCE, 0, len(job.prompts), "prompts")
     for number, prompt in enumerate(job.prompts):
         model.reset()
         completion = model.create_chat_completion(
             [{"role": "user", "content": prompt}], temperature=0.0, max_tokens=job.max_tokens
         )
         replies.append(completion["choices"][0]["message"]["content"] or "")
-        channel.progress("obedience", number + 1, len(job.prompts), "prompts")
+        channel.progress(OBEDIENCE, number + 1, len(job.prompts), "prompts")
     return ChatReplies(replies=replies)
 
 

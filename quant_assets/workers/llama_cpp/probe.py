@@ -21,4 +21,4 @@ def probe(job: ProbeJob, _: EventChannel) -> LlamaProbe:
 
 
 if __name__ == "__main__":
-    serve(ProbeJob, probe, report_memory=False)
+    serve(ProbeJob, probe, sample_memory=False)

@@ -11,7 +11,7 @@ import llama_cpp
 import numpy as np
 
 from quant_assets.bench.divergence import Logits, Tokens, scored_rows
-from quant_assets.bench.jobs import QualityJob, QualityMeasurement
+from quant_assets.bench.jobs import PERPLEXITY, QualityJob, QualityMeasurement
 from quant_assets.bench.windows import score
 from quant_assets.errors import InputError
 from quant_assets.processes.protocol import EventChannel, serve
@@ -59,6 +59,7 @@ def _window_logits(
 
 def measure(job: QualityJob, channel: EventChannel) -> QualityMeasurement:
     """Load the model and score the windows."""
+    channel.plan_steps({PERPLEXITY: 100})
     llama_native.NativeLog()
     device = llama_native.resolve_device(job.device)
     together = max(1, _BATCH_TOKENS // job.context)
@@ -87,7 +88,7 @@ def measure(job: QualityJob, channel: EventChannel) -> QualityMeasurement:
             llama_cpp.llama_vocab_n_tokens(vocabulary),
             lambda text: llama_native.tokenize(model, text),
             lambda windows: _window_logits(model, native_context, batch, windows, together),
-            lambda done, total: channel.progress("perplexity", done, total, "windows"),
+            lambda done, total: channel.progress(PERPLEXITY, done, total, "windows"),
         )
 
 

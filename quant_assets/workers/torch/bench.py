@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 
-from quant_assets.bench.jobs import CellJob, CellMeasurement, RunSample
+from quant_assets.bench.jobs import LOAD, RUNS, WARM_UP, CellJob, CellMeasurement, RunSample
 from quant_assets.host.conditions import HostWatch, cpu_name
-from quant_assets.processes.protocol import EventChannel, resident_memory, serve
+from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.workers.torch.models import (
     library_versions,
     load_model,
     prepare_torch,
+    report_vram,
     resolve_device,
 )
 
@@ -86,25 +87,31 @@ def measure(job: CellJob, channel: EventChannel) -> CellMeasurement:
     watch = HostWatch()
     prepare_torch(job.threads)
     device = resolve_device(job.device)
+    report_vram(channel, device)
+    channel.plan_steps({LOAD: 20, WARM_UP: 20, RUNS: 60})
+    channel.progress(LOAD, 0, 1, "models")
     started = time.perf_counter()
     model = load_model(job.model_path, job.format, device)
     load_time_ms = (time.perf_counter() - started) * 1000
+    channel.progress(LOAD, 1, 1, "models")
     cell = _Cell(job, model, device)
     for done in range(job.warmups):
         cell.run()
-        channel.progress("warm-up", done + 1, job.warmups, "runs")
+        channel.progress(WARM_UP, done + 1, job.warmups, "runs")
     samples = []
     gc.disable()
     for done in range(job.runs):
         samples.append(cell.run())
-        channel.progress("runs", done + 1, job.runs, "runs")
+        channel.progress(RUNS, done + 1, job.runs, "runs")
     gc.enable()
     on_gpu = device == "cuda"
+    memory = channel.memory_usage()
     return CellMeasurement(
         load_time_ms=load_time_ms,
         samples=samples,
-        peak_rss_bytes=resident_memory()[1],
-        peak_vram_bytes=torch.cuda.max_memory_allocated() if on_gpu else None,
+        peak_rss_bytes=memory.peak_rss_bytes,
+        peak_own_bytes=memory.peak_own_bytes,
+        peak_vram_bytes=memory.peak_vram_bytes,
         kv_cache_bytes=cell.cache_bytes(),
         kv_cache_bytes_expected=cell.cache_arithmetic(),
         conditions=watch.finish(),
@@ -117,4 +124,4 @@ def measure(job: CellJob, channel: EventChannel) -> CellMeasurement:
 
 
 if __name__ == "__main__":
-    serve(CellJob, measure, report_memory=False)
+    serve(CellJob, measure, sample_memory=False)

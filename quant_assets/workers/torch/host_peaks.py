@@ -15,6 +15,7 @@ from quant_assets.host.conditions import HostWatch, cpu_name
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.speed.host_peaks import HostPeaks, HostPeaksJob
 
+_STEP = "host peaks"
 _STEPS = 3
 
 
@@ -30,19 +31,20 @@ def _best_seconds(action: Callable[[], object], repetitions: int) -> float:
 
 def measure(job: HostPeaksJob, channel: EventChannel) -> HostPeaks:
     """Run the three kernels."""
+    channel.plan_steps({_STEP: 100})
     watch = HostWatch()
     torch.set_num_threads(job.threads)
     torch.set_grad_enabled(False)
     length = job.array_bytes // 4
     a, b, c = (torch.full((length,), value) for value in (0.0, 1.0, 2.0))
     triad_s = _best_seconds(lambda: torch.add(b, c, alpha=3.0, out=a), job.repetitions)
-    channel.progress("host peaks", 1, _STEPS, "kernels")
+    channel.progress(_STEP, 1, _STEPS, "kernels")
     read_s = _best_seconds(lambda: torch.sum(b), job.repetitions)
-    channel.progress("host peaks", 2, _STEPS, "kernels")
+    channel.progress(_STEP, 2, _STEPS, "kernels")
     left = torch.rand(job.matrix_size, job.matrix_size)
     right, product = left.clone(), torch.empty_like(left)
     matmul_s = _best_seconds(lambda: torch.matmul(left, right, out=product), job.repetitions)
-    channel.progress("host peaks", _STEPS, _STEPS, "kernels")
+    channel.progress(_STEP, _STEPS, _STEPS, "kernels")
     return HostPeaks(
         cpu_name=cpu_name(),
         threads=job.threads,
@@ -55,4 +57,4 @@ def measure(job: HostPeaksJob, channel: EventChannel) -> HostPeaks:
 
 
 if __name__ == "__main__":
-    serve(HostPeaksJob, measure, report_memory=False)
+    serve(HostPeaksJob, measure, sample_memory=False)

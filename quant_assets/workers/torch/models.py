@@ -13,6 +13,7 @@ from quant_assets.host.devices import Device
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.models.linked_model import linked_model
 from quant_assets.models.stored_quantization import groupwise_config
+from quant_assets.processes.protocol import EventChannel
 from quant_assets.workers.checkpoint.tensor_files import TensorFiles, renamed
 
 _FUSED = "gate_up_proj"
@@ -29,6 +30,14 @@ def resolve_device(device: Device) -> str:
             "Use the device cpu, or install a CUDA build of torch.",
         )
     return "cuda" if available and device != "cpu" else "cpu"
+
+
+def report_vram(channel: EventChannel, device: str) -> None:
+    """Have `channel` report torch's GPU memory in bytes; without a GPU it stays unmeasured."""
+    if device == "cuda":
+        channel.read_vram_with(
+            lambda: (torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
+        )
 
 
 def load_model(folder: str, artifact_format: str, device: str) -> Any:

@@ -29,4 +29,4 @@ def probe(job: ProbeJob, _: EventChannel) -> TorchProbe:
 
 
 if __name__ == "__main__":
-    serve(ProbeJob, probe, report_memory=False)
+    serve(ProbeJob, probe, sample_memory=False)

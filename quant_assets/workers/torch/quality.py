@@ -6,13 +6,14 @@ from typing import Any
 import torch
 
 from quant_assets.bench.divergence import Logits, Tokens
-from quant_assets.bench.jobs import QualityJob, QualityMeasurement
-from quant_assets.bench.windows import score
+from quant_assets.bench.jobs import PERPLEXITY, QualityJob, QualityMeasurement
+from quant_assets.bench.windows import Progress, score
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.workers.torch.models import (
     load_model,
     load_tokenizer,
     prepare_torch,
+    report_vram,
     resolve_device,
 )
 
@@ -50,28 +51,30 @@ def _added_bos(tokenizer: Any) -> int | None:
 
 def measure(job: QualityJob, channel: EventChannel) -> QualityMeasurement:
     """Load the model and score the windows."""
+    channel.plan_steps({PERPLEXITY: 100})
     prepare_torch(job.threads)
     device = resolve_device(job.device)
+    report_vram(channel, device)
     model = load_model(job.model_path, job.format, device)
     return score_logits(
         job,
         int(model.config.vocab_size),
         logits_of_loaded(model, device),
         load_tokenizer(job.model_path),
-        channel,
+        lambda done, total: channel.progress(PERPLEXITY, done, total, "windows"),
     )
 
 
 def score_logits(
-    job: QualityJob, n_vocab: int, logits_of: LogitsOf, tokenizer: Any, channel: EventChannel
+    job: QualityJob, n_vocab: int, logits_of: LogitsOf, tokenizer: Any, report: Progress
 ) -> QualityMeasurement:
-    """Score the windows from logits of any origin."""
+    """Score the windows from logits of any origin; `report` gets (windows done, of all)."""
     return score(
         job,
         n_vocab,
         lambda text: list(tokenizer(text)["input_ids"]),
         lambda windows: _window_logits(logits_of, windows, _added_bos(tokenizer)),
-        lambda done, total: channel.progress("perplexity", done, total, "windows"),
+        report,
     )
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.quantize.groupwise.job import GroupwiseJob, GroupwiseResult
+from quant_assets.workers.groupwise.steps import plan_steps
 
 if TYPE_CHECKING:
     from quant_assets.workers.groupwise.awq.quantizer import AwqQuantizer
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
 def handle(job: GroupwiseJob, channel: EventChannel) -> GroupwiseResult:
     """Quantize with the job's engine."""
     engine = job.settings.engine
-    channel.progress(f"load {engine}", 0, 1, "libraries")
+    loading = f"load {engine}"
+    plan_steps(channel, loading)
+    channel.progress(loading, 0, 1, "libraries")
     # Imported here: libraries print on import, and events no longer use standard output now.
     from quant_assets.workers.groupwise.awq.quantizer import AwqQuantizer
     from quant_assets.workers.groupwise.loop import run
@@ -30,7 +33,7 @@ def handle(job: GroupwiseJob, channel: EventChannel) -> GroupwiseResult:
 
         return AwqQuantizer(model, job.settings, GptqmodelEngine(model, job.settings), warn)
 
-    channel.progress(f"load {engine}", 1, 1, "libraries")
+    channel.progress(loading, 1, 1, "libraries")
     return run(job, channel, make)
 
 
