@@ -1,5 +1,7 @@
-"""`quant-assets intent`: translate a quantization intent for a serving backend."""
+"""`quant-assets intent`: translate a quantization intent for serving backends."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -7,62 +9,166 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from quant_assets.cli.options import OutputFormat
+from quant_assets.cli.options import CommandOptions, OutputFormat, takes_models
 from quant_assets.cli.output import LiteralConsole, print_json
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import load_registry
-from quant_assets.serving.backend import BackendParams, Method
-from quant_assets.serving.intent import Backend, UnifiedQuantizationConfig
+from quant_assets.models.config import model_named
+from quant_assets.models.quantization_intent import (
+    DEFAULT_SPLIT,
+    Backend,
+    CalibrationConfig,
+    Method,
+)
+from quant_assets.quantize.configured_intent import configured_intent
+from quant_assets.serving.backend import BackendParams
+from quant_assets.serving.intent import BackendRefusal, UnifiedQuantizationConfig
+from quant_assets.settings import get_settings
 
 
-def intent(
-    method: Annotated[Method, typer.Argument(help="The intended quantization.")],
-    backend: Annotated[Backend, typer.Option(help="The serving backend.")],
-    gpu: Annotated[str | None, typer.Option(help="A GPU of the registry, such as L4.")] = None,
+class SubjectOptions(CommandOptions):
+    """What is served, where, and by what."""
+
+    backend: Annotated[
+        Backend | None, typer.Option(help="The serving backend; all of them by default.")
+    ] = None
+    gpu: Annotated[str | None, typer.Option(help="A GPU of the registry, such as L4.")] = None
     model: Annotated[
         Path | None,
         typer.Option(
             help="Folder or GGUF file; with `auto`, the method is read from it.", exists=True
         ),
-    ] = None,
+    ] = None
+    model_name: Annotated[
+        str | None,
+        typer.Option(help="A model of models.yaml: its `quantization:` is translated."),
+    ] = None
+
+
+class WishOptions(CommandOptions):
+    """How the method is applied; None where it is not stated."""
+
     weight_only: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--weight-only/--activations", help="Keep activations at 16 bits, or quantize them too."
+            "--weight-only/--activations",
+            help="Keep activations at 16 bits, or quantize them too; by default as is usual for the "
+            "backend.",
+            show_default=False,
         ),
-    ] = True,
+    ] = None
     calibration: Annotated[
-        str | None, typer.Option(help="Data set for methods that calibrate on activations.")
-    ] = None,
+        str | None,
+        typer.Option(help="Data set for methods that calibrate: a file or hub:owner/name."),
+    ] = None
+    calibration_split: Annotated[
+        str | None, typer.Option(help=f"Split of the data set; {DEFAULT_SPLIT} by default.")
+    ] = None
+    calibration_samples: Annotated[
+        int | None, typer.Option(help="Texts to calibrate on.", min=1)
+    ] = None
+    sequence_length: Annotated[int | None, typer.Option(help="Tokens per text.", min=8)] = None
     backend_method: Annotated[
         str | None, typer.Option(help="The backend's own name for the method, such as gptq.")
+    ] = None
+
+    def stated(self, method: Method) -> UnifiedQuantizationConfig:
+        """The intent; raises `InputError` where it contradicts itself."""
+        calibration = {
+            "dataset": self.calibration,
+            "split": self.calibration_split,
+            "num_samples": self.calibration_samples,
+            "max_length": self.sequence_length,
+        }
+        given = {name: value for name, value in calibration.items() if value is not None}
+        values = {
+            "weight_only": self.weight_only,
+            "calibration": CalibrationConfig.model_validate(given) if given else None,
+            "backend_method": self.backend_method,
+        }
+        try:
+            return UnifiedQuantizationConfig.model_validate(
+                {"method": method, **{k: v for k, v in values.items() if v is not None}}
+            )
+        except ValidationError as error:
+            raise InputError(
+                "The intent contradicts itself.",
+                f"{error.errors()[0]['msg'].removeprefix('Value error, ')}.",
+                "Omit --backend-method and --activations, or name a method that they fit.",
+            ) from error
+
+
+@takes_models
+def intent(
+    method: Annotated[
+        Method | None,
+        typer.Argument(help="The intended quantization; omitted with --model-name."),
     ] = None,
+    *,
+    subject: SubjectOptions,
+    wish: WishOptions,
     output_format: OutputFormat = "human",
 ) -> None:
-    """Translate one intent, such as int4, into a backend's parameters and launch command.
+    """Translate one intent, such as int4, into backends' parameters and launch commands.
 
-    Exit code 3: the backend or the GPU does not support it; the message names the nearest that does.
+    Without --backend, every backend answers, and a refusal is one of the answers. As JSON, the
+    answer of one backend is an object, that of all is a list.
+
+    Exit code 3: no backend asked, or the GPU, supports it; the message names the nearest that does.
     """
-    try:
-        config = UnifiedQuantizationConfig(
-            method=method,
-            weight_only=weight_only,
-            calibration=calibration,
-            backend_method=backend_method,
-        )
-    except ValidationError as error:
-        raise InputError(
-            "The intent contradicts itself.",
-            f"{error.errors()[0]['msg']}.",
-            "Omit --backend-method, or name one that fits the method.",
-        ) from error
     # All cards of a family share a generation, which decides what they support.
-    card = load_registry().variants(gpu)[0] if gpu else None
-    answer = config.to_backend_params(backend, card, model)
+    card = load_registry().variants(subject.gpu)[0] if subject.gpu else None
+    model, name = subject.model, None
+    if subject.model_name is not None:
+        if method is not None or model is not None or wish != WishOptions():
+            raise typer.BadParameter(
+                "the model list states the method, the model and its options",
+                param_hint="--model-name",
+            )
+        settings = get_settings()
+        listed = model_named(subject.model_name, settings.models_yaml)
+        config, location = configured_intent(listed, settings)
+        model, name = location.path, location.name
+    elif method is None:
+        raise typer.BadParameter("give a method, or --model-name", param_hint="METHOD")
+    else:
+        config = wish.stated(method)
+    if subject.backend is not None:
+        _print_one(config.to_backend_params(subject.backend, card, model, name), output_format)
+        return
+    answers = config.for_every_backend(card, model, name)
+    refused = [answer for answer in answers if isinstance(answer, BackendRefusal)]
+    if len(refused) == len(answers):
+        raise InputError(
+            f"No backend fulfils {config.method} as asked.",
+            " ".join(f"{answer.what} {answer.why}" for answer in refused),
+            refused[0].next_step,
+        )
+    _print_all(answers, output_format)
+
+
+def _print_one(answer: BackendParams, output_format: OutputFormat) -> None:
     if output_format == "json":
         print_json(answer.model_dump_json(indent=2))
     else:
         _show(answer)
+
+
+def _print_all(
+    answers: Sequence[BackendParams | BackendRefusal], output_format: OutputFormat
+) -> None:
+    if output_format == "json":
+        print_json(json.dumps([answer.model_dump(mode="json") for answer in answers], indent=2))
+        return
+    for number, answer in enumerate(answers):
+        if number:
+            LiteralConsole().print()
+        if isinstance(answer, BackendParams):
+            _show(answer)
+        else:
+            console = LiteralConsole(soft_wrap=True)
+            console.print(f"not on {answer.backend}")
+            console.print(f"{answer.what} {answer.why}\n{answer.next_step}")
 
 
 def _show(answer: BackendParams) -> None:
@@ -74,6 +180,8 @@ def _show(answer: BackendParams) -> None:
         table.add_row(name, str(value))
     if answer.params:
         console.print(table)
+    else:
+        console.print(f"{answer.method} on {answer.backend}: no parameters")
     console.print(answer.launch)
     for note in answer.notes:
         console.print(note)

@@ -4,10 +4,21 @@ from pathlib import Path
 from typing import Annotated, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_levels import parse_level
+from quant_assets.models.quantization_intent import QuantizationIntent, gguf_level
+
+_BASELINE = "F16"
 
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,80}$")]
 
@@ -20,19 +31,31 @@ class ModelConfig(BaseModel):
     `gguf_levels` are the levels of the GGUF artifacts; `F16` comes first by convention, as the
     baseline of all comparisons. With `importance_matrix` the quantized levels are
     weighted by one, measured on the default calibration text; some levels need it.
+    `quantization` is the intent with which every backend serves the model. The GGUF level that
+    fulfils it for llama.cpp becomes one of `gguf_levels`; `quant-assets intent --model-name` prints
+    what the other backends need.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: ModelName
     source: str
-    gguf_levels: tuple[str, ...] = ("F16", "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0")
+    quantization: QuantizationIntent | None = None
+    gguf_levels: tuple[str, ...] = Field(
+        default=(_BASELINE, "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"), validate_default=True
+    )
     importance_matrix: bool = False
 
     @field_validator("gguf_levels")
     @classmethod
-    def _known_levels(cls, levels: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(parse_level(level).name for level in levels)
+    def _known_levels(cls, levels: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """The levels by their full names, with the one that `quantization` needs."""
+        known = tuple(parse_level(level).name for level in levels)
+        intent = info.data.get("quantization")
+        needed = gguf_level(intent) if intent else None
+        if needed is None or needed in known:
+            return known
+        return (needed, *known) if needed == _BASELINE else (*known, needed)
 
     @model_validator(mode="after")
     def _imatrix_where_needed(self) -> Self:
@@ -64,12 +87,33 @@ class ModelList(BaseModel):
 
 
 def load_models(path: Path) -> tuple[ModelConfig, ...]:
-    """Read and validate the model list; raise `InputError` naming an invalid file."""
+    """Read and validate the model list; raise `InputError` naming an invalid file and field."""
     try:
         return ModelList.model_validate(yaml.safe_load(path.read_text(encoding="utf-8"))).models
     except (OSError, yaml.YAMLError, ValidationError, InputError) as error:
         raise InputError(
             f"The model list {path} cannot be used.",
-            str(error),
+            _invalid_fields(error) if isinstance(error, ValidationError) else str(error),
             "Correct the file; see `data/models.yaml` in the project for the format.",
         ) from error
+
+
+def model_named(name: str, path: Path) -> ModelConfig:
+    """The model called `name` in the list at `path`; raises `InputError` where it has none."""
+    models = {model.name: model for model in load_models(path)}
+    if name not in models:
+        raise InputError(
+            f"There is no model {name!r} in {path}.",
+            f"It lists {', '.join(models)}.",
+            "Use one of these names, or add the model to the file.",
+        )
+    return models[name]
+
+
+def _invalid_fields(error: ValidationError) -> str:
+    """Each invalid field by its place in the file, such as `models.0.quantization.method`."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in found['loc']) or 'the file'}: "
+        f"{found['msg'].removeprefix('Value error, ')}"
+        for found in error.errors()
+    )

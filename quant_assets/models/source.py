@@ -35,6 +35,19 @@ class SourceModel(BaseModel):
     provenance: str
 
 
+class SourceLocation(BaseModel):
+    """Where a configured source is, found without a download.
+
+    `path` is None for a hub id that is not in the cache. `name` is what commands accept for it: a
+    path or a hub id.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: Path | None
+    name: str
+
+
 def resolve_source(text: str, settings: Settings) -> SourceModel:
     """Find the model that `text` names, downloading it from the hub for a hub id.
 
@@ -46,14 +59,8 @@ def resolve_source(text: str, settings: Settings) -> SourceModel:
     path = Path(text).expanduser()
     if path.exists():
         return _from_path(path.resolve(), settings, provenance=f"local files in {path.name}")
-    hub = _HUB_SOURCE.match(text)
-    if hub and not text.startswith((".", "~", "/")):
-        return _from_hub(hub["repo"], hub["revision"], settings)
-    raise InputError(
-        f"There is no model at {text!r}.",
-        "It is neither an existing path nor a hub id of the form owner/name.",
-        "Check the spelling, or give the full path of a folder with safetensors or a GGUF file.",
-    )
+    hub = _hub_id(text)
+    return _from_hub(hub["repo"], hub["revision"], settings)
 
 
 def resolve_configured_source(text: str, settings: Settings) -> SourceModel:
@@ -63,8 +70,44 @@ def resolve_configured_source(text: str, settings: Settings) -> SourceModel:
     `QUANT_ASSETS_MODEL_ROOTS`; a relative path is resolved against the data root, and takes
     precedence over a hub id of the same spelling if it exists.
     """
+    return resolve_source(_inside_roots(text, settings), settings)
+
+
+def locate_source(text: str, settings: Settings) -> SourceLocation:
+    """Where the source that a configuration names `text` is, without fetching or hashing it.
+
+    Raises like `resolve_configured_source`, except for a hub id.
+    """
+    if package := _PACKAGE_SOURCE.match(text):
+        path = _file_in_package(**package.groupdict())
+        return SourceLocation(path=path, name=str(path))
+    located = _inside_roots(text, settings)
+    path = Path(located).expanduser()
+    if path.exists():
+        return SourceLocation(path=path.resolve(), name=str(path.resolve()))
+    hub = _hub_id(located)
+    cached = _in_hub_cache(hub["repo"], hub["revision"], settings)
+    # Engines take a hub id without its revision; the cached folder is of the right one.
+    name = str(cached) if cached and hub["revision"] else located
+    return SourceLocation(path=cached, name=name)
+
+
+def _hub_id(text: str) -> re.Match[str]:
+    """`text` as a hub id; raises `InputError` for anything else."""
+    hub = _HUB_SOURCE.match(text)
+    if hub is None or text.startswith((".", "~", "/")):
+        raise InputError(
+            f"There is no model at {text!r}.",
+            "It is neither an existing path nor a hub id of the form owner/name.",
+            "Check the spelling, or give the full path of a folder with safetensors or a GGUF file.",
+        )
+    return hub
+
+
+def _inside_roots(text: str, settings: Settings) -> str:
+    """A configured source as `resolve_source` reads it: an allowed path, a hub id or a package."""
     if text.startswith("package:"):
-        return resolve_source(text, settings)
+        return text
     path = Path(text).expanduser()
     if path.is_absolute():
         roots = [settings.home, settings.data, *settings.model_roots]
@@ -75,9 +118,26 @@ def resolve_configured_source(text: str, settings: Settings) -> SourceModel:
                 "Move the model, or name its parent folder in QUANT_ASSETS_MODEL_ROOTS "
                 '(a JSON list, such as ["/models"]).',
             )
-        return resolve_source(str(path), settings)
+        return str(path)
     inside = path_inside(settings.home, path)
-    return resolve_source(str(inside) if inside.exists() else text, settings)
+    return str(inside) if inside.exists() else text
+
+
+def _in_hub_cache(repo: str, revision: str | None, settings: Settings) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                repo,
+                revision=revision,
+                cache_dir=settings.cache / "hub",
+                local_files_only=True,
+            )
+        )
+    except LocalEntryNotFoundError:
+        return None
 
 
 def _file_in_package(distribution: str, file: str) -> Path:

@@ -4,10 +4,11 @@ Which GPU generation runs what is from vLLM's table of supported hardware, Tenso
 matrix and the documentation of bitsandbytes.
 """
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,9 +16,17 @@ from quant_assets.errors import InputError
 from quant_assets.formats.artifact_formats import checkpoint_dtype
 from quant_assets.gpus.registry import Gpu
 from quant_assets.models.hf_config import CONFIG_NAME, read_config
+from quant_assets.models.quantization_intent import (
+    BACKEND_METHODS,
+    DEFAULT_SPLIT,
+    Backend,
+    BackendMethod,
+    CalibrationConfig,
+    Method,
+    QuantizationIntent,
+)
 from quant_assets.models.stored_quantization import StoredQuantization
 
-Method = Literal["none", "int8", "int4", "fp8", "auto"]
 ParamValue = str | int | bool
 
 PASCAL: Final = (6, 0)
@@ -27,71 +36,72 @@ AMPERE: Final = (8, 0)
 ADA: Final = (8, 9)
 """CUDA compute capabilities."""
 
-_BITS: Final[Mapping[Method, int]] = {"none": 16, "int8": 8, "int4": 4, "fp8": 8, "auto": 16}
-
-
-class Intent(BaseModel):
-    """A user's wish, independent of the engine that serves the model.
-
-    `weight_only` keeps activations in 16 bits. `calibration` names a text for methods that measure
-    activations. `backend_method` is the backend's own name for a method, where the default is not
-    wanted.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    method: Method = "none"
-    weight_only: bool = True
-    calibration: str | None = None
-    backend_method: str | None = None
-
-    @property
-    def enabled(self) -> bool:
-        """Whether anything is quantized."""
-        return self.method != "none"
-
-    @property
-    def bits(self) -> int:
-        """Nominal bits of a weight; 16 without quantization, and for `auto` before detection."""
-        return _BITS[self.method]
-
 
 class BackendParams(BaseModel):
-    """A backend's parameters, the line that launches it, and notes for the user."""
+    """A backend's parameters, the line that launches it, and notes for the user.
+
+    `calibrated` says whether the method measures activations on a text.
+    """
 
     model_config = ConfigDict(frozen=True)
 
-    backend: str
+    backend: Backend
     method: Method
     params: dict[str, ParamValue]
     launch: str
+    calibrated: bool = False
     notes: tuple[str, ...] = ()
 
 
 class ServingBackend(ABC):
     """One engine that serves models.
 
-    `methods` maps its own names of methods to the intents that they fulfil; `gpus` describes the
-    GPUs that its quantized kernels support.
+    `activations` says which of its methods quantize activations; `gpus` describes the GPUs that its
+    quantized kernels support.
     """
 
-    name: ClassVar[str]
-    methods: ClassVar[Mapping[str, tuple[Method, ...]]]
+    name: ClassVar[Backend]
+    activations: ClassVar[str]
     gpus: ClassVar[str] = "NVIDIA GPUs"
+
+    @property
+    def methods(self) -> Mapping[str, BackendMethod]:
+        """Its methods, by its own names."""
+        return BACKEND_METHODS[self.name]
 
     def supports(self, gpu: Gpu) -> bool:
         """Whether it runs quantized models on a GPU of this vendor and architecture."""
         return gpu.vendor == "NVIDIA"
 
+    def forms(self, intent: QuantizationIntent, gpu: Gpu | None) -> frozenset[bool]:
+        """The values of `weight_only` that it can honour; none for a method that it lacks."""
+        del gpu
+        names = [intent.backend_method] if intent.backend_method else list(self.methods)
+        return frozenset(form for name in names for form in self.methods[name].forms(intent.method))
+
+    def stored_forms(self, stored: StoredQuantization, gpu: Gpu | None) -> frozenset[bool]:
+        """The same for a model that is already quantized."""
+        del gpu
+        quantized = stored.format == "fp8" or (
+            stored.format == "bitsandbytes" and stored.method == "int8"
+        )
+        return frozenset({not quantized})
+
     @abstractmethod
-    def quantize(self, intent: Intent, gpu: Gpu | None, model: str) -> BackendParams:
+    def quantize(self, intent: QuantizationIntent, gpu: Gpu | None, model: str) -> BackendParams:
         """The parameters that quantize a 16-bit model; `intent.method` is not `auto`.
 
         Raises `InputError` for what the backend or the GPU cannot do; so does `load`.
         """
 
     @abstractmethod
-    def load(self, stored: StoredQuantization, gpu: Gpu | None, model: str) -> BackendParams:
+    def load(
+        self,
+        stored: StoredQuantization,
+        intent: QuantizationIntent,
+        gpu: Gpu | None,
+        model: str,
+    ) -> BackendParams:
         """The parameters that load a model which is already quantized."""
 
     def check_range(self, answer: BackendParams, gpu: Gpu | None, model: Path) -> None:
@@ -105,6 +115,35 @@ class ServingBackend(ABC):
 def impossible(what: str, why: str, nearest: str) -> InputError:
     """The refusal of a combination, naming the nearest possible one."""
     return InputError(what, why, f"Nearest possible alternative: {nearest}.")
+
+
+def require_training_split(backend: str, calibration: CalibrationConfig) -> None:
+    """Raise `InputError` for a split that `backend` would not read."""
+    if calibration.split != DEFAULT_SPLIT:
+        raise impossible(
+            f"{backend} cannot calibrate on the split {calibration.split!r}.",
+            f"Its calibration reads the split {DEFAULT_SPLIT!r} of a data set.",
+            f"the split {DEFAULT_SPLIT!r}, or a file with the texts of {calibration.split!r}",
+        )
+
+
+def artifact_command(
+    model: str, family: str, bits: int | None, calibration: CalibrationConfig | None
+) -> str:
+    """The command that makes the GPTQ or AWQ artifact, calibrated as the user asked."""
+    command = f"quant-assets quantize {shlex.quote(model)} --to {family} --bits {bits}"
+    if calibration is None:
+        return command
+    options = {
+        "calibration": calibration.dataset,
+        "calibration-samples": calibration.num_samples,
+        "sequence-length": calibration.max_length,
+    }
+    return command + "".join(
+        f" --{name} {shlex.quote(str(value))}"
+        for name, value in options.items()
+        if value is not None
+    )
 
 
 def compute_capability(gpu: Gpu | None) -> tuple[int, int] | None:

@@ -1,10 +1,10 @@
 """PyTorch: transformers, with bitsandbytes quantizing while a model loads."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
 from quant_assets.gpus.registry import Gpu
+from quant_assets.models.quantization_intent import Backend, QuantizationIntent
 from quant_assets.models.stored_quantization import StoredQuantization
 from quant_assets.serving.backend import (
     ADA,
@@ -12,8 +12,6 @@ from quant_assets.serving.backend import (
     PASCAL,
     TURING,
     BackendParams,
-    Intent,
-    Method,
     ParamValue,
     ServingBackend,
     compute_capability,
@@ -26,10 +24,13 @@ from quant_assets.serving.backend import (
 class PyTorch(ServingBackend):
     """`AutoModelForCausalLM.from_pretrained` and its parameters."""
 
-    name: ClassVar[str] = "pytorch"
-    methods: ClassVar[Mapping[str, tuple[Method, ...]]] = {"bitsandbytes": ("int8", "int4")}
+    name: ClassVar[Backend] = "pytorch"
+    activations: ClassVar[str] = (
+        "bitsandbytes multiplies 8-bit activations with 8-bit weights (LLM.int8()), and keeps "
+        "activations at 16 bits with 4-bit weights."
+    )
 
-    def quantize(self, intent: Intent, gpu: Gpu | None, model: str) -> BackendParams:
+    def quantize(self, intent: QuantizationIntent, gpu: Gpu | None, model: str) -> BackendParams:
         """bitsandbytes with 8-bit integers or 4-bit NormalFloat (QLoRA, arXiv:2305.14314)."""
         capability = compute_capability(gpu)
         dtype = "float16" if capability is not None and capability < AMPERE else "bfloat16"
@@ -59,8 +60,6 @@ class PyTorch(ServingBackend):
         notes = []
         if params:
             notes.append("bitsandbytes quantizes while loading; no calibration is needed.")
-        if params and not intent.weight_only and intent.method == "int4":
-            notes.append("Activations stay in 16 bits: bitsandbytes has no 4-bit activations.")
         return BackendParams(
             backend=self.name,
             method=intent.method,
@@ -69,8 +68,15 @@ class PyTorch(ServingBackend):
             notes=tuple(notes),
         )
 
-    def load(self, stored: StoredQuantization, gpu: Gpu | None, model: str) -> BackendParams:
+    def load(
+        self,
+        stored: StoredQuantization,
+        intent: QuantizationIntent,
+        gpu: Gpu | None,
+        model: str,
+    ) -> BackendParams:
         """transformers reads the quantization from the checkpoint itself."""
+        del intent
         if stored.format == "fp8":
             require_capability(
                 gpu, ADA, "An fp8 checkpoint on PyTorch", "the model's 16-bit checkpoint with int8"

@@ -1,11 +1,12 @@
 """vLLM: which of its quantized kernels serves an intent on a GPU."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Final
 
 from quant_assets.gpus.registry import Gpu
+from quant_assets.models.quantization_intent import Backend, Method, QuantizationIntent
 from quant_assets.models.stored_quantization import StoredQuantization
 from quant_assets.serving.backend import (
     ADA,
@@ -13,14 +14,14 @@ from quant_assets.serving.backend import (
     TURING,
     VOLTA,
     BackendParams,
-    Intent,
-    Method,
     ParamValue,
     ServingBackend,
+    artifact_command,
     compute_capability,
     impossible,
     require_bfloat16,
     require_capability,
+    require_training_split,
 )
 
 _FP8_AMD: Final = frozenset({"CDNA 3", "CDNA 4"})
@@ -30,15 +31,11 @@ _MARLIN_BITS: Final = (4, 8)
 class Vllm(ServingBackend):
     """`vllm serve` and its options."""
 
-    name: ClassVar[str] = "vllm"
-    methods: ClassVar[Mapping[str, tuple[Method, ...]]] = {
-        "awq": ("int4",),
-        "awq_marlin": ("int4",),
-        "gptq": ("int8", "int4"),
-        "gptq_marlin": ("int8", "int4"),
-        "fp8": ("fp8",),
-        "bitsandbytes": ("int8", "int4"),
-    }
+    name: ClassVar[Backend] = "vllm"
+    activations: ClassVar[str] = (
+        "Its GPTQ, AWQ and 4-bit bitsandbytes kernels keep activations at 16 bits. fp8 quantizes them "
+        "on GPUs with fp8 units (Ada, Hopper, CDNA 3 and later) and keeps them on Turing and Ampere."
+    )
     gpus: ClassVar[str] = "NVIDIA GPUs and AMD Instinct"
 
     def supports(self, gpu: Gpu) -> bool:
@@ -47,28 +44,51 @@ class Vllm(ServingBackend):
             gpu.vendor == "AMD" and gpu.architecture.startswith("CDNA")
         )
 
-    def quantize(self, intent: Intent, gpu: Gpu | None, model: str) -> BackendParams:
+    def forms(self, intent: QuantizationIntent, gpu: Gpu | None) -> frozenset[bool]:
+        """Of fp8, the form of the GPU."""
+        if intent.method == "fp8":
+            return frozenset({_fp8_is_weight_only(gpu)})
+        return super().forms(intent, gpu)
+
+    def stored_forms(self, stored: StoredQuantization, gpu: Gpu | None) -> frozenset[bool]:
+        """Of fp8, the form of the GPU."""
+        if stored.format == "fp8":
+            return frozenset({_fp8_is_weight_only(gpu)})
+        return super().stored_forms(stored, gpu)
+
+    def quantize(self, intent: QuantizationIntent, gpu: Gpu | None, model: str) -> BackendParams:
         """A GPTQ or AWQ artifact for integers; fp8 and bitsandbytes quantize while loading."""
         require_capability(gpu, VOLTA, "vLLM", "the backend llamacpp")
         kernel = intent.backend_method or _default_kernel(intent.method, gpu)
         notes: list[str] = []
-        if kernel in ("awq", "awq_marlin", "gptq", "gptq_marlin"):
-            family = kernel.removesuffix("_marlin")
-            notes.append(
-                f"Serve an artifact in that format: quant-assets quantize MODEL --to {family} "
-                f"--bits {intent.bits}."
+        calibrated = kernel is not None and kernel.startswith(("awq", "gptq"))
+        if kernel is not None and calibrated:
+            if intent.calibration is not None:
+                require_training_split("GPTQ or AWQ for vLLM", intent.calibration)
+            command = artifact_command(
+                model, kernel.removesuffix("_marlin"), intent.bits, intent.calibration
             )
-        _check_kernel(kernel, gpu)
-        return self._params(kernel, intent.method, model, notes)
+            notes.append(f"Serve an artifact in that format: {command}")
+        _check_kernel(kernel, gpu, weight_only=intent.stated_weight_only is True)
+        return self._params(kernel, intent.method, model, notes).model_copy(
+            update={"calibrated": calibrated}
+        )
 
-    def load(self, stored: StoredQuantization, gpu: Gpu | None, model: str) -> BackendParams:
+    def load(
+        self,
+        stored: StoredQuantization,
+        intent: QuantizationIntent,
+        gpu: Gpu | None,
+        model: str,
+    ) -> BackendParams:
         """The Marlin kernel of the checkpoint's format where GPU and bits allow it."""
         require_capability(gpu, VOLTA, "vLLM", "the backend llamacpp")
-        kernel: str = stored.format
-        if kernel in ("gptq", "awq") and _has_marlin(gpu) and stored.bits in _MARLIN_BITS:
+        kernel: str = intent.backend_method or stored.format
+        marlin = _has_marlin(gpu) and stored.bits in _MARLIN_BITS
+        if kernel in ("gptq", "awq") and marlin and intent.backend_method is None:
             kernel = f"{kernel}_marlin"
         if kernel != "gguf":
-            _check_kernel(kernel, gpu)
+            _check_kernel(kernel, gpu, weight_only=intent.stated_weight_only is True)
         return self._params(kernel, stored.method, model)
 
     def check_range(self, answer: BackendParams, gpu: Gpu | None, model: Path) -> None:
@@ -117,8 +137,14 @@ def _default_kernel(method: Method, gpu: Gpu | None) -> str | None:
     return f"{family}_marlin" if _has_marlin(gpu) else family
 
 
-def _check_kernel(kernel: str | None, gpu: Gpu | None) -> None:
-    """Raise `InputError` for a kernel that `gpu` does not run."""
+def _fp8_is_weight_only(gpu: Gpu | None) -> bool:
+    """Whether fp8 keeps activations at 16 bits: on NVIDIA GPUs without fp8 units, through Marlin."""
+    capability = compute_capability(gpu)
+    return capability is not None and capability < ADA
+
+
+def _check_kernel(kernel: str | None, gpu: Gpu | None, *, weight_only: bool) -> None:
+    """Raise `InputError` for a kernel that `gpu` does not run; `weight_only` was asked for."""
     if kernel is None or gpu is None:
         return
     if gpu.vendor == "AMD":
@@ -134,7 +160,9 @@ def _check_kernel(kernel: str | None, gpu: Gpu | None) -> None:
                 "Its AWQ, Marlin and bitsandbytes kernels are for NVIDIA GPUs.",
                 "the backend_method gptq",
             )
-    if kernel == "fp8":
+    if kernel == "fp8" and weight_only:
+        require_capability(gpu, TURING, "Weight-only fp8 on vLLM", "int8 on vllm, through GPTQ")
+    elif kernel == "fp8":
         require_capability(gpu, ADA, "fp8 on vLLM", "int8 on vllm, through GPTQ with 8 bits")
     elif kernel.endswith("_marlin"):
         plain = kernel.removesuffix("_marlin")

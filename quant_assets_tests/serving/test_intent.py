@@ -1,20 +1,20 @@
 """One intent, four backends: parameters, refusals, and detection by `auto`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import Result
 from typer.testing import CliRunner
 
 from quant_assets.cli.app import app
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import Gpu, load_registry
+from quant_assets.models.quantization_intent import Backend, Method
 from quant_assets.models.stored_quantization import detect_quantization
-from quant_assets.serving.intent import (
-    Backend,
-    Method,
-    UnifiedQuantizationConfig,
-)
+from quant_assets.serving.intent import UnifiedQuantizationConfig
+from quant_assets.settings import get_settings
 
 
 def gpu(name: str) -> Gpu:
@@ -39,7 +39,8 @@ def gpu(name: str) -> Gpu:
             {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "torch_dtype": "bfloat16"},
         ),
         ("none", "pytorch", None, {"torch_dtype": "bfloat16"}),
-        ("int8", "tensorrt", "L4", {"qformat": "int8_wo"}),
+        # Calibrated, as weight_only is not stated.
+        ("int8", "tensorrt", "L4", {"qformat": "int8_sq", "calib_size": 512}),
         ("fp8", "tensorrt", "H100", {"qformat": "fp8", "calib_size": 512}),
         ("int4", "tensorrt", "A100", {"qformat": "int4_awq"}),
         ("int8", "llamacpp", None, {"level": "Q8_0"}),
@@ -97,8 +98,11 @@ def test_backend_method_is_checked_against_backend_and_gpu() -> None:
 
 def test_enabled_and_bits() -> None:
     assert not UnifiedQuantizationConfig().enabled
-    bits = [UnifiedQuantizationConfig(method=m).bits for m in ("none", "int8", "int4", "fp8")]
-    assert bits == [16, 8, 4, 8]
+    assert all(UnifiedQuantizationConfig(method=m).enabled for m in ("int8", "int4", "fp8", "auto"))
+    methods: list[Method] = ["none", "int8", "int4", "fp8", "auto"]
+    # Without quantization, and for auto until a model's files are known, there is no number.
+    bits = [UnifiedQuantizationConfig(method=m).bits for m in methods]
+    assert bits == [None, 8, 4, 8, None]
 
 
 def checkpoint(folder: Path, quantization: dict[str, object] | None) -> Path:
@@ -194,3 +198,132 @@ def test_command_prints_parameters_and_launch_line() -> None:
     answer = json.loads(run.stdout)
     assert answer["params"]["quantization"] == "awq_marlin"
     assert answer["launch"].startswith("vllm serve MODEL --quantization awq_marlin")
+
+
+@pytest.mark.parametrize(
+    ("quantization", "weight_only", "card", "works"),
+    [
+        ({"quant_method": "awq", "bits": 4}, True, "L4", True),
+        ({"quant_method": "awq", "bits": 4}, False, "L4", False),
+        ({"quant_method": "fp8"}, False, "H100", True),
+        ({"quant_method": "fp8"}, True, "H100", False),
+        ({"quant_method": "fp8"}, True, "A100", True),
+        (None, True, "L4", True),
+        (None, False, "L4", False),
+    ],
+)
+def test_auto_honours_or_refuses_weight_only(
+    tmp_path: Path,
+    quantization: dict[str, object] | None,
+    weight_only: bool,
+    card: str,
+    works: bool,
+) -> None:
+    model = checkpoint(tmp_path, quantization)
+    config = UnifiedQuantizationConfig(method="auto", weight_only=weight_only)
+    if works:
+        assert config.to_backend_params("vllm", gpu(card), model).launch
+        return
+    with pytest.raises(InputError) as caught:
+        config.to_backend_params("vllm", gpu(card), model)
+    assert "auto without weight_only" in caught.value.next_step
+
+
+def test_auto_takes_the_named_kernel_of_the_stored_format(tmp_path: Path) -> None:
+    model = checkpoint(tmp_path, {"quant_method": "gptq", "bits": 4})
+    plain = UnifiedQuantizationConfig(method="auto", backend_method="gptq")
+    assert plain.to_backend_params("vllm", gpu("L4"), model).params["quantization"] == "gptq"
+    other = UnifiedQuantizationConfig(method="auto", backend_method="awq")
+    with pytest.raises(InputError, match="stored, here as gptq"):
+        other.to_backend_params("vllm", gpu("L4"), model)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["intent", *arguments])
+
+
+def test_command_without_a_backend_answers_for_all() -> None:
+    answers = json.loads(run("fp8", "--gpu", "H100", "--format", "json").stdout)
+    assert [answer["backend"] for answer in answers] == ["pytorch", "vllm", "tensorrt", "llamacpp"]
+    assert answers[1]["params"]["quantization"] == "fp8"
+    assert "no fp8" in answers[3]["what"]
+    assert answers[3]["next_step"]
+
+
+def test_command_fails_where_no_backend_can() -> None:
+    failed = run("fp8", "--gpu", "GTX 1080 Ti")
+    assert isinstance(failed.exception, InputError)
+    assert "No backend fulfils fp8" in failed.exception.what
+
+
+def test_command_states_the_form_and_the_calibration() -> None:
+    answered = run(
+        "int8", "--backend", "tensorrt", "--activations", "--calibration", "hub:a/b",
+        "--calibration-samples", "9", "--sequence-length", "64", "--format", "json",
+    )  # fmt: skip
+    assert json.loads(answered.stdout)["params"] == {
+        "qformat": "int8_sq",
+        "calib_dataset": "a/b",
+        "calib_size": 9,
+        "calib_max_seq_length": 64,
+    }
+    answered = run("int8", "--backend", "tensorrt", "--weight-only", "--format", "json")
+    assert json.loads(answered.stdout)["params"] == {"qformat": "int8_wo"}
+
+
+MODELS = """
+models:
+  - {name: tiny, source: models/tiny, quantization: {method: int4}, gguf_levels: [F16]}
+  - {name: hub, source: owner/name, quantization: {method: int8, calibration: hub:a/b}}
+  - {name: plain, source: owner/name}
+"""
+
+
+@pytest.fixture
+def model_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    path = tmp_path / "models.yaml"
+    path.write_text(MODELS)
+    monkeypatch.setenv("QUANT_ASSETS_HOME", str(tmp_path))
+    monkeypatch.setenv("QUANT_ASSETS_MODELS_FILE", str(path))
+    get_settings.cache_clear()
+    yield path
+    get_settings.cache_clear()
+
+
+def test_command_translates_the_block_of_a_listed_model(model_list: Path) -> None:
+    tiny = model_list.parent / "models" / "tiny"
+    tiny.mkdir(parents=True)
+    checkpoint(tiny, None)
+    answers = json.loads(run("--model-name", "tiny", "--gpu", "L4", "--format", "json").stdout)
+    params = {answer["backend"]: answer["params"] for answer in answers}
+    assert params["pytorch"]["load_in_4bit"] is True
+    assert params["vllm"]["quantization"] == "awq_marlin"
+    assert params["tensorrt"]["qformat"] == "int4_awq"
+    assert params["llamacpp"]["level"] == "Q4_K_M"
+    assert all(str(tiny) in answer["launch"] for answer in answers[:3])
+    assert "tiny-Q4_K_M.gguf" in answers[3]["launch"]
+
+
+def test_command_names_a_hub_model_without_fetching_it(model_list: Path) -> None:
+    del model_list
+    answers = json.loads(run("--model-name", "hub", "--format", "json").stdout)
+    assert answers[1]["launch"].startswith("vllm serve owner/name --quantization gptq")
+    assert "--calibration hub:a/b" in answers[1]["notes"][0]
+    assert answers[2]["params"]["calib_dataset"] == "a/b"
+
+
+def test_command_names_what_a_model_list_lacks(model_list: Path) -> None:
+    failed = run("--model-name", "plain")
+    assert isinstance(failed.exception, InputError)
+    assert str(model_list) in failed.exception.why
+    failed = run("--model-name", "other")
+    assert isinstance(failed.exception, InputError)
+    assert "tiny, hub, plain" in failed.exception.why
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["int4", "--model-name", "tiny"], ["--model-name", "tiny", "--calibration", "x"]],
+)
+def test_command_takes_a_method_or_a_listed_model(arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == 2

@@ -5,10 +5,17 @@ dequantized once, into the data root; its loss is then part of the source, as it
 """
 
 import shutil
+from pathlib import Path
 
 from quant_assets.formats.gguf_header import read_gguf_header
 from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
-from quant_assets.models.source import SourceModel, resolve_configured_source, resolve_source
+from quant_assets.models.source import (
+    SourceLocation,
+    SourceModel,
+    locate_source,
+    resolve_configured_source,
+    resolve_source,
+)
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.quantize.conversion.plain_weights import restore_plain_weights, source_manifest
 from quant_assets.settings import Settings
@@ -18,9 +25,16 @@ FLOAT_TYPES = frozenset({"F32", "F16", "BF16"})
 
 def is_quantized(source: SourceModel) -> bool:
     """Whether a source is a GGUF file with quantized weights, which artifacts are not made from."""
-    return source.kind == "gguf" and any(
-        tensor.type_name not in FLOAT_TYPES for tensor in read_gguf_header(source.path).tensors
-    )
+    return source.kind == "gguf" and _has_quantized_weights(source.path)
+
+
+def locate_float_source(text: str, name: str, settings: Settings) -> SourceLocation:
+    """Where `float_source` finds or puts the weights of a configured source, without a download."""
+    found = locate_source(text, settings)
+    if found.path is None or not found.path.is_file() or not _has_quantized_weights(found.path):
+        return found
+    folder = settings.sources / name
+    return SourceLocation(path=folder if folder.is_dir() else None, name=str(folder))
 
 
 def float_source(
@@ -61,3 +75,9 @@ def dequantized_folder(
             staging.replace(folder)
     restored = resolve_source(str(folder), settings)
     return restored.model_copy(update={"name": name, "provenance": manifest.provenance})
+
+
+def _has_quantized_weights(gguf_file: Path) -> bool:
+    return any(
+        tensor.type_name not in FLOAT_TYPES for tensor in read_gguf_header(gguf_file).tensors
+    )
