@@ -26,6 +26,7 @@ class Settings(BaseSettings):
     data: Path = PROJECT_ROOT / "data"
     models_file: Path | None = None
     variants_file: Path | None = None
+    heuristics_file: Path | None = None
     listings_folder: Path | None = None
     model_roots: list[Path] = Field(default_factory=list)
     ui_hosts: list[Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]+$")]] = Field(
@@ -62,6 +63,11 @@ class Settings(BaseSettings):
     def variants_yaml(self) -> Path:
         """The list of benchmark variants."""
         return self.variants_file or self.data / "variants.yaml"
+
+    @property
+    def heuristics_yaml(self) -> Path:
+        """The options of the heuristic strategies."""
+        return self.heuristics_file or self.data / "heuristics.yaml"
 
     @property
     def serving_grid(self) -> Path:

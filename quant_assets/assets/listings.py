@@ -35,10 +35,13 @@ class LiveConfig(dg.Config):
 
 
 class EnrichmentConfig(dg.Config):
-    """Bit widths of the capacity columns, and the GB of each GPU that models cannot use."""
+    """Bit widths of the capacity columns, and the GB of each GPU that models cannot use.
 
-    bits: list[int] = Field(default=[4])
-    overhead_gb: float = 2.0
+    An empty list or no number means those of `heuristics.yaml`.
+    """
+
+    bits: list[int] = Field(default=[])
+    overhead_gb: float | None = None
 
 
 def build_listings() -> list[dg.AssetsDefinition]:
@@ -182,7 +185,7 @@ def build_listings() -> list[dg.AssetsDefinition]:
             enriched = enrich(
                 store.load(NormalizedListings),
                 load_registry(),
-                bits=config.bits,
+                bits=config.bits or None,
                 overhead_gb=config.overhead_gb,
             )
             store.save(enriched)

@@ -23,17 +23,29 @@ QuantizeMetric = Annotated[
 
 
 class CapacityOptions(CommandOptions):
-    """Inputs of the capacity columns."""
+    """Inputs of the capacity columns; by default those of `heuristics.yaml`."""
 
     bits: Annotated[
-        str, typer.Option(help="Bit widths of the capacity columns, separated by commas.")
-    ] = "4"
+        str | None,
+        typer.Option(
+            help="Bit widths of the capacity columns, separated by commas.",
+            show_default="those of heuristics.yaml: 4",
+        ),
+    ] = None
     overhead_gb: Annotated[
-        float, typer.Option(help="GB per GPU not available to models (usually 1 to 2).", min=0)
-    ] = 2.0
+        float | None,
+        typer.Option(
+            help="GB of each GPU kept for the system, the kernels and the runtime.",
+            min=1,
+            max=2,
+            show_default="that of heuristics.yaml: 2",
+        ),
+    ] = None
 
-    def bit_widths(self) -> tuple[int, ...]:
+    def bit_widths(self) -> tuple[int, ...] | None:
         """The bit widths, each once; raises `typer.BadParameter` for anything else."""
+        if self.bits is None:
+            return None
         try:
             return tuple(dict.fromkeys(int(part) for part in self.bits.split(",")))
         except ValueError as error:

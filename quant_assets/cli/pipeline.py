@@ -40,6 +40,6 @@ def pipeline(
     result = run_pipeline(inputs, output, options, cache=cache)
     print_result(result)
     if report is not None:
-        page = build_listing_report(result, overhead_gb=columns.overhead_gb)
+        page = build_listing_report(result)
         for path in write_listing_report(page, report):
             print_line(f"report: {path}", err=True)

@@ -42,6 +42,6 @@ def report(
     )
     print_result(result)
     target = output or settings.home / "reports" / "listings.html"
-    page = build_listing_report(result, overhead_gb=capacity.overhead_gb)
+    page = build_listing_report(result)
     for path in write_listing_report(page, target):
         print_line(f"report: {path}", err=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from quant_assets.capacity.heuristics.catalog import make_strategy
+from quant_assets.capacity.heuristics.quantization_capacity import QuantizationCapacity
 from quant_assets.capacity.heuristics.strategy import (
     GpuFacts,
     HeuristicStrategy,
@@ -13,15 +14,15 @@ from quant_assets.capacity.heuristics.strategy import (
 from quant_assets.gpus.registry import GpuRegistry
 from quant_assets.listings.stages import EnrichedListings, NormalizedListings
 
-CAPACITY_COLUMN = "quantization_capacity"
+CAPACITY_COLUMN = QuantizationCapacity.name
 
 
 def enrich(
     normalized: NormalizedListings,
     registry: GpuRegistry,
     *,
-    bits: Sequence[int] = (4,),
-    overhead_gb: float = 2.0,
+    bits: Sequence[int] | None = None,
+    overhead_gb: float | None = None,
     quantize_metric: bool = True,
     heuristics: Sequence[str] = (),
 ) -> EnrichedListings:
@@ -29,7 +30,8 @@ def enrich(
 
     `quantize_metric` also adds how many copies of common model sizes fit on one GPU at `bits`, with
     `overhead_gb` of each GPU reserved, as a JSON column and one column per size, and whether the GPU
-    is `quantization_capable`. `heuristics` names additional strategies. Raises `InputError` for an
+    is `quantization_capable`. Without `bits` or `overhead_gb`, those of `heuristics.yaml` apply, as
+    its model sizes always do. `heuristics` names additional strategies. Raises `InputError` for an
     unknown strategy or an invalid option.
     """
     strategies = chosen_strategies(bits, overhead_gb, quantize_metric, heuristics)
@@ -49,12 +51,15 @@ def enrich(
 
 
 def chosen_strategies(
-    bits: Sequence[int], overhead_gb: float, quantize_metric: bool, heuristics: Sequence[str] = ()
+    bits: Sequence[int] | None,
+    overhead_gb: float | None,
+    quantize_metric: bool,
+    heuristics: Sequence[str] = (),
 ) -> list[HeuristicStrategy]:
     """The selected strategies; raises `InputError` for an unknown or invalid one."""
     chosen: list[HeuristicStrategy] = []
     if quantize_metric:
-        capacity = make_strategy(CAPACITY_COLUMN, bits=tuple(bits), overhead_gb=overhead_gb)
+        capacity = make_strategy(CAPACITY_COLUMN, bits=bits, overhead_gb=overhead_gb)
         chosen = [capacity, make_strategy("quantization_capable")]
     taken = {strategy.name for strategy in chosen}
     return chosen + [make_strategy(name) for name in heuristics if name not in taken]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from quant_assets.capacity.heuristics.quantization_capacity import QuantizationCapacity
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import GpuRegistry, load_registry
 from quant_assets.listings.enrichment import card_table, chosen_strategies, enrich
@@ -25,11 +26,11 @@ from quant_assets.listings.writing import other_columns, require_known_format, w
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Columns to add to the rows."""
+    """Columns to add to the rows; bit widths and overhead by default those of `heuristics.yaml`."""
 
     quantize_metric: bool = False
-    bits: tuple[int, ...] = (4,)
-    overhead_gb: float = 2.0
+    bits: tuple[int, ...] | None = None
+    overhead_gb: float | None = None
     heuristics: tuple[str, ...] = ()
     force: bool = False
     """Replace columns that already exist in the input."""
@@ -45,6 +46,8 @@ class PipelineResult:
     counts: dict[str, int]
     output: Path | None = None
     quarantine: Path | None = None
+    capacity: QuantizationCapacity | None = None
+    """The strategy of the capacity columns, if the offers have them."""
 
 
 def run_pipeline(
@@ -82,12 +85,13 @@ def run_pipeline(
         heuristics=options.heuristics,
     )
     counts = check_conservation(raw, normalized, enriched)
+    capacity = next((each for each in strategies if isinstance(each, QuantizationCapacity)), None)
     if output is None:
-        return PipelineResult(raw, normalized, enriched, counts)
+        return PipelineResult(raw, normalized, enriched, counts, capacity=capacity)
     quarantine = output.with_name(f"{output.stem}.quarantine{output.suffix}")
     write_table(enriched.workspace, enriched.rows, output)
     write_table(normalized.workspace, normalized.quarantined, quarantine)
-    return PipelineResult(raw, normalized, enriched, counts, output, quarantine)
+    return PipelineResult(raw, normalized, enriched, counts, output, quarantine, capacity)
 
 
 def _require_output_outside_inputs(inputs: Sequence[Path], output: Path) -> None:

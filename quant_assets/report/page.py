@@ -75,13 +75,16 @@ def log_ticks(values: Sequence[float]) -> dict[str, Any]:
     return {"tickvals": ticks, "ticktext": texts}
 
 
-def figure_html(figure: Any, height: int) -> str:
-    """A plotly figure as HTML for `page.html.jinja`, which has the script and sets the theme."""
+def figure_html(figure: Any, height: int, *, top: int = 10) -> str:
+    """A plotly figure as HTML for `page.html.jinja`, which has the script and sets the theme.
+
+    `height` and the margin `top` are pixels.
+    """
     for axes in (figure.update_xaxes, figure.update_yaxes):
         axes(automargin=True, title_standoff=12, ticks="")
     figure.update_layout(
         height=height,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        margin={"l": 10, "r": 10, "t": top, "b": 10},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},

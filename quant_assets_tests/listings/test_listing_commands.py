@@ -1,6 +1,7 @@
 """`quant-assets enrich`, `pipeline` and `report` as a user runs them."""
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,52 @@ def test_report_of_the_project_sample_by_default(source: Path, tmp_path: Path) -
     reports = tmp_path / "home" / "reports"
     assert "per slot" in (reports / "listings.md").read_text()
     assert (reports / "listings.html").exists()
+
+
+def test_configured_capacity_reaches_every_command(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "quantization_capacity:\n"
+        "  {bits: [4, 8], overhead_gb: 1, model_sizes_gb: {7b: 3.5, 13b: 6.5, 70b: 40}}\n"
+    )
+    monkeypatch.setenv("QUANT_ASSETS_HEURISTICS_FILE", str(config))
+    get_settings.cache_clear()
+    source.write_text("title,price\nH100 SXM 80GB,$24000\n")
+    # (80 - 1) / 3.5, 6.5 and 40, then twice those weights.
+    slots = {
+        "7b_4bit": 22,
+        "13b_4bit": 12,
+        "70b_4bit": 1,
+        "7b_8bit": 11,
+        "13b_8bit": 6,
+        "70b_8bit": 0,
+    }
+    for command in ("enrich", "pipeline"):
+        output = tmp_path / f"{command}.csv"
+        run(command, "--input", source, "--output", output, "--quantize-metric")
+        with output.open(newline="") as stream:
+            assert json.loads(next(csv.DictReader(stream))["quantization_capacity"]) == slots
+    run("report", "--input", source, "--output", tmp_path / "r.html", "--quantize-metric")
+    shown = (tmp_path / "r.md").read_text()
+    assert "70B at 4 bits 40 GB" in shown and "Models per GPU at 8 bits" in shown
+    run("enrich", "--input", source, "--output", output, "--quantize-metric",
+        "--bits", "4", "--overhead-gb", "2")  # fmt: skip
+    with output.open(newline="") as stream:
+        assert next(csv.DictReader(stream))["quantization_capacity"] == (
+            '{"7b": 22, "13b": 12, "70b": 1}'
+        )
+
+
+@pytest.mark.parametrize("overhead", ["0.9", "2.1", "-1", "much"])
+def test_an_overhead_outside_1_to_2_gb_is_wrong_usage(
+    source: Path, tmp_path: Path, overhead: str
+) -> None:
+    arguments = ["enrich", "--input", str(source), "--output", str(tmp_path / "o.csv")]
+    result = CliRunner().invoke(app, [*arguments, "--overhead-gb", overhead])
+    assert result.exit_code == 2
+    assert not (tmp_path / "o.csv").exists()
 
 
 @pytest.mark.parametrize("bits", ["four", "4,,8", ""])

@@ -1,11 +1,20 @@
 -- One row per offer: how many 4-bit models of each size one of its GPUs holds by the simple rule,
--- and the price per such slot.
+-- and the price per such slot. Keys are suffixed by the bits where enrichment was given several widths.
 with capacities as (
     select
         *,
-        cast(quantization_capacity ->> '$."7b"' as integer) as capacity_7b,
-        cast(quantization_capacity ->> '$."13b"' as integer) as capacity_13b,
-        cast(quantization_capacity ->> '$."70b"' as integer) as capacity_70b
+        cast(
+            coalesce(quantization_capacity ->> '$."7b_4bit"', quantization_capacity ->> '$."7b"')
+            as integer
+        ) as capacity_7b,
+        cast(
+            coalesce(quantization_capacity ->> '$."13b_4bit"', quantization_capacity ->> '$."13b"')
+            as integer
+        ) as capacity_13b,
+        cast(
+            coalesce(quantization_capacity ->> '$."70b_4bit"', quantization_capacity ->> '$."70b"')
+            as integer
+        ) as capacity_70b
     from {{ ref('stg_listings') }}
 )
 

@@ -64,7 +64,8 @@ def make_strategy(
 ) -> HeuristicStrategy:
     """The strategy `name` with the options of `heuristics.yaml` (or `config`) and `overrides`.
 
-    Raises `InputError` for an unknown name or an invalid option.
+    An override of None counts as not given. Raises `InputError` for an unknown name or an invalid
+    option.
     """
     strategies = available_strategies()
     if name not in strategies:
@@ -73,8 +74,9 @@ def make_strategy(
             f"Available: {', '.join(sorted(strategies))}.",
             "Use one of them, or install the package that provides it.",
         )
-    file = config or get_settings().data / "heuristics.yaml"
-    options = {**_options(file).get(name, {}), **overrides}
+    file = config or get_settings().heuristics_yaml
+    given = {option: value for option, value in overrides.items() if value is not None}
+    options = {**_options(file).get(name, {}), **given}
     try:
         return strategies[name].model_validate(options)
     except ValidationError as error:

@@ -39,6 +39,16 @@ def test_simple_capacity(vram_gb: float | None, expected: list[int | None]) -> N
     assert capacities(vram_gb) == expected
 
 
+@pytest.mark.parametrize(
+    ("vram_gb", "at_35", "at_40"),
+    [(36.9, 0, 0), (37, 1, 0), (40, 1, 0), (42, 1, 1), (48, 1, 1), (80, 2, 1), (192, 5, 4)],
+)
+def test_the_size_of_70b_can_be_set(vram_gb: float, at_35: int, at_40: int) -> None:
+    assert capacities(vram_gb)[2] == at_35
+    sizes = {"7b": 3.5, "13b": 6.5, "70b": 40.0}
+    assert capacities(vram_gb, model_sizes_gb=sizes) == [*capacities(vram_gb)[:2], at_40]
+
+
 def test_exact_multiples_are_not_lost_to_binary_fractions() -> None:
     # (4.6 - 1.1) / 3.5 is 0.9999999999999998 in binary floating point.
     assert capacities(4.6, overhead_gb=1.1) == [1, 0, 0]
