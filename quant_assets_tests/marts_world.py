@@ -16,6 +16,10 @@ from quant_assets.warehouse.connection import Warehouse
 
 NOW = datetime.datetime(2026, 5, 4, 12, tzinfo=datetime.UTC)
 WEIGHTS_GB = {"f16": 10.0, "q8": 5.0, "q4": 3.0}
+SUFFIXED = (
+    '{"7b_4bit": 22, "13b_4bit": 12, "70b_4bit": 2, "7b_8bit": 11, "13b_8bit": 6, "70b_8bit": 1}'
+)
+"""Capacities as enrichment writes them for several bit widths."""
 CPU_EFFICIENCIES = (0.4, 0.5, 0.5, 0.6, 0.6, 0.7)
 
 
@@ -96,7 +100,7 @@ def fill(connection: duckdb.DuckDBPyConnection) -> None:
             {"row_id": row_id, "canonical_name": gpu, "gpu_count": count, "price_kind": kind,
              "price_usd": price, "price_per_gpu_usd": price and price / count, "seller": "shop",
              "vram_gb": {"A": 24, "B": 80, "C": 16}[gpu], "tdp_w": {"A": 250, "B": 700}.get(gpu),
-             "quantization_capacity": '{"7b": 6, "13b": 3, "70b": 0}'}
+             "quantization_capacity": SUFFIXED if gpu == "B" else '{"7b": 6, "13b": 3, "70b": 0}'}
             for row_id, gpu, count, kind, price in (
                 ("buy-a", "A", 1, "purchase", 2000.0),
                 ("rent-b", "B", 1, "hourly", 2.0),

@@ -18,6 +18,15 @@ def rows(warehouse: Warehouse, query: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
 
 
+def test_capacities_are_those_at_4_bits(marts_warehouse: Warehouse):
+    found = rows(
+        marts_warehouse,
+        "select row_id, capacity_7b, capacity_13b, capacity_70b, usd_per_70b_slot "
+        "from marts.listing_capacity where row_id in ('buy-a', 'rent-b') order by 1",
+    )
+    assert found == [("buy-a", 6, 3, 0, None), ("rent-b", 22, 12, 2, 1.0)]
+
+
 def test_efficiency_comes_only_from_uncontended_runs(marts_warehouse: Warehouse):
     points = rows(
         marts_warehouse,

@@ -71,7 +71,7 @@ def test_cached_files_of_a_control_group_count_as_available(
     larger = tmp_path / "larger-than-the-limit"
     with larger.open("wb") as stream:
         for _ in range(320):
-            stream.write(os.urandom(MIB))
+            stream.write(bytes(MIB))
 
     def enter() -> None:
         (control_group / "cgroup.procs").write_text(str(os.getpid()))
