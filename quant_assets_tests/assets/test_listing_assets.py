@@ -50,8 +50,11 @@ def test_enriched_listings_use_the_configured_sizes(
     result = dg.materialize(
         build_listings(),
         selection=[
-            "raw_listings", "normalized_listings", "quarantined_listings", "enriched_listings",
-        ],  # fmt: skip
+            "raw_listings",
+            "normalized_listings",
+            "quarantined_listings",
+            "enriched_listings",
+        ],
         resources={"data_root": DataRoot(home=str(own_heuristics), data=data)},
         run_config={"ops": {"enriched_listings": {"config": config}}},
     )
