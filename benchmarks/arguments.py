@@ -1,5 +1,6 @@
 """Argument types for `argparse`, so that invalid arguments fail before any work begins."""
 
+import math
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -37,6 +38,25 @@ def model_folder(text: str) -> Path:
     if not (path / "config.json").is_file():
         raise ArgumentTypeError(f"{text!r} is not a folder with a config.json")
     return path
+
+
+def model_file_or_folder(text: str) -> str:
+    """The path of a Hugging Face folder or a GGUF file, as it was given."""
+    path = Path(text)
+    if path.suffix != ".gguf" or not path.is_file():
+        model_folder(text)
+    return text
+
+
+def positive_number(text: str) -> float:
+    """A finite number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
 
 
 def existing_folder(text: str) -> Path:

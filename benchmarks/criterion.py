@@ -1,7 +1,7 @@
 """A success criterion of the specification, what was measured for it, and how it is shown."""
 
 from collections.abc import Sequence
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
@@ -10,7 +10,15 @@ from rich.text import Text
 from quant_assets.escaping import markdown_text, terminal_text
 
 CriterionId = Literal["SC-001", "SC-002", "SC-003", "SC-004", "SC-005", "SC-006"]
-CRITERION_IDS: Final[tuple[CriterionId, ...]] = get_args(CriterionId)
+
+DEMANDS: Final[dict[CriterionId, str]] = {
+    "SC-001": "a 7B model to GGUF in under 30 minutes with 16 GB of RAM and no GPU",
+    "SC-002": "perplexity less than 5 % above the original's at standard levels such as Q4_K_M",
+    "SC-003": "95 % of operations complete without a user's intervention",
+    "SC-004": "the first quantization within 10 minutes of installation",
+    "SC-005": "file sizes match expected compression ratios, such as Q4 about 4x smaller than FP16",
+    "SC-006": "80 % of failures name their cause and a next step that resolves them",
+}
 
 Cell = str | int | float | bool | None
 Row = dict[str, Cell]
@@ -54,13 +62,12 @@ def as_table(criteria: Sequence[Criterion]) -> Table:
 
 def details_table(criterion: Criterion) -> Table:
     """The figures behind a criterion as a table for a terminal."""
-    columns = _columns(criterion.details)
+    columns, lines = _details(criterion.details)
     table = Table(title=criterion.id, caption=_literal("\n".join(criterion.notes)))
     for column in columns:
-        numbers = all(not isinstance(row.get(column), str) for row in criterion.details)
-        table.add_column(column, justify="right" if numbers else "left", overflow="fold")
-    for row in criterion.details:
-        table.add_row(*(_literal(_text(row.get(column))) for column in columns))
+        table.add_column(column, overflow="fold")
+    for line in lines:
+        table.add_row(*map(_literal, line))
     return table
 
 
@@ -76,15 +83,17 @@ def as_markdown(criteria: Sequence[Criterion], heading: str) -> str:
             continue
         lines += ["", f"## {criterion.id}", ""]
         if criterion.details:
-            columns = _columns(criterion.details)
-            rows = [[_text(row.get(column)) for column in columns] for row in criterion.details]
-            lines += [*_markdown_table(columns, rows), ""]
+            lines += [*_markdown_table(*_details(criterion.details)), ""]
         lines += [f"- {markdown_text(note)}" for note in criterion.notes]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _columns(rows: Sequence[Row]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(column for row in rows for column in row))
+def _details(rows: Sequence[Row]) -> tuple[tuple[str, ...], list[list[str]]]:
+    """Columns and lines of a table of the rows; a single row stands upright, a line per figure."""
+    if len(rows) == 1:
+        return ("figure", "value"), [[name, _text(cell)] for name, cell in rows[0].items()]
+    columns = tuple(dict.fromkeys(column for row in rows for column in row))
+    return columns, [[_text(row.get(column)) for column in columns] for row in rows]
 
 
 def _text(cell: Cell) -> str:

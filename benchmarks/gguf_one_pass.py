@@ -8,6 +8,7 @@ it with and without that. Needs 8 GB of disk, or 20 GB with `--seven-b`.
 
 import argparse
 import json
+import math
 import os
 import shutil
 import statistics
@@ -16,9 +17,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from arguments import gguf_level, model_folder, positive
 from process_memory import tree_memory
@@ -29,6 +31,9 @@ from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.models.identity import sha256_of
 from quant_assets.quantize.gguf.job import QuantizeGgufJob
 from quant_assets.settings import PROJECT_ROOT, get_settings
+
+if TYPE_CHECKING:
+    import torch
 
 REFERENCE = PROJECT_ROOT / "quant_assets_tests" / "workers" / "gguf" / "two_step.py"
 SAMPLE_INTERVAL_S = 0.02
@@ -71,12 +76,43 @@ class Measurement:
     written_bytes: int
 
 
-def make_llama(folder: Path, shape: Shape) -> Path:
-    """Write a Llama checkpoint of random bfloat16 weights, shard by shard, and a tokenizer."""
+def make_llama(folder: Path, shape: Shape, *, sparse: bool = False) -> Path:
+    """Write a Llama checkpoint of random bfloat16 weights, shard by shard, and a tokenizer.
+
+    With `sparse` the weights are holes in the files, which take no disk space: enough for a plan.
+    """
     import torch
-    from safetensors.torch import save_file
 
     folder.mkdir(parents=True)
+    sizes = tensor_sizes(shape)
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        n_bytes = 2 * math.prod(size)
+        if shards[-1] and filled + n_bytes > SHARD_BYTES:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += n_bytes
+    weight_map = {}
+    generator = torch.Generator().manual_seed(1)
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        shard = {name: sizes[name] for name in names}
+        if sparse:
+            _save_sparse(shard, folder / file)
+        else:
+            _save_random(shard, folder / file, generator)
+        weight_map.update(dict.fromkeys(names, file))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(_config(shape)))
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    _train_tokenizer(folder / "tokenizer.model")
+    return folder
+
+
+def tensor_sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Every tensor of a Llama of this shape by its Hugging Face name."""
     head = shape.hidden // shape.heads
     sizes: dict[str, tuple[int, ...]] = {
         "model.embed_tokens.weight": (shape.vocabulary, shape.hidden)
@@ -97,33 +133,33 @@ def make_llama(folder: Path, shape: Shape) -> Path:
             sizes[f"{prefix}{name}.weight"] = size
     sizes["model.norm.weight"] = (shape.hidden,)
     sizes["lm_head.weight"] = (shape.vocabulary, shape.hidden)
+    return sizes
 
-    shards: list[list[str]] = [[]]
-    filled = 0
+
+def _save_random(
+    sizes: Mapping[str, tuple[int, ...]], path: Path, generator: "torch.Generator"
+) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {
+        name: torch.empty(size, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+        for name, size in sizes.items()
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _save_sparse(sizes: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, size in sizes.items():
-        n_bytes = 2 * torch.Size(size).numel()
-        if shards[-1] and filled + n_bytes > SHARD_BYTES:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += n_bytes
-    weight_map = {}
-    generator = torch.Generator().manual_seed(1)
-    for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {
-            name: torch.empty(sizes[name], dtype=torch.bfloat16).normal_(
-                0, 0.02, generator=generator
-            )
-            for name in names
-        }
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(names, file))
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "config.json").write_text(json.dumps(_config(shape)))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
-    _train_tokenizer(folder / "tokenizer.model")
-    return folder
+        start, end = end, end + 2 * math.prod(size)
+        entries[name] = {"dtype": "BF16", "shape": size, "data_offsets": (start, end)}
+    header = json.dumps(entries).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(header).to_bytes(8, "little") + header)
+        stream.truncate(8 + len(header) + end)
 
 
 def _config(shape: Shape) -> dict[str, object]:
