@@ -148,7 +148,7 @@ def _settings(case: Case, group_size: int, samples: int, sequence_length: int) -
         group_quantization(case.method, case.bits, group_size),
         engine=case.engine,
         desc_act=case.act_order,
-        sym=case.sym,
+        sym=None if case.sym else False,
         samples=samples,
         sequence_length=sequence_length,
     )

@@ -30,6 +30,10 @@ class ArtifactStore:
         """The folder of a job's finished artifact, whether it exists yet or not."""
         return self.root / job_id
 
+    def staging_folder(self, job_id: str) -> Path:
+        """The folder in which a job works until it is finished, whether it exists or not."""
+        return self.root / _STAGING / job_id
+
     def find(self, job_id: str, *, verify_content: bool = False) -> ArtifactManifest | None:
         """The manifest of a finished artifact, if all its files exist with the right sizes.
 
@@ -64,7 +68,7 @@ class ArtifactStore:
         Raises `ResourceError` when another process holds it for hours, or when a folder of another
         user has its name.
         """
-        folder = self.root / _STAGING / job_id
+        folder = self.staging_folder(job_id)
         own_folder(folder.parent)
         lock = folder.with_name(f"{job_id}.lock")
         with exclusive_lock(lock, f"the artifact {job_id}", wait_s=LONG_WAIT_S):

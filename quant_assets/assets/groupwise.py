@@ -21,11 +21,10 @@ from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.config import ModelConfig
 from quant_assets.models.inspection import inspect_model
-from quant_assets.quantize.groupwise.artifact import GroupwiseArtifact
+from quant_assets.quantize.groupwise.artifact import GroupwiseArtifact, GroupwiseSpec
+from quant_assets.quantize.groupwise.calibration import CalibrationChoice
 from quant_assets.quantize.groupwise.job import (
     DEFAULT_ENGINE,
-    DEFAULT_SAMPLES,
-    DEFAULT_SEQUENCE_LENGTH,
     ENVIRONMENT,
     GroupwiseSettings,
     groupwise_settings,
@@ -34,18 +33,26 @@ from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.resources.torch import Torch
-from quant_assets.texts.calibration import default_calibration_text
+from quant_assets.texts.calibration import CalibrationText, calibration_text
 
 FILES_CHECK = "files_are_as_configured"
 GATE_CHECK = "perplexity_gate"
 
 
 class GroupwiseConfig(dg.Config):
-    """Calibration of a run's artifacts: windows of text, tokens per window, act-order."""
+    """Calibration of a run's artifacts: windows of text, tokens per window, act-order.
 
-    samples: int = DEFAULT_SAMPLES
-    sequence_length: int = DEFAULT_SEQUENCE_LENGTH
+    Without numbers, the standard of the field is used as far as text and memory allow.
+    """
+
+    samples: int | None = None
+    sequence_length: int | None = None
     act_order: bool = False
+
+    @property
+    def choice(self) -> CalibrationChoice:
+        """The numbers that the run names."""
+        return CalibrationChoice(samples=self.samples, sequence_length=self.sequence_length)
 
     def applied_to(self, quantization: GroupQuantization, architecture: str) -> GroupwiseSettings:
         """The settings of one artifact; raises `InputError` for an unsupported combination."""
@@ -117,21 +124,18 @@ def build_groupwise_artifacts(
             context.log.info(torch.probe().text)
             source = data_root.source(context, model)
             architecture = inspect_model(source.path).architecture
-            calibration = default_calibration_text(settings.cache)
-            if calibration.warning:
-                context.log.warning(calibration.warning)
+            calibration = calibration_text(None, settings.cache)
             for name in context.partition_keys:
                 quantization = chosen[name].quantization
                 assert quantization is not None, "the partitions are GPTQ or AWQ variants"
-                artifacts[name] = torch.quantize(
-                    context, model.name, source, config.applied_to(quantization, architecture),
-                    calibration, store, settings,
-                )  # fmt: skip
+                chosen_settings = config.applied_to(quantization, architecture)
+                spec = GroupwiseSpec(model.name, source, chosen_settings, calibration)
+                artifacts[name] = torch.quantize(context, spec, config.choice, store, settings)
                 context.log.info(f"{name}: {artifacts[name].rejection or artifacts[name].folder}")
                 if artifacts[name].quality_warning:
                     context.log.warning(f"{name}: {artifacts[name].quality_warning}")
         passed = {
-            name: _artifact_metadata(artifact)
+            name: _artifact_metadata(artifact, calibration)
             for name, artifact in artifacts.items()
             if not artifact.rejection
         }
@@ -200,7 +204,9 @@ def _gate_check(
     )
 
 
-def _artifact_metadata(artifact: GroupwiseArtifact) -> dict[str, dg.MetadataValue]:
+def _artifact_metadata(
+    artifact: GroupwiseArtifact, calibration: CalibrationText
+) -> dict[str, dg.MetadataValue]:
     manifest = artifact.manifest
     checks = manifest.validation
     numbers = {
@@ -218,6 +224,12 @@ def _artifact_metadata(artifact: GroupwiseArtifact) -> dict[str, dg.MetadataValu
         "status": dg.MetadataValue.text(manifest.status),
         "source": dg.MetadataValue.text(manifest.source_provenance),
         "calibrated on": dg.MetadataValue.text(manifest.engine["calibration"]),
+        "calibration samples": dg.MetadataValue.text(
+            "{samples} of {sequence_length} tokens".format_map(manifest.job.parameters)
+        ),
+        "calibration warning": dg.MetadataValue.text(
+            manifest.engine.get("calibration remarks") or calibration.warning or "none"
+        ),
         "generated on validation": dg.MetadataValue.text(str(checks.get("generated_text"))),
         **peak_memory_metadata(
             manifest.peak_rss_bytes, manifest.peak_own_bytes, manifest.peak_vram_bytes

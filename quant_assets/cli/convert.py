@@ -7,9 +7,19 @@ from typing import Annotated
 import typer
 
 from quant_assets.capacity.quantization_types import F16_BITS, quantization_type
-from quant_assets.cli.groupwise_options import CheckpointOptions, GroupOptions, print_checkpoint
-from quant_assets.cli.options import CommandOptions, takes_models
+from quant_assets.cli.groupwise_options import (
+    CheckpointOptions,
+    GptqOptions,
+    GroupOptions,
+    print_checkpoint,
+)
+from quant_assets.cli.options import takes_models
 from quant_assets.cli.output import message_console, print_path
+from quant_assets.cli.target_options import (
+    GgufOptions,
+    OutputOptions,
+    refuse_options_of_other_targets,
+)
 from quant_assets.cli.worker_progress import Verbosity, VerbosityOption, WorkerProgress
 from quant_assets.errors import ConfirmationRequired
 from quant_assets.formats.gguf_levels import parse_level
@@ -25,39 +35,25 @@ from quant_assets.quantize.conversion.targets import (
     ConversionRequest,
     GgufTarget,
     HfTarget,
+    check_conversion,
     convert_model,
 )
-from quant_assets.quantize.gguf.job import MOST_THREADS
 from quant_assets.quantize.groupwise.request import GroupwiseRequest
 from quant_assets.settings import get_settings
 
 
-class OutputOptions(CommandOptions):
-    """Where the result goes, and what may be replaced."""
-
-    output_dir: Annotated[Path, typer.Option(help="Folder for the result.")] = Path()
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Threads; all cores by default.", min=1, max=MOST_THREADS),
-    ] = None
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            help="Replace a file or folder made from another model, or a file of unknown origin."
-        ),
-    ] = False
-    yes: Annotated[bool, typer.Option("--yes", help="Accept a significant loss.")] = False
-
-
 @takes_models
 def convert(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="Hub id, model folder, artifact or GGUF file.")],
     to: Annotated[ConversionTarget, typer.Option(help="Target format.")],
     *,
-    level: Annotated[str, typer.Option(help="GGUF: the level.")] = "Q4_K_M",
+    gguf: GgufOptions,
+    output: OutputOptions,
     groups: GroupOptions,
+    gptq: GptqOptions,
     checkpoint: CheckpointOptions,
-    options: OutputOptions,
+    yes: Annotated[bool, typer.Option("--yes", help="Accept a significant loss.")] = False,
     verbosity: VerbosityOption = Verbosity.NORMAL,
 ) -> None:
     """Convert between GGUF, GPTQ, AWQ and plain Hugging Face folders.
@@ -66,24 +62,38 @@ def convert(
     needs your confirmation. Exit code 6: not confirmed; other exit codes and records are those of
     `quantize`.
     """
+    refuse_options_of_other_targets(
+        context, to, GgufOptions, GroupOptions, GptqOptions, CheckpointOptions
+    )
     settings = get_settings()
     source = resolve_source(model, settings)
     target: HfTarget | GgufTarget | GroupwiseRequest
     if to == "hf":
         target, target_bits = HfTarget(), F16_BITS
     elif to == "gguf":
-        target = GgufTarget(level=parse_level(level).name, threads=options.threads)
+        target = GgufTarget(
+            level=parse_level(gguf.level).name,
+            imatrix=gguf.imatrix,
+            threads=output.threads,
+            resume=output.resume,
+        )
         target_bits = quantization_type(target.level).exact_bits_per_weight
     else:
         target = GroupwiseRequest(
-            format=to, **dict(groups), **dict(checkpoint), threads=options.threads
+            format=to,
+            **dict(groups),
+            **dict(gptq),
+            **dict(checkpoint),
+            threads=output.threads,
+            resume=output.resume,
         )
         target_bits = group_quantization(to, groups.bits, groups.group_size).bits_per_weight()
-    loss = conversion_loss(source.path, to, target_bits)
-    _confirm(loss, yes=options.yes)
     request = ConversionRequest(
-        target=target, output=options.output_dir.resolve(), overwrite=options.overwrite
+        target=target, output=output.output_dir.resolve(), overwrite=output.overwrite
     )
+    check_conversion(source, request, settings)
+    loss = conversion_loss(source.path, to, target_bits)
+    _confirm(loss, yes=yes)
     with WorkerProgress(verbosity) as progress:
         made = convert_model(source, request, loss, settings, session=WorkerSession(progress.show))
     if isinstance(made, Path):

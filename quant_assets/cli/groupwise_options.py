@@ -5,16 +5,18 @@ from typing import Annotated
 
 import typer
 
-from quant_assets.cli.options import CommandOptions
 from quant_assets.cli.output import facts_table, output_console, print_json
+from quant_assets.cli.target_options import TargetOptions
 from quant_assets.host.devices import Device
 from quant_assets.processes.memory import peak_memory_facts
 from quant_assets.quantize.groupwise.artifact import GroupwiseArtifact
-from quant_assets.quantize.groupwise.job import DEFAULT_SAMPLES, DEFAULT_SEQUENCE_LENGTH, Engine
+from quant_assets.quantize.groupwise.job import FEWEST_TOKENS, Engine
 
 
-class GroupOptions(CommandOptions):
+class GroupOptions(TargetOptions):
     """How weights are packed."""
+
+    targets = ("gptq", "awq")
 
     bits: Annotated[int, typer.Option(help="GPTQ: 2, 3, 4 or 8; AWQ: 4.")] = 4
     group_size: Annotated[
@@ -25,8 +27,26 @@ class GroupOptions(CommandOptions):
     ] = 128
 
 
-class CheckpointOptions(CommandOptions):
+class GptqOptions(TargetOptions):
+    """Settings that GPTQ alone has; AWQ refuses them with the reason."""
+
+    targets = ("gptq", "awq")
+
+    desc_act: Annotated[bool, typer.Option("--desc-act/--no-desc-act", help="GPTQ: act-order.")] = (
+        False
+    )
+    sym: Annotated[
+        bool | None,
+        typer.Option(
+            "--sym/--no-sym", help="GPTQ: symmetric quantization, the default.", show_default=False
+        ),
+    ] = None
+
+
+class CheckpointOptions(TargetOptions):
     """How weights are calibrated and the result is checked."""
+
+    targets = ("gptq", "awq")
 
     engine: Annotated[
         Engine | None,
@@ -35,15 +55,24 @@ class CheckpointOptions(CommandOptions):
     calibration: Annotated[
         str | None,
         typer.Option(
-            help="GPTQ, AWQ: text, JSONL or Parquet file, or hub:owner/name; WikiText-2 by default."
+            help="GPTQ, AWQ: text, JSONL or Parquet file, or hub:owner/name; WikiText-2 by default, "
+            "with a warning."
         ),
     ] = None
     calibration_samples: Annotated[
-        int, typer.Option(help="GPTQ, AWQ: windows of calibration text.", min=1)
-    ] = DEFAULT_SAMPLES
-    sequence_length: Annotated[int, typer.Option(help="GPTQ, AWQ: tokens per window.", min=8)] = (
-        DEFAULT_SEQUENCE_LENGTH
-    )
+        int | None,
+        typer.Option(
+            help="GPTQ, AWQ: windows of calibration text; by default 128, or as many as fit.", min=1
+        ),
+    ] = None
+    sequence_length: Annotated[
+        int | None,
+        typer.Option(
+            help="GPTQ, AWQ: tokens per window; by default 2048 for GPTQ and 512 for AWQ, within the "
+            "model's context.",
+            min=FEWEST_TOKENS,
+        ),
+    ] = None
     device: Annotated[Device, typer.Option(help="GPTQ, AWQ: where to compute.")] = "auto"
     gate: Annotated[
         bool,
@@ -67,7 +96,8 @@ def print_checkpoint(made: GroupwiseArtifact, *, as_json: bool) -> None:
         "parameters": f"{manifest.n_parameters:,}",
         "bits per weight": f"{manifest.bits_per_weight:.4f}",
         "calibrated on": f"{manifest.engine['calibration']}, "
-        f"{manifest.engine['calibration tokens']} tokens",
+        f"{manifest.engine['calibration tokens']} tokens"
+        + (f" ({used})" if (used := manifest.engine.get("calibration samples")) else ""),
         "time": f"{manifest.seconds:.1f} s",
         **peak_memory_facts(
             manifest.peak_rss_bytes, manifest.peak_own_bytes, manifest.peak_vram_bytes

@@ -1,22 +1,30 @@
 """`quant-assets quantize`: a model to a GGUF file, or to a GPTQ or AWQ folder."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.table import Table
 
 from quant_assets.artifacts.store import ArtifactStore
-from quant_assets.cli.groupwise_options import CheckpointOptions, GroupOptions, print_checkpoint
-from quant_assets.cli.options import CommandOptions, OutputFormat, takes_models
+from quant_assets.cli.groupwise_options import (
+    CheckpointOptions,
+    GptqOptions,
+    GroupOptions,
+    print_checkpoint,
+)
+from quant_assets.cli.options import OutputFormat, takes_models
 from quant_assets.cli.output import facts_table, output_console, print_json
+from quant_assets.cli.target_options import (
+    GgufOptions,
+    OutputOptions,
+    refuse_options_of_other_targets,
+)
 from quant_assets.cli.worker_progress import Verbosity, VerbosityOption, WorkerProgress
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.models.source import resolve_source
 from quant_assets.processes.memory import peak_memory_facts
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.gguf.job import (
-    MOST_THREADS,
     GgufPlan,
     GgufPlanJob,
     QuantizeGgufJob,
@@ -30,49 +38,16 @@ from quant_assets.settings import get_settings
 TargetFormat = Literal["gguf", "gptq", "awq"]
 
 
-class JobOptions(CommandOptions):
-    """The job: what is made, where, and whether earlier work is used."""
-
-    to: Annotated[TargetFormat, typer.Option(help="Target format.")] = "gguf"
-    level: Annotated[str, typer.Option(help="GGUF: quantization level, such as Q4_K_M.")] = "Q4_K_M"
-    output_dir: Annotated[
-        Path,
-        typer.Option(help="Folder for the file <model>-<LEVEL>.gguf, or the GPTQ or AWQ folder."),
-    ] = Path()
-    imatrix: Annotated[
-        Path | None, typer.Option(help="GGUF: importance matrix, required by some levels.")
-    ] = None
-    resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Resume an interrupted run.")
-    ] = True
-    threads: Annotated[
-        int | None,
-        typer.Option(help="Quantizing threads; all cores by default.", min=1, max=MOST_THREADS),
-    ] = None
-    overwrite: Annotated[
-        bool,
-        typer.Option(help="GGUF: replace a file made from another model or of unknown origin."),
-    ] = False
-
-
-class GptqOptions(CommandOptions):
-    """Settings that GPTQ alone has."""
-
-    desc_act: Annotated[bool, typer.Option("--desc-act/--no-desc-act", help="GPTQ: act-order.")] = (
-        False
-    )
-    sym: Annotated[bool, typer.Option("--sym/--no-sym", help="GPTQ: symmetric quantization.")] = (
-        True
-    )
-
-
 @takes_models
 def quantize(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="Hub id, folder with safetensors, or F16/BF16/F32 GGUF file.")
     ],
     *,
-    job: JobOptions,
+    to: Annotated[TargetFormat, typer.Option(help="Target format.")] = "gguf",
+    gguf: GgufOptions,
+    output: OutputOptions,
     groups: GroupOptions,
     gptq: GptqOptions,
     checkpoint: CheckpointOptions,
@@ -95,26 +70,30 @@ def quantize(
     cannot be written; 5 the worker died; 6 a file would be lost without your confirmation; 7 the
     result failed its validation; 8 something is not installed; 1 anything else.
     """
-    if job.to == "gguf":
-        _print_gguf(_quantize_gguf(model, job, verbosity, dry_run=dry_run), output_format)
+    refuse_options_of_other_targets(
+        context, to, GgufOptions, GroupOptions, GptqOptions, CheckpointOptions
+    )
+    if to == "gguf":
+        made_gguf = _quantize_gguf(model, gguf, output, verbosity, dry_run=dry_run)
+        _print_gguf(made_gguf, output_format)
         return
     if dry_run:
         raise typer.BadParameter("only --to gguf can print a plan", param_hint="--dry-run")
     settings = get_settings()
     source = resolve_source(model, settings)
     request = GroupwiseRequest(
-        format=job.to,
+        format=to,
         **dict(groups),
         **dict(gptq),
         **dict(checkpoint),
-        threads=job.threads,
-        resume=job.resume,
+        threads=output.threads,
+        resume=output.resume,
     )
     with WorkerProgress(verbosity) as progress:
         made = make_requested_artifact(
             source,
             request,
-            ArtifactStore(job.output_dir.resolve()),
+            ArtifactStore(output.output_dir.resolve()),
             cache=settings.cache,
             session=WorkerSession(progress.show),
         )
@@ -122,11 +101,16 @@ def quantize(
 
 
 def _quantize_gguf(
-    model: str, job: JobOptions, verbosity: Verbosity, *, dry_run: bool
+    model: str,
+    gguf: GgufOptions,
+    options: OutputOptions,
+    verbosity: Verbosity,
+    *,
+    dry_run: bool,
 ) -> GgufPlan | QuantizeGgufResult:
-    level = parse_level(job.level).name
+    level = parse_level(gguf.level).name
     source = resolve_source(model, get_settings())
-    output = job.output_dir.resolve() / f"{source.name}-{level}.gguf"
+    output = options.output_dir.resolve() / f"{source.name}-{level}.gguf"
     with WorkerProgress(verbosity) as progress:
         session = WorkerSession(progress.show)
         if dry_run:
@@ -135,8 +119,8 @@ def _quantize_gguf(
                 source_kind=source.kind,
                 level=level,
                 output=output,
-                imatrix=job.imatrix,
-                threads=job.threads,
+                imatrix=gguf.imatrix,
+                threads=options.threads,
             )
             return plan_gguf(plan, session=session)
         return quantize_gguf(
@@ -146,11 +130,11 @@ def _quantize_gguf(
                 source_identity=source.identity,
                 level=level,
                 output=output,
-                imatrix=job.imatrix,
-                threads=job.threads,
-                resume=job.resume,
+                imatrix=gguf.imatrix,
+                threads=options.threads,
+                resume=options.resume,
                 record=True,
-                overwrite=job.overwrite,
+                overwrite=options.overwrite,
             ),
             session=session,
         )

@@ -5,19 +5,17 @@ import dagster as dg
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.probes import TorchProbe, probe_torch
 from quant_assets.bench.variants import Variant
-from quant_assets.models.source import SourceModel
 from quant_assets.quantize.groupwise.artifact import (
     GroupwiseArtifact,
     GroupwiseSpec,
     make_groupwise_artifact,
 )
+from quant_assets.quantize.groupwise.calibration import CalibrationChoice, fitted_spec
 from quant_assets.quantize.groupwise.gate import PerplexityGate
-from quant_assets.quantize.groupwise.job import GroupwiseSettings
 from quant_assets.resources.backend import ModelBackend
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.worker_logs import worker_session
 from quant_assets.settings import Settings
-from quant_assets.texts.calibration import CalibrationText
 from quant_assets.texts.evaluation import evaluation_text
 
 
@@ -31,17 +29,21 @@ class Torch(ModelBackend["Torch"]):
     def quantize(
         self,
         context: dg.AssetExecutionContext,
-        model_name: str,
-        source: SourceModel,
-        quantization: GroupwiseSettings,
-        calibration: CalibrationText,
+        spec: GroupwiseSpec,
+        choice: CalibrationChoice,
         store: ArtifactStore,
         settings: Settings,
     ) -> GroupwiseArtifact:
-        """The artifact of a quantization; quantized and gated unless the store has it."""
+        """The artifact of `spec`, calibrated on the numbers of `choice` or as many as fit.
+
+        It is quantized and gated unless the store has it; remarks are logged as warnings.
+        """
         with worker_session(context) as session:
+            fitted = fitted_spec(spec, choice, store, cache=settings.cache, session=session)
+            for remark in fitted.remarks:
+                context.log.warning(remark)
             return make_groupwise_artifact(
-                GroupwiseSpec(model_name, source, quantization, calibration),
+                fitted,
                 store,
                 gate=PerplexityGate(
                     text=evaluation_text("auto", settings.cache),

@@ -29,14 +29,14 @@ class CalibrationText(BaseModel):
 
 
 def calibration_text(choice: str | None, cache: Path) -> CalibrationText:
-    """The text named by `choice`: a file, `hub:owner/name`, or the default for None.
+    """The text named by `choice`: a file, `hub:owner/name`, or for None the default with a warning.
 
     A file is plain text (UTF-8), JSONL or Parquet; from the latter two, and from a data set, the
     first of the usual text columns is taken, `text` first. Raises `InputError` for a file that is
     missing, empty, too short or not text, and for a data set that cannot be fetched.
     """
     if choice is None:
-        return default_calibration_text(cache)
+        return _unnamed(default_calibration_text(cache))
     if choice.startswith(_HUB_PREFIX):
         repository = choice.removeprefix(_HUB_PREFIX)
         return _kept(repository, _joined(_hub_rows(repository), choice), cache)
@@ -54,6 +54,16 @@ def calibration_text(choice: str | None, cache: Path) -> CalibrationText:
     else:
         text = _read_utf8(path)
     return _kept(path.name, text, cache)
+
+
+def _unnamed(text: CalibrationText) -> CalibrationText:
+    """The default text with a warning that it was not named."""
+    used = text.warning or "WikiText-2 (its training split) is used."
+    warning = (
+        f"No calibration set was named. {used} Text like that which the model will see calibrates "
+        "better; name it with --calibration."
+    )
+    return text.model_copy(update={"warning": warning})
 
 
 def _kept(name: str, text: str, cache: Path) -> CalibrationText:

@@ -9,6 +9,9 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, Field
 
+from quant_assets.errors import InputError
+from quant_assets.formats.gguf_header import read_gguf_header
+from quant_assets.formats.gguf_levels import GgufLevel
 from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
@@ -192,6 +195,21 @@ class ValidateGgufResult(BaseModel):
     peak_rss_bytes: int
     peak_own_bytes: int | None = None
     peak_vram_bytes: int | None = None
+
+
+def check_imatrix(level: GgufLevel, imatrix: Path | None) -> None:
+    """Check from headers alone that a level has the importance matrix that it needs.
+
+    Raises `InputError` when it is missing, or not a GGUF file.
+    """
+    if imatrix is not None:
+        read_gguf_header(imatrix)
+    elif level.needs_imatrix:
+        raise InputError(
+            f"The level {level} needs an importance matrix.",
+            "llama.cpp rejects it without one, because the result would be unusable.",
+            "Pass one with --imatrix FILE, or use a level such as Q2_K or Q3_K_S.",
+        )
 
 
 def quantize_gguf(

@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,8 @@ from quant_assets.quantize.groupwise.gate import (
 )
 from quant_assets.quantize.groupwise.job import (
     ENVIRONMENT,
+    JOURNAL_NAME,
+    CalibrationSize,
     GroupwiseJob,
     GroupwiseResult,
     GroupwiseSettings,
@@ -36,6 +38,7 @@ from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.texts.calibration import CalibrationText
 
 _SIZE_TOLERANCE = 0.02
+_WORK = "work"
 
 
 class GroupwiseArtifact(NamedTuple):
@@ -72,7 +75,8 @@ class GroupwiseArtifact(NamedTuple):
 class GroupwiseSpec:
     """Everything that decides a GPTQ or AWQ artifact's bytes.
 
-    `lineage` is the origin of a converted model, see `quantize.conversion`.
+    `lineage` is the origin of a converted model, see `quantize.conversion`. `remarks` about the
+    calibration are for the user; they do not decide any byte, and go into the manifest.
     """
 
     model_name: str
@@ -80,6 +84,11 @@ class GroupwiseSpec:
     settings: GroupwiseSettings
     calibration: CalibrationText
     lineage: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+
+    def with_size(self, size: CalibrationSize) -> "GroupwiseSpec":
+        """The same, calibrated on other numbers of samples and tokens."""
+        return replace(self, settings=self.settings.model_copy(update=size._asdict()))
 
     @property
     def job(self) -> JobSpec:
@@ -105,6 +114,11 @@ def find_groupwise_artifact(job: JobSpec, store: ArtifactStore) -> GroupwiseArti
     return GroupwiseArtifact(manifest, store.folder(job.job_id), reused=True)
 
 
+def has_finished_layers(job: JobSpec, store: ArtifactStore) -> bool:
+    """Whether an interrupted run of the job left layers that it can resume after."""
+    return (store.staging_folder(job.job_id) / _WORK / JOURNAL_NAME).is_file()
+
+
 def make_groupwise_artifact(
     spec: GroupwiseSpec,
     store: ArtifactStore,
@@ -121,7 +135,7 @@ def make_groupwise_artifact(
     measured; a later call with a gate makes up for it. A rejected artifact is kept apart in the
     store; `GroupwiseArtifact.valid` raises its reason. Raises what `quantize_groupwise` does.
     """
-    _check_source(spec.source, spec.settings)
+    check_source(spec.source, spec.settings)
     job = spec.job
     with store.staging(job.job_id) as staging:
         if found := find_groupwise_artifact(job, store):
@@ -137,7 +151,7 @@ def make_groupwise_artifact(
                 source=spec.source.path,
                 source_identity=spec.source.identity,
                 output=staging,
-                work=staging / "work",
+                work=staging / _WORK,
                 settings=spec.settings,
                 calibration=spec.calibration.path,
                 calibration_identity=spec.calibration.sha256,
@@ -167,7 +181,8 @@ def _candidate(spec: GroupwiseSpec, folder: Path, n_parameters: int) -> GateCand
     )
 
 
-def _check_source(source: SourceModel, settings: GroupwiseSettings) -> None:
+def check_source(source: SourceModel, settings: GroupwiseSettings) -> None:
+    """Raise `InputError` for a source that is not a sound folder of plain weights, or does not fit."""
     alternative = f"Use `quant-assets convert {source.path} --to {settings.format}`."
     if source.kind != "hf":
         raise InputError(
@@ -221,6 +236,8 @@ def _manifest(
             "device": result.device,
             "calibration": spec.calibration.name,
             "calibration tokens": str(result.calibration_tokens),
+            "calibration samples": str(spec.settings.calibration_size),
+            **({"calibration remarks": " ".join(spec.remarks)} if spec.remarks else {}),
             **result.library_versions,
         },
         seconds=result.seconds,

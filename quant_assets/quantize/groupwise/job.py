@@ -5,7 +5,7 @@ know the artifact store; `quantize.groupwise.artifact` puts the folder there.
 """
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,6 +21,32 @@ from quant_assets.processes.supervisor import run_worker
 
 Engine = Literal["gptqmodel", "autoawq"]
 
+
+class CalibrationSize(NamedTuple):
+    """Windows of calibration text, and tokens per window."""
+
+    samples: int
+    sequence_length: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all windows."""
+        return self.samples * self.sequence_length
+
+    def __str__(self) -> str:
+        return f"{self.samples} samples of {self.sequence_length} tokens"
+
+
+STANDARD_SIZE: Final[dict[GroupwiseFormat, CalibrationSize]] = {
+    "gptq": CalibrationSize(128, 2048),
+    "awq": CalibrationSize(128, 512),
+}
+"""GPTQ as in its paper (arXiv:2210.17323, section 4); AWQ as AutoAWQ 0.2.9's defaults."""
+FEWEST_TOKENS: Final = 8
+"""The shortest window that calibrates anything."""
+JOURNAL_NAME: Final = "journal.jsonl"
+"""In a job's work folder, one line per finished layer."""
+
 DEFAULT_ENGINE: Final[dict[GroupwiseFormat, Engine]] = {"gptq": "gptqmodel", "awq": "autoawq"}
 AUTOAWQ_ARCHITECTURES: Final = frozenset({
     "RefinedWeb", "RefinedWebModel", "Yi", "aquila", "baichuan", "bloom", "cohere", "deepseek_v2",
@@ -30,12 +56,14 @@ AUTOAWQ_ARCHITECTURES: Final = frozenset({
     "qwen3_moe", "stablelm", "starcoder2",
 })  # fmt: skip
 """Architectures of AutoAWQ 0.2.9; the project is archived, so the list is final."""
-DEFAULT_SAMPLES: Final = 32
-DEFAULT_SEQUENCE_LENGTH: Final = 512
 ENVIRONMENT: Final[dict[Engine, EnvironmentName]] = {"gptqmodel": "gptq", "autoawq": "awq"}
 # gptqmodel's loader and kernels require at least two workers, even on a machine with one core;
 # threads that spin while waiting slow down everything else on a machine with few cores.
 WORKER_VARIABLES: Final = {"GPTQMODEL_CPU_WORKERS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
+_LIBRARY_BYTES: Final = 800_000_000  # Python, torch and the quantizers' libraries, measured
+_FLOAT_BYTES: Final = 4
+# A layer, its statistics without gradients, and the candidates of a search.
+_LAYER_COPIES: Final = 6
 _PACKED_OUT_FEATURES: Final = {2: 16, 3: 32, 4: 8, 8: 4}
 
 
@@ -55,13 +83,18 @@ class GroupwiseSettings(BaseModel):
     desc_act: bool = False
     sym: bool = True
     engine: Engine = "gptqmodel"
-    samples: int = Field(default=DEFAULT_SAMPLES, ge=1)
-    sequence_length: int = Field(default=DEFAULT_SEQUENCE_LENGTH, ge=8)
+    samples: int = Field(ge=1)
+    sequence_length: int = Field(ge=FEWEST_TOKENS)
 
     @property
     def quantization(self) -> GroupQuantization:
         """Method, bits and group size."""
         return GroupQuantization(method=self.format, bits=self.bits, group_size=self.group_size)
+
+    @property
+    def calibration_size(self) -> CalibrationSize:
+        """Samples and sequence length."""
+        return CalibrationSize(self.samples, self.sequence_length)
 
 
 class GroupwiseJob(BaseModel):
@@ -120,15 +153,24 @@ def groupwise_settings(
     architecture: str | None = None,
     engine: Engine | None = None,
     desc_act: bool = False,
-    sym: bool = True,
-    samples: int = DEFAULT_SAMPLES,
-    sequence_length: int = DEFAULT_SEQUENCE_LENGTH,
+    sym: bool | None = None,
+    samples: int | None = None,
+    sequence_length: int | None = None,
 ) -> GroupwiseSettings:
     """Validated settings of a job; raises `InputError` for an unsupported combination.
 
-    Without an `engine`, the preferred one that supports the model's `architecture` is taken.
+    Without an `engine`, the preferred one that supports the model's `architecture` is taken. GPTQ
+    is symmetric unless `sym` is False. Numbers left out are those of `STANDARD_SIZE`;
+    `quantize.groupwise.calibration` fits them to text and memory.
     """
     method = quantization.method
+    standard = STANDARD_SIZE[method]
+    if method == "awq" and sym:
+        raise InputError(
+            "AWQ is not symmetric.",
+            "Its GEMM layout stores a zero point for every group.",
+            "Omit --sym, or use --to gptq.",
+        )
     if method == "awq" and desc_act:
         raise InputError(
             "AWQ has no act-order.",
@@ -150,10 +192,10 @@ def groupwise_settings(
         bits=quantization.bits,
         group_size=quantization.group_size,
         desc_act=desc_act,
-        sym=sym and method == "gptq",
+        sym=sym is not False and method == "gptq",
         engine=engine or default_engine(method, architecture),
-        samples=samples,
-        sequence_length=sequence_length,
+        samples=samples or standard.samples,
+        sequence_length=sequence_length or standard.sequence_length,
     )
 
 
@@ -192,6 +234,38 @@ def check_shape(shape: ModelShape, settings: GroupwiseSettings) -> None:
                 "Packed tensors hold whole 32-bit words, in tiles of 32 rows.",
                 "Use --to gguf.",
             )
+
+
+def memory_needed(shape: ModelShape, method: GroupwiseFormat, size: CalibrationSize) -> int:
+    """Bytes of memory that a job takes at its peak, estimated from the model's shape.
+
+    Libraries, one layer with its statistics and candidates (or the embeddings, if larger), what is
+    kept per calibration token, and one window's activations.
+    """
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+    layer = shape.n_linear_parameters // shape.n_layers
+    embedding = shape.vocab_size * hidden
+    # Inputs of the next layer as windows and joined, this layer's, and a copy while they are saved.
+    per_token = 4 * hidden
+    if method == "awq":
+        # Every matrix keeps its inputs (query, key, value, gate and up, then output and down); the
+        # search adds outputs of candidates, or the absolute inputs of the widest matrix.
+        attention = shape.n_heads * shape.head_dim_k
+        per_token += 5 * hidden + attention + inner + max(2 * hidden, inner)
+    scores = shape.n_heads * size.sequence_length**2
+    window = size.sequence_length * (4 * hidden + 3 * inner) + 2 * scores
+    kept = size.n_tokens * per_token
+    return _LIBRARY_BYTES + _FLOAT_BYTES * (max(embedding, _LAYER_COPIES * layer) + kept + window)
+
+
+def text_too_short(name: str, n_tokens: int, size: CalibrationSize) -> InputError:
+    """The error for a calibration text with fewer tokens than `size` takes."""
+    return InputError(
+        f"The calibration text {name} is too short.",
+        f"It has {n_tokens} tokens; {size} need {size.n_tokens}.",
+        "Use a longer text, or fewer or shorter samples "
+        "(--calibration-samples, --sequence-length).",
+    )
 
 
 def quantize_groupwise(

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.formats.artifact_formats import GroupwiseFormat
@@ -18,23 +19,26 @@ from quant_assets.quantize.groupwise.artifact import (
     GroupwiseSpec,
     make_groupwise_artifact,
 )
+from quant_assets.quantize.groupwise.calibration import CalibrationChoice, fitted_spec
 from quant_assets.quantize.groupwise.gate import PerplexityGate
 from quant_assets.quantize.groupwise.job import (
-    DEFAULT_SAMPLES,
-    DEFAULT_SEQUENCE_LENGTH,
+    FEWEST_TOKENS,
     Engine,
+    GroupwiseSettings,
+    check_shape,
     groupwise_settings,
 )
-from quant_assets.texts.calibration import calibration_text
-from quant_assets.texts.evaluation import evaluation_text
+from quant_assets.texts.calibration import CalibrationText, calibration_text
+from quant_assets.texts.evaluation import EvaluationText, evaluation_text
 
 
 class GroupwiseRequest(BaseModel):
     """How to quantize by groups, and on which texts.
 
     `calibration` is the choice for `calibration_text`; `text` is the file to measure perplexity on,
-    None the default text. The other fields are those of
-    `GroupwiseSettings` and `make_groupwise_artifact`.
+    None the default text. Without numbers of samples and tokens the standard is used as far as it
+    fits (`quantize.groupwise.calibration`). The other fields are those of `groupwise_settings` and
+    `make_groupwise_artifact`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -43,16 +47,48 @@ class GroupwiseRequest(BaseModel):
     bits: int = 4
     group_size: int = DEFAULT_GROUP_SIZE
     desc_act: bool = False
-    sym: bool = True
+    sym: bool | None = None
     engine: Engine | None = None
     calibration: str | None = None
-    calibration_samples: int = DEFAULT_SAMPLES
-    sequence_length: int = DEFAULT_SEQUENCE_LENGTH
+    calibration_samples: int | None = Field(default=None, ge=1)
+    sequence_length: int | None = Field(default=None, ge=FEWEST_TOKENS)
     device: Device = "auto"
     gate: bool = True
     text: Path | None = None
     threads: int | None = None
     resume: bool = True
+
+
+class ResolvedRequest(NamedTuple):
+    """A request's settings, with the standard size of calibration where none is named, and texts."""
+
+    settings: GroupwiseSettings
+    calibration: CalibrationText
+    text: EvaluationText
+
+
+def resolve_request(source: SourceModel, request: GroupwiseRequest, cache: Path) -> ResolvedRequest:
+    """The settings and texts of a request, without any work.
+
+    Raises `InputError` for settings that contradict each other or do not fit the shape of `source`,
+    and for texts that cannot be used.
+    """
+    shape = inspect_model(source.path)
+    settings = groupwise_settings(
+        group_quantization(request.format, request.bits, request.group_size),
+        architecture=shape.architecture,
+        engine=request.engine,
+        desc_act=request.desc_act,
+        sym=request.sym,
+        samples=request.calibration_samples,
+        sequence_length=request.sequence_length,
+    )
+    check_shape(shape, settings)
+    return ResolvedRequest(
+        settings,
+        calibration_text(request.calibration, cache),
+        evaluation_text(request.text or "auto", cache),
+    )
 
 
 def make_requested_artifact(
@@ -66,27 +102,25 @@ def make_requested_artifact(
 ) -> GroupwiseArtifact:
     """Make the artifact, or find it in `store`; warnings go to the session as log events.
 
-    Raises what `make_groupwise_artifact` raises, and `CheckFailed` when the gate rejects it.
+    Raises what `resolve_request`, `fitted_spec` and `make_groupwise_artifact` raise, and
+    `CheckFailed` when the gate rejects it.
     """
-    chosen = groupwise_settings(
-        group_quantization(request.format, request.bits, request.group_size),
-        architecture=inspect_model(source.path).architecture,
-        engine=request.engine,
-        desc_act=request.desc_act,
-        sym=request.sym,
-        samples=request.calibration_samples,
-        sequence_length=request.sequence_length,
-    )
-    calibration = calibration_text(request.calibration, cache)
-    _warn(calibration.warning, session)
-    gate = PerplexityGate(
-        text=evaluation_text(request.text or "auto", cache),
+    settings, calibration, text = resolve_request(source, request, cache)
+    gate = PerplexityGate(text, cache, threads=request.threads, device=request.device)
+    spec = fitted_spec(
+        GroupwiseSpec(source.name, source, settings, calibration, lineage or {}),
+        CalibrationChoice(
+            samples=request.calibration_samples, sequence_length=request.sequence_length
+        ),
+        store,
         cache=cache,
-        threads=request.threads,
-        device=request.device,
+        resume=request.resume,
+        session=session,
     )
+    for remark in spec.remarks:
+        _warn(remark, session)
     made = make_groupwise_artifact(
-        GroupwiseSpec(source.name, source, chosen, calibration, lineage or {}),
+        spec,
         store,
         gate=gate if request.gate else None,
         threads=request.threads,

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from quant_assets.errors import InputError
 from quant_assets.formats.gguf_levels import GgufLevel, parse_level
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.processes.protocol import EventChannel
-from quant_assets.quantize.gguf.job import GgufPlan, GgufPlanJob, QuantizeGgufJob
+from quant_assets.quantize.gguf.job import GgufPlan, GgufPlanJob, QuantizeGgufJob, check_imatrix
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.chunks import CHUNK_ELEMENTS
 from quant_assets.workers.gguf.hf_source import HuggingFaceSource
@@ -58,13 +57,8 @@ def prepared(job: GgufPlanJob | QuantizeGgufJob, channel: EventChannel) -> Itera
     """
     channel.progress(CHECK, 0, 1, "steps")
     level = parse_level(job.level)
+    check_imatrix(level, job.imatrix)
     imatrix = read_imatrix(job.imatrix) if job.imatrix else None
-    if imatrix is None and level.needs_imatrix:
-        raise InputError(
-            f"The level {level} needs an importance matrix.",
-            "llama.cpp rejects it without one, because the result would be unusable.",
-            "Pass one with --imatrix FILE, or use a level such as Q2_K or Q3_K_S.",
-        )
     if job.source_kind == "hf":
         check_hf_folder(job.source)
     channel.progress(CHECK, 1, 1, "steps")

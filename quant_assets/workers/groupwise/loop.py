@@ -14,13 +14,11 @@ import time
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from safetensors.torch import save_file
 
-from quant_assets.errors import InputError
 from quant_assets.formats.artifact_formats import CheckpointDtype, checkpoint_dtype
 from quant_assets.formats.safetensors_header import SUFFIX
 from quant_assets.processes.protocol import EventChannel
@@ -31,13 +29,13 @@ from quant_assets.workers.checkpoint.assembly import (
     tensor_facts,
 )
 from quant_assets.workers.checkpoint.packing import packed_bytes
-from quant_assets.workers.groupwise.calibration import calibration_windows
+from quant_assets.workers.groupwise.calibration import calibration_windows, source_tokenizer
 from quant_assets.workers.groupwise.layer_quantizer import LayerQuantizer, MakeQuantizer, linears
 from quant_assets.workers.groupwise.preflight import check_job, check_linears, warn_of_cpu_time
 from quant_assets.workers.groupwise.steps import ASSEMBLE, CALIBRATE, QUANTIZE
 from quant_assets.workers.groupwise.streaming import StreamedModel
 from quant_assets.workers.groupwise.work_folder import WorkFolder
-from quant_assets.workers.torch.models import load_tokenizer, report_vram, resolve_device
+from quant_assets.workers.torch.models import report_vram, resolve_device
 
 _UNPACKED_BYTES = 2  # embeddings and norms have 16 bits
 
@@ -69,7 +67,7 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
     dtype = checkpoint_dtype(shape.architecture)
     channel.progress(CALIBRATE, 0, 1, "texts")
     windows = calibration_windows(
-        _tokenizer(job.source), job.calibration, job.settings.samples,
+        source_tokenizer(job.source), job.calibration, job.settings.samples,
         job.settings.sequence_length,
     )  # fmt: skip
     channel.progress(CALIBRATE, 1, 1, "texts")
@@ -117,17 +115,6 @@ def run(job: GroupwiseJob, channel: EventChannel, make_quantizer: MakeQuantizer)
         peak_vram_bytes=memory.peak_vram_bytes,
         quantization_job=channel.completed_job(memory),
     )
-
-
-def _tokenizer(folder: Path) -> Any:
-    try:
-        return load_tokenizer(str(folder))
-    except Exception as error:  # transformers and tokenizers raise many types
-        raise InputError(
-            f"The tokenizer in {folder} cannot be loaded.",
-            f"transformers {transformers.__version__} raised {type(error).__name__}: {error}.",
-            "Put the model's own tokenizer files into the folder.",
-        ) from error
 
 
 def _stored(name: str, tensor: torch.Tensor, dtype: CheckpointDtype) -> torch.Tensor:

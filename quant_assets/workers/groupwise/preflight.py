@@ -13,15 +13,12 @@ from quant_assets.host.resources import (
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.models.integrity import check_hf_folder
 from quant_assets.processes.protocol import EventChannel
-from quant_assets.quantize.groupwise.job import GroupwiseJob, check_shape
+from quant_assets.quantize.groupwise.job import GroupwiseJob, check_shape, memory_needed
 from quant_assets.workers.groupwise.layer_quantizer import linears
 from quant_assets.workers.groupwise.streaming import StreamedModel
 
 _FLOAT_BYTES = 4
 _UNPACKED_BYTES = 2  # scales, embeddings and norms have 16 bits
-_SCRATCH_BYTES = 800_000_000  # Python, torch and its libraries, measured
-# A layer, its statistics without gradients, and the candidates of a search.
-_LAYER_COPIES = 6
 # Measured with two models of 100M weights on two cores; used for the time estimate only: operations
 # per second, passes of all tokens through the model, and the search's own seconds per weight.
 _CPU_FLOPS_PER_CORE = 4e10
@@ -38,10 +35,8 @@ def check_job(job: GroupwiseJob, channel: EventChannel) -> ModelShape:
     shape = inspect_model(job.source)
     check_shape(shape, job.settings)
     check_output_folder(job.output)
-    states = job.settings.samples * job.settings.sequence_length * shape.hidden_size * _FLOAT_BYTES
-    layer = shape.n_linear_parameters // shape.n_layers * _FLOAT_BYTES
-    embedding = shape.vocab_size * shape.hidden_size * _FLOAT_BYTES
-    needed = _SCRATCH_BYTES + max(embedding, _LAYER_COPIES * layer) + 4 * states
+    size = job.settings.calibration_size
+    needed = memory_needed(shape, job.settings.format, size)
     channel.log(
         f"One layer at a time: needs about {needed / 1e9:.2f} GB of memory, "
         f"{available_memory() / 1e9:.2f} GB are available; {psutil.cpu_count()} cores.",
@@ -50,6 +45,7 @@ def check_job(job: GroupwiseJob, channel: EventChannel) -> ModelShape:
     check_memory(needed)
     outer = (shape.n_parameters - shape.n_linear_parameters) * _UNPACKED_BYTES
     packed = int(shape.n_linear_parameters * job.settings.quantization.bits_per_weight() / 8)
+    states = size.n_tokens * shape.hidden_size * _FLOAT_BYTES
     # Layer files and the joined file briefly coexist; so do two sets of hidden states.
     check_disk(job.output, 2 * (outer + packed) + 2 * states)
     return shape
@@ -57,7 +53,7 @@ def check_job(job: GroupwiseJob, channel: EventChannel) -> ModelShape:
 
 def warn_of_cpu_time(job: GroupwiseJob, shape: ModelShape, channel: EventChannel) -> None:
     """Log the estimated duration of a run without a GPU."""
-    tokens = job.settings.samples * job.settings.sequence_length
+    tokens = job.settings.calibration_size.n_tokens
     work = 2.0 * shape.n_linear_parameters * tokens * _PASSES[job.settings.format]
     core_seconds = work / _CPU_FLOPS_PER_CORE + _CORE_SECONDS_PER_WEIGHT * shape.n_linear_parameters
     seconds = core_seconds / torch.get_num_threads()

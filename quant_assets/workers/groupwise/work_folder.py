@@ -22,9 +22,9 @@ from quant_assets.atomic_files import atomic_path, write_text_atomically
 from quant_assets.errors import ResourceError
 from quant_assets.host.own_files import open_own_file, own_folder, read_own_file
 from quant_assets.models.identity import sha256_of
+from quant_assets.quantize.groupwise.job import JOURNAL_NAME
 
 _JOB = "job.json"
-_JOURNAL = "journal.jsonl"
 # 200 bytes per line; no model has 100,000 layers.
 _MAX_BYTES = 20_000_000
 _IDENTITY: TypeAdapter[dict[str, str]] = TypeAdapter(dict[str, str], config=ConfigDict(strict=True))
@@ -86,7 +86,7 @@ class WorkFolder:
             layer_sha256=_save(self.layer_file(layer), tensors),
             states_sha256=_save(self._states_file(layer + 1), {"states": states}),
         )
-        journal = open_own_file(self.folder / _JOURNAL, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        journal = open_own_file(self.folder / JOURNAL_NAME, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         with os.fdopen(journal, "a", encoding="utf-8") as stream:
             stream.write(line.model_dump_json() + "\n")
             stream.flush()
@@ -119,7 +119,7 @@ class WorkFolder:
         """The complete lines, from the first layer on."""
         lines: list[_Line] = []
         # Text after the last line feed was being written when the process died.
-        for raw in read_own_file(self.folder / _JOURNAL, _MAX_BYTES).split(b"\n")[:-1]:
+        for raw in read_own_file(self.folder / JOURNAL_NAME, _MAX_BYTES).split(b"\n")[:-1]:
             try:
                 line = _Line.model_validate_json(raw)
             except ValidationError:
@@ -131,7 +131,7 @@ class WorkFolder:
 
     def _keep_journal_lines(self, count: int) -> None:
         text = "".join(line.model_dump_json() + "\n" for line in self._lines()[:count])
-        write_text_atomically(self.folder / _JOURNAL, text)
+        write_text_atomically(self.folder / JOURNAL_NAME, text)
 
     def _start_over(self, identity: dict[str, str]) -> None:
         shutil.rmtree(self.folder)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,17 @@ import pytest
 from typer.testing import CliRunner
 
 from quant_assets.cli.app import app
-from quant_assets.errors import ConfirmationRequired, InputError, ResourceError
+from quant_assets.errors import CheckFailed, ConfirmationRequired, InputError, ResourceError
+from quant_assets.formats.gguf_header import read_gguf_header
 from quant_assets.models.source import resolve_source
 from quant_assets.processes.protocol import EventChannel
 from quant_assets.quantize.conversion.convert import conversion_loss, plain_folder
 from quant_assets.quantize.conversion.plain_weights import UnpackJob, source_manifest
-from quant_assets.settings import Settings
+from quant_assets.quantize.groupwise.layout import check_layout
+from quant_assets.settings import Settings, get_settings
+from quant_assets.workers.gguf.imatrix_file import MatrixInputs, write_imatrix
 from quant_assets_tests.models.tiny_models import make_model, tokenizer_model
+from quant_assets_tests.quantize.conversion.conversions import assert_valid, convert, converted
 
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
@@ -123,6 +129,146 @@ def test_to_gguf_with_agreement(packed: tuple[Path, dict[str, Any]], tmp_path: P
 
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     assert gguf_tokens(file)[0] == pieces.encode(TEXTS[0])
+
+
+@pytest.mark.parametrize("packed", ["gptq-4", "awq-4"], indirect=True)
+@pytest.mark.parametrize("target", ["hf", "gguf"])
+def test_source_and_result_of_a_packed_folder_are_valid(
+    target: str, packed: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    folder, _ = packed
+    assert check_layout(folder) == 2 * 7
+    level = ["--level", "Q4_0", "--threads", "1"] if target == "gguf" else []
+    made = converted(folder, target, tmp_path / "out", *level)
+    assert_valid(made)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    config = json.loads((damaged / "config.json").read_text())
+    config["quantization_config"]["group_size"] = 64
+    (damaged / "config.json").write_text(json.dumps(config))
+    run = convert(damaged, target, tmp_path / "none", "--yes", *level)
+    assert isinstance(run.exception, CheckFailed), run.exception
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(plain: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = convert(plain, "gguf", tmp_path_factory.mktemp("gguf"), "--level", "Q8_0")
+    assert run.exit_code == 0, run.exception
+    return Path(run.stdout.strip())
+
+
+@pytest.mark.parametrize("target", ["hf", "gguf"])
+def test_source_and_result_of_a_gguf_are_valid(
+    target: str, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    assert_valid(tiny_gguf)
+    level = ["--level", "Q5_0", "--threads", "1"] if target == "gguf" else []
+    assert_valid(converted(tiny_gguf, target, tmp_path / "out", *level))
+    cut = tmp_path / "cut.gguf"
+    cut.write_bytes(tiny_gguf.read_bytes()[:-500])
+    run = convert(cut, target, tmp_path / "none", "--yes", *level)
+    assert isinstance(run.exception, InputError), run.exception
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """An installation of its own for commands."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUANT_ASSETS_HOME", str(tmp_path_factory.mktemp("home")))
+        get_settings.cache_clear()
+        yield
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def tiny_imatrix(plain: Path, tmp_path: Path) -> Path:
+    """Random importances of every matrix of the tiny model."""
+    import numpy as np
+
+    generator = np.random.default_rng(3)
+    widths = {
+        **dict.fromkeys(("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up"), 64),
+        "ffn_down": 128,
+    }
+    inputs = {
+        f"blk.{layer}.{name}.weight": MatrixInputs(
+            generator.exponential(size=(1, width)) * 100, np.array([100])
+        )
+        for layer in range(2)
+        for name, width in widths.items()
+    }
+    path = tmp_path / "tiny.imatrix.gguf"
+    write_imatrix(path, inputs, dataset="random", n_chunks=1, chunk_tokens=100)
+    return path
+
+
+def test_options_reach_the_target(
+    home: None, plain: Path, tiny_imatrix: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    level = ["--level", "Q4_0", "--threads", "1"]
+    run = convert(plain, "gguf", out, *level, "--imatrix", str(tiny_imatrix))
+    assert run.exit_code == 0, run.exception
+    (made,) = out.glob("*.gguf")
+    named = read_gguf_header(made).values["quantize.imatrix.file"]
+    assert named == tiny_imatrix.name
+    weighted = made.read_bytes()
+    assert convert(plain, "gguf", tmp_path / "plain", *level).exit_code == 0
+    (unweighted,) = (tmp_path / "plain").glob("*.gguf")
+    assert unweighted.read_bytes()[-1000:] != weighted[-1000:]
+    requests: list[Any] = []
+
+    def make(_: object, request: Any, *__: object, **___: object) -> Path:
+        requests.append(request.target)
+        return tmp_path
+
+    monkeypatch.setattr("quant_assets.cli.convert.convert_model", make)
+    words = tmp_path / "words.txt"
+    words.write_text("Some words to calibrate on. " * 50)
+    options = ["--desc-act", "--no-sym", "--group-size", "32", "--no-resume",
+               "--calibration", str(words), "--text", str(words)]  # fmt: skip
+    assert convert(plain, "gptq", out, *options).exit_code == 0
+    (request,) = requests
+    assert request.desc_act and request.sym is False and not request.resume
+
+
+@pytest.mark.parametrize(
+    ("command", "target", "options", "what"),
+    [
+        ("convert", "awq", ["--imatrix", "x.gguf"], "only --to gguf takes it"),
+        ("convert", "hf", ["--level", "Q4_0"], "only --to gguf takes it"),
+        ("convert", "gguf", ["--bits", "3"], "only --to gptq or awq takes it"),
+        ("convert", "gguf", ["--desc-act"], "only --to gptq or awq takes it"),
+        ("convert", "hf", ["--no-sym"], "only --to gptq or awq takes it"),
+        ("convert", "awq", ["--desc-act"], "no act-order"),
+        ("convert", "awq", ["--sym"], "not symmetric"),
+        ("convert", "gptq", ["--engine", "autoawq"], "does not write GPTQ"),
+        ("convert", "gptq", ["--group-size", "128"], "do not divide"),
+        ("convert", "gptq", ["--calibration", "none.txt"], "no calibration text"),
+        ("convert", "gguf", ["--level", "IQ2_M"], "needs an importance matrix"),
+        ("convert", "gguf", ["--imatrix", "none.gguf"], "none.gguf"),
+        ("quantize", "awq", ["--imatrix", "x.gguf"], "only --to gguf takes it"),
+        ("quantize", "gguf", ["--desc-act"], "only --to gptq or awq takes it"),
+        ("quantize", "awq", ["--sym"], "not symmetric"),
+    ],
+)
+def test_contradictory_options_are_refused_before_any_work(
+    command: str,
+    target: str,
+    options: list[str],
+    what: str,
+    home: None,
+    plain: Path,
+    tmp_path: Path,
+) -> None:
+    groups = ["--group-size", "32"] if target in ("gptq", "awq") else []
+    run = convert(plain, target, tmp_path / "out", *groups, *options, "--yes", command=command)
+    told = run.stderr if run.exit_code == 2 else str(run.exception)
+    assert run.exit_code == 2 or isinstance(run.exception, InputError), run.exception
+    assert what in " ".join(told.replace("│", " ").split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_gguf_to_plain_folder_keeps_tokens_and_chat_template(smollm2: Path, tmp_path: Path) -> None:

@@ -27,11 +27,12 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GroupwiseSpec:
         )  # fmt: skip
 
     monkeypatch.setattr(artifact, "quantize_groupwise", quantize)
-    monkeypatch.setattr(artifact, "_check_source", lambda *_: None)
+    monkeypatch.setattr(artifact, "check_source", lambda *_: None)
     monkeypatch.setattr(artifact, "check_layout", lambda *_: 1)
     source = SourceModel(name="m", kind="hf", path=tmp_path, identity="s", provenance="here")
     calibration = CalibrationText(name="c", path=tmp_path / "c", sha256="c")
-    return GroupwiseSpec("m", source, GroupwiseSettings(format="gptq"), calibration)
+    settings = GroupwiseSettings(format="gptq", samples=1, sequence_length=8)
+    return GroupwiseSpec("m", source, settings, calibration)
 
 
 def measuring(monkeypatch: pytest.MonkeyPatch, own: float) -> list[list[Checkpoint]]:

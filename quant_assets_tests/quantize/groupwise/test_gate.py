@@ -68,7 +68,11 @@ def test_unsupported_combinations() -> None:
         groupwise_settings(quantization("gptq"), engine="autoawq")
     with pytest.raises(InputError, match="one group per row"):
         groupwise_settings(quantization("awq", group_size=-1))
+    with pytest.raises(InputError, match="not symmetric"):
+        groupwise_settings(quantization("awq"), sym=True)
     assert not groupwise_settings(quantization("awq")).sym
+    assert groupwise_settings(quantization("gptq")).sym
+    assert not groupwise_settings(quantization("gptq"), sym=False).sym
 
 
 def shape(hidden: int = 256, intermediate: int = 256, **changes: object) -> ModelShape:

@@ -41,8 +41,8 @@ def test_settings_texts_and_warnings(
 
     monkeypatch.setattr(requests, "make_groupwise_artifact", make)
     request = GroupwiseRequest(
-        format="gptq", bits=8, group_size=32, calibration=str(text), text=text, threads=2,
-        resume=False,
+        format="gptq", bits=8, group_size=32, calibration=str(text), calibration_samples=4,
+        sequence_length=32, text=text, threads=2, resume=False,
     )  # fmt: skip
     events: list[Event] = []
     store = ArtifactStore(tmp_path / "out")

@@ -29,7 +29,7 @@ def job_of(
     group_size: int = 32,
     engine: Engine | None = None,
     desc_act: bool = False,
-    sym: bool = True,
+    sym: bool | None = None,
 ) -> GroupwiseJob:
     quantization = GroupQuantization.model_validate(
         {"method": method, "bits": bits, "group_size": group_size}

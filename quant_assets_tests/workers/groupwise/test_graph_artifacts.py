@@ -79,6 +79,8 @@ def test_the_graph_shows_the_artifact_and_its_checks(
     shown = event.asset_materialization.metadata
     assert shown["job"].value == manifest_of(settings, method).job_id
     assert shown["calibrated on"].value == "python-reference-second-half"
+    assert shown["calibration samples"].value == "64 of 64 tokens"
+    assert "No calibration set was named." in str(shown["calibration warning"].value)
     for name in CHECKS:
         evaluation = evaluation_of(instance, key, name)
         assert evaluation.passed, name
@@ -155,6 +157,8 @@ def test_the_command_finds_what_the_graph_made(
     found = ArtifactManifest.model_validate_json(run.stdout)
     assert found == manifest_of(settings, method)
     assert "Python's language reference is used" in run.stderr
+    assert "warning: No calibration set was named." in run.stderr
+    assert "No calibration set was named." in found.engine["calibration remarks"]
 
 
 def test_validate_loads_it_and_notices_a_change(

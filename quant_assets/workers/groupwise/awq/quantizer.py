@@ -170,8 +170,8 @@ class AwqQuantizer:
         with before_running(modules, record):
             outputs = torch.cat(list(self._model.run_layer(layer, states, call)))
         # `cat` copies, so modules with a shared input do not share memory: each module's features
-        # are divided by its scales in place.
-        return {name: torch.cat(parts) for name, parts in seen.items()}, outputs
+        # are divided by its scales in place. Popping frees the parts as soon as they are joined.
+        return {name: torch.cat(seen.pop(name)) for name in list(seen)}, outputs
 
     def _packed(self, name: str, module: torch.nn.Linear) -> dict[str, torch.Tensor]:
         scales, zeros, integers = zero_point_integers(
