@@ -17,12 +17,14 @@ from quant_assets.assets.conventions import (
 from quant_assets.assets.partitions import gguf_levels
 from quant_assets.models.config import ModelConfig
 from quant_assets.models.source import SourceModel
+from quant_assets.quantize.configured_intent import configured_calibration, configured_dataset
 from quant_assets.quantize.gguf.artifact import GgufArtifact
 from quant_assets.quantize.gguf.importance_matrix import ImportanceMatrixRecord
+from quant_assets.quantize.gguf.job import DEFAULT_CHUNK_TOKENS, DEFAULT_CHUNKS
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
-from quant_assets.texts.calibration import default_calibration_text
+from quant_assets.texts.calibration import calibration_text, default_calibration_text
 
 
 def build_importance_matrix(model: ModelConfig) -> dg.AssetsDefinition:
@@ -120,9 +122,20 @@ def _importance_matrix(
     llama_cpp: LlamaCpp,
 ) -> ImportanceMatrixRecord:
     settings = data_root.settings
-    calibration = default_calibration_text(settings.cache)
+    wanted, dataset = configured_calibration(model), configured_dataset(model, settings)
+    calibration = (
+        calibration_text(dataset, settings.cache)
+        if dataset
+        else default_calibration_text(settings.cache)
+    )
     return llama_cpp.importance_matrix(
-        context, model.name, source, settings.importance_matrices, calibration
+        context,
+        model.name,
+        source,
+        settings.importance_matrices,
+        calibration,
+        max_chunks=wanted.num_samples or DEFAULT_CHUNKS,
+        chunk_tokens=wanted.max_length or DEFAULT_CHUNK_TOKENS,
     )
 
 

@@ -53,9 +53,9 @@ def build_source_model(model: ModelConfig) -> dg.AssetsDefinition:
 def _quantization(model: ModelConfig, data_root: DataRoot) -> dict[str, dg.JsonMetadataValue]:
     """What each backend needs to serve the model as its entry in the model list intends."""
     config, location = configured_intent(model, data_root.settings)
-    answers = config.for_every_backend(model=location.path, name=location.name)
+    every = config.for_every_backend(model=location.path, name=location.name)
     return {
         "quantization": dg.MetadataValue.json(
-            {answer.backend: answer.model_dump(mode="json") for answer in answers}
+            {answer.backend: answer.model_dump(mode="json") for answer in every.answers}
         )
     }

@@ -1,7 +1,5 @@
 """`quant-assets intent`: translate a quantization intent for serving backends."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +20,7 @@ from quant_assets.models.quantization_intent import (
 )
 from quant_assets.quantize.configured_intent import configured_intent
 from quant_assets.serving.backend import BackendParams
-from quant_assets.serving.intent import BackendRefusal, UnifiedQuantizationConfig
+from quant_assets.serving.intent import IntentAnswers, UnifiedQuantizationConfig
 from quant_assets.settings import get_settings
 
 
@@ -111,8 +109,8 @@ def intent(
 ) -> None:
     """Translate one intent, such as int4, into backends' parameters and launch commands.
 
-    Without --backend, every backend answers, and a refusal is one of the answers. As JSON, the
-    answer of one backend is an object, that of all is a list.
+    Without --backend, every backend answers, and a refusal is one of the answers. As JSON, one
+    backend's answer has the fields of `BackendParams`, that of all is a list in `answers`.
 
     Exit code 3: no backend asked, or the GPU, supports it; the message names the nearest that does.
     """
@@ -134,39 +132,33 @@ def intent(
     else:
         config = wish.stated(method)
     if subject.backend is not None:
-        _print_one(config.to_backend_params(subject.backend, card, model, name), output_format)
+        answer = config.to_backend_params(subject.backend, card, model, name)
+        if output_format == "json":
+            print_json(answer.model_dump_json(indent=2))
+        else:
+            _show(answer)
         return
-    answers = config.for_every_backend(card, model, name)
-    refused = [answer for answer in answers if isinstance(answer, BackendRefusal)]
-    if len(refused) == len(answers):
+    every = config.for_every_backend(card, model, name)
+    if len(every.refusals) == len(every.answers):
         raise InputError(
             f"No backend fulfils {config.method} as asked.",
-            " ".join(f"{answer.what} {answer.why}" for answer in refused),
-            refused[0].next_step,
+            " ".join(f"{refusal.what} {refusal.why}" for refusal in every.refusals),
+            every.refusals[0].next_step,
         )
-    _print_all(answers, output_format)
-
-
-def _print_one(answer: BackendParams, output_format: OutputFormat) -> None:
     if output_format == "json":
-        print_json(answer.model_dump_json(indent=2))
+        print_json(every.model_dump_json(indent=2))
     else:
-        _show(answer)
+        _show_every(every)
 
 
-def _print_all(
-    answers: Sequence[BackendParams | BackendRefusal], output_format: OutputFormat
-) -> None:
-    if output_format == "json":
-        print_json(json.dumps([answer.model_dump(mode="json") for answer in answers], indent=2))
-        return
-    for number, answer in enumerate(answers):
+def _show_every(every: IntentAnswers) -> None:
+    console = LiteralConsole(soft_wrap=True)
+    for number, answer in enumerate(every.answers):
         if number:
-            LiteralConsole().print()
+            console.print()
         if isinstance(answer, BackendParams):
             _show(answer)
         else:
-            console = LiteralConsole(soft_wrap=True)
             console.print(f"not on {answer.backend}")
             console.print(f"{answer.what} {answer.why}\n{answer.next_step}")
 

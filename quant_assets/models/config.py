@@ -30,10 +30,10 @@ class ModelConfig(BaseModel):
     file, or `package:<distribution>/<file>` for a GGUF file inside an installed Python package.
     `gguf_levels` are the levels of the GGUF artifacts; `F16` comes first by convention, as the
     baseline of all comparisons. With `importance_matrix` the quantized levels are
-    weighted by one, measured on the default calibration text; some levels need it.
+    weighted by one, measured on the calibration text; some levels need it.
     `quantization` is the intent with which every backend serves the model. The GGUF level that
-    fulfils it for llama.cpp becomes one of `gguf_levels`; `quant-assets intent --model-name` prints
-    what the other backends need.
+    fulfils it for llama.cpp becomes one of `gguf_levels`, and its calibration is that of the
+    model's assets; `quant-assets intent --model-name` prints what the other backends need.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

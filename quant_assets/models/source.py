@@ -92,6 +92,26 @@ def locate_source(text: str, settings: Settings) -> SourceLocation:
     return SourceLocation(path=cached, name=name)
 
 
+def configured_path(text: str, settings: Settings) -> Path:
+    """The path that a configuration names `text`; a relative one is below the data root.
+
+    Raises `InputError` for one outside the data root, the project's own data and the folders named
+    in `QUANT_ASSETS_MODEL_ROOTS`.
+    """
+    path = Path(text).expanduser()
+    if not path.is_absolute():
+        return path_inside(settings.home, path)
+    roots = [settings.home, settings.data, *settings.model_roots]
+    if not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
+        raise InputError(
+            f"The path {text!r} lies outside the data root {settings.home}.",
+            "Paths from a configuration stay inside the data root and the model roots.",
+            "Move the files, or name their parent folder in QUANT_ASSETS_MODEL_ROOTS "
+            '(a JSON list, such as ["/models"]).',
+        )
+    return path
+
+
 def _hub_id(text: str) -> re.Match[str]:
     """`text` as a hub id; raises `InputError` for anything else."""
     hub = _HUB_SOURCE.match(text)
@@ -108,19 +128,8 @@ def _inside_roots(text: str, settings: Settings) -> str:
     """A configured source as `resolve_source` reads it: an allowed path, a hub id or a package."""
     if text.startswith("package:"):
         return text
-    path = Path(text).expanduser()
-    if path.is_absolute():
-        roots = [settings.home, settings.data, *settings.model_roots]
-        if not any(path.resolve().is_relative_to(root.resolve()) for root in roots):
-            raise InputError(
-                f"The model path {text!r} lies outside the data root {settings.home}.",
-                "Paths from a configuration stay inside the data root and the model roots.",
-                "Move the model, or name its parent folder in QUANT_ASSETS_MODEL_ROOTS "
-                '(a JSON list, such as ["/models"]).',
-            )
-        return str(path)
-    inside = path_inside(settings.home, path)
-    return str(inside) if inside.exists() else text
+    inside = configured_path(text, settings)
+    return str(inside) if inside.exists() or Path(text).expanduser().is_absolute() else text
 
 
 def _in_hub_cache(repo: str, revision: str | None, settings: Settings) -> Path | None:

@@ -12,6 +12,7 @@ from quant_assets.quantize.gguf.importance_matrix import (
     ImportanceMatrixRecord,
     model_importance_matrix,
 )
+from quant_assets.quantize.gguf.job import DEFAULT_CHUNK_TOKENS, DEFAULT_CHUNKS
 from quant_assets.resources.backend import ModelBackend
 from quant_assets.resources.worker_logs import worker_session
 from quant_assets.texts.calibration import CalibrationText
@@ -52,6 +53,9 @@ class LlamaCpp(ModelBackend["LlamaCpp"]):
         source: SourceModel,
         folder: Path,
         calibration: CalibrationText,
+        *,
+        max_chunks: int = DEFAULT_CHUNKS,
+        chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
     ) -> ImportanceMatrixRecord:
         """The importance matrix of a source; measured unless `folder` has it."""
         with worker_session(context) as session:
@@ -60,6 +64,8 @@ class LlamaCpp(ModelBackend["LlamaCpp"]):
                 source,
                 calibration,
                 folder,
+                max_chunks=max_chunks,
+                chunk_tokens=chunk_tokens,
                 threads=self.threads,
                 session=session,
             )

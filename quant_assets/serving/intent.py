@@ -40,6 +40,19 @@ class BackendRefusal(BaseModel):
     next_step: str
 
 
+class IntentAnswers(BaseModel):
+    """One answer per backend; a refusal is one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    answers: tuple[BackendParams | BackendRefusal, ...]
+
+    @property
+    def refusals(self) -> tuple[BackendRefusal, ...]:
+        """The refusals among the answers."""
+        return tuple(answer for answer in self.answers if isinstance(answer, BackendRefusal))
+
+
 class Subject(BaseModel):
     """What is served, and on which GPU.
 
@@ -92,7 +105,7 @@ class UnifiedQuantizationConfig(QuantizationIntent):
 
     def for_every_backend(
         self, gpu: Gpu | None = None, model: Path | None = None, name: str | None = None
-    ) -> tuple[BackendParams | BackendRefusal, ...]:
+    ) -> IntentAnswers:
         """One answer per backend, a refusal where it cannot fulfil the intent."""
         answers: list[BackendParams | BackendRefusal] = []
         for backend in BACKENDS:
@@ -107,7 +120,7 @@ class UnifiedQuantizationConfig(QuantizationIntent):
                         next_step=error.next_step,
                     )
                 )
-        return tuple(answers)
+        return IntentAnswers(answers=tuple(answers))
 
     def _translate(self, engine: ServingBackend, subject: Subject) -> BackendParams:
         gpu = subject.gpu

@@ -5,9 +5,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from quant_assets.assets.gguf import build_importance_matrix
 from quant_assets.assets.source_models import build_source_model
 from quant_assets.definitions import build_definitions
+from quant_assets.errors import InputError
 from quant_assets.models.config import ModelConfig
+from quant_assets.quantize.configured_intent import configured_dataset
 from quant_assets.settings import Settings
 from quant_assets_tests.installation import Installation
 
@@ -51,3 +54,45 @@ def test_the_source_model_says_what_every_backend_needs(installation: Installati
     )
     assert answers["llamacpp"]["params"]["level"] == "Q4_K_M"
     assert str(installation.settings.home / "models" / "tiny-source") in answers["vllm"]["launch"]
+
+
+def test_the_importance_matrix_is_measured_as_the_block_says(installation: Installation) -> None:
+    (installation.settings.home / "my_texts.txt").write_text("a few words of my own domain. " * 200)
+    model = ModelConfig.model_validate(
+        {
+            "name": "tiny",
+            "source": "models/tiny-source",
+            "importance_matrix": True,
+            "quantization": {
+                "method": "int4",
+                "calibration": {"dataset": "my_texts.txt", "num_samples": 3, "max_length": 16},
+            },
+        }
+    )
+    result = dg.materialize(
+        [build_importance_matrix(model)],
+        instance=installation.instance,
+        resources=installation.definitions.resources,
+    )
+    (event,) = result.get_asset_materialization_events()
+    metadata = event.materialization.metadata
+    assert metadata["calibration text"].value == "my_texts.txt"
+    assert metadata["tokens"].value == 3 * 16
+
+
+@pytest.mark.parametrize(
+    ("calibration", "match"),
+    [
+        ({"dataset": "/etc/hostname"}, "outside the data root"),
+        ({"dataset": "../elsewhere.txt"}, "leads out of"),
+        ({"dataset": "hub:a/b", "split": "validation"}, "split 'validation'"),
+    ],
+)
+def test_a_calibration_stays_inside_the_data_root_and_the_training_split(
+    calibration: dict[str, str], match: str, installation: Installation
+) -> None:
+    model = ModelConfig.model_validate(
+        {"name": "a", "source": "a/b", "quantization": {"calibration": calibration}}
+    )
+    with pytest.raises(InputError, match=match):
+        configured_dataset(model, installation.settings)

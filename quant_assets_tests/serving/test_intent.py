@@ -243,7 +243,7 @@ def run(*arguments: str) -> Result:
 
 
 def test_command_without_a_backend_answers_for_all() -> None:
-    answers = json.loads(run("fp8", "--gpu", "H100", "--format", "json").stdout)
+    answers = json.loads(run("fp8", "--gpu", "H100", "--format", "json").stdout)["answers"]
     assert [answer["backend"] for answer in answers] == ["pytorch", "vllm", "tensorrt", "llamacpp"]
     assert answers[1]["params"]["quantization"] == "fp8"
     assert "no fp8" in answers[3]["what"]
@@ -294,7 +294,9 @@ def test_command_translates_the_block_of_a_listed_model(model_list: Path) -> Non
     tiny = model_list.parent / "models" / "tiny"
     tiny.mkdir(parents=True)
     checkpoint(tiny, None)
-    answers = json.loads(run("--model-name", "tiny", "--gpu", "L4", "--format", "json").stdout)
+    answers = json.loads(run("--model-name", "tiny", "--gpu", "L4", "--format", "json").stdout)[
+        "answers"
+    ]
     params = {answer["backend"]: answer["params"] for answer in answers}
     assert params["pytorch"]["load_in_4bit"] is True
     assert params["vllm"]["quantization"] == "awq_marlin"
@@ -306,7 +308,7 @@ def test_command_translates_the_block_of_a_listed_model(model_list: Path) -> Non
 
 def test_command_names_a_hub_model_without_fetching_it(model_list: Path) -> None:
     del model_list
-    answers = json.loads(run("--model-name", "hub", "--format", "json").stdout)
+    answers = json.loads(run("--model-name", "hub", "--format", "json").stdout)["answers"]
     assert answers[1]["launch"].startswith("vllm serve owner/name --quantization gptq")
     assert "--calibration hub:a/b" in answers[1]["notes"][0]
     assert answers[2]["params"]["calib_dataset"] == "a/b"

@@ -12,7 +12,12 @@ from quant_assets.host.locks import LONG_WAIT_S, exclusive_lock
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.source import SourceModel
 from quant_assets.processes.session import UNATTENDED, WorkerSession
-from quant_assets.quantize.gguf.job import ImatrixJob, make_imatrix
+from quant_assets.quantize.gguf.job import (
+    DEFAULT_CHUNK_TOKENS,
+    DEFAULT_CHUNKS,
+    ImatrixJob,
+    make_imatrix,
+)
 from quant_assets.texts.calibration import CalibrationText
 
 
@@ -42,18 +47,23 @@ def model_importance_matrix(
     calibration: CalibrationText,
     folder: Path,
     *,
+    max_chunks: int = DEFAULT_CHUNKS,
+    chunk_tokens: int = DEFAULT_CHUNK_TOKENS,
     threads: int | None = None,
     session: WorkerSession = UNATTENDED,
 ) -> ImportanceMatrixRecord:
     """The importance matrix of a source over a text, kept in `folder` and measured at most once.
 
-    Raises what `make_imatrix` does.
+    At most `max_chunks` chunks of `chunk_tokens` tokens are read. Raises what `make_imatrix` does.
     """
     identity = "\n".join(
         [
             source.identity,
             calibration.sha256,
             *(f"{k}={v}" for k, v in library_versions("gguf").items()),
+            # Only what differs from the default, so that earlier records are found.
+            *([] if max_chunks == DEFAULT_CHUNKS else [f"chunks={max_chunks}"]),
+            *([] if chunk_tokens == DEFAULT_CHUNK_TOKENS else [f"chunk tokens={chunk_tokens}"]),
         ]
     )
     stem = f"{model_name}--imatrix--{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
@@ -72,6 +82,8 @@ def model_importance_matrix(
                 calibration_name=calibration.name,
                 output=path,
                 threads=threads,
+                max_chunks=max_chunks,
+                chunk_tokens=chunk_tokens,
             ),
             session=session,
         )

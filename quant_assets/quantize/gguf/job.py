@@ -22,6 +22,9 @@ TypePolicy = Literal["library", "dry_run"]
 
 MOST_THREADS: Final = 512
 """llama.cpp's limit (GGML_MAX_N_THREADS)."""
+DEFAULT_CHUNKS: Final = 100
+DEFAULT_CHUNK_TOKENS: Final = 512
+"""How much text an importance matrix is measured on, unless stated."""
 _WORKER = "gguf"
 
 
@@ -153,8 +156,8 @@ class ImatrixJob(BaseModel):
     calibration_name: str
     output: Path
     threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
-    chunk_tokens: int = Field(default=512, ge=1)
-    max_chunks: int = Field(default=100, ge=1)
+    chunk_tokens: int = Field(default=DEFAULT_CHUNK_TOKENS, ge=1)
+    max_chunks: int = Field(default=DEFAULT_CHUNKS, ge=1)
     record: bool = False
     overwrite: bool = True
 
