@@ -20,12 +20,14 @@ from quant_assets.assets.partitions import (
     observe_skipped,
 )
 from quant_assets.bench.artifact_finder import artifact_finder
+from quant_assets.bench.matrix import first_failure
 from quant_assets.bench.obedience.measurement import ObedienceResult, obedience_results
 from quant_assets.bench.quality import QualityResult, QualityStore
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import Variant
+from quant_assets.errors import QuantAssetsError
 from quant_assets.models.config import ModelConfig
 from quant_assets.record_files import recency
 from quant_assets.resources.failures import clear_failures
@@ -92,6 +94,7 @@ def build_benchmark_results(
     ) -> Iterator[dg.MaterializeResult[None]]:
         measured: dict[str, Mapping[str, dg.MetadataValue]] = {}
         skipped: dict[str, str] = {}
+        failures: dict[str, QuantAssetsError] = {}
         probed: set[type] = set()
         with clear_failures():
             settings = config.applied_to(defaults)
@@ -109,12 +112,17 @@ def build_benchmark_results(
                     context.log.warning(f"skipped {key}: {skipped[key]}")
                     continue
                 backend = backend_of(variant, llama_cpp, torch)
-                if type(backend) not in probed:
-                    context.log.info(backend.probe().text)
-                    probed.add(type(backend))
                 subject = Subject(model.name, variant, artifact, settings)
                 batch_size = int(key.keys_by_dimension[BATCH_SIZE])
-                cell = backend.measure(context, subject, batch_size)
+                try:
+                    if type(backend) not in probed:
+                        context.log.info(backend.probe().text)
+                        probed.add(type(backend))
+                    cell = backend.measure(context, subject, batch_size)
+                except QuantAssetsError as error:
+                    failures[key] = error
+                    context.log.error(f"{key} failed: {error}")
+                    continue
                 quality, obedience = known_quality(
                     data_root.settings, variant.name, artifact.artifact_id
                 )
@@ -123,7 +131,11 @@ def build_benchmark_results(
             with data_root.warehouse.write() as connection:
                 load_benchmarks(connection, results)
         observe_skipped(context, skipped)
-        yield from materialized_partitions(context, measured, complete=not skipped)
+        complete = not skipped and not failures
+        yield from materialized_partitions(context, measured, complete=complete)
+        if failures:
+            with clear_failures():
+                raise first_failure(failures)
 
     return benchmark_results
 
@@ -157,13 +169,18 @@ def _record_metadata(record: BenchmarkRecord) -> dict[str, dg.MetadataValue]:
         "prefill (tokens/s)": record.prefill_tokens_per_s,
         "decode (tokens/s)": record.decode_tokens_per_s,
         "load time (ms)": record.load_time_ms,
+        "command duration (ms)": record.command_duration_ms,
         "KV cache (MB)": record.kv_cache_bytes and record.kv_cache_bytes / 1e6,
         "perplexity": record.perplexity,
         "obedience pass rate": record.obedience_pass_rate,
     }
     metadata = record.metadata
     return {
-        **{name: dg.MetadataValue.float(value) for name, value in numbers.items() if value},
+        **{
+            name: dg.MetadataValue.float(value)
+            for name, value in numbers.items()
+            if value is not None
+        },
         **peak_memory_metadata(record.peak_rss_bytes, None, record.peak_vram_bytes),
         "contended": dg.MetadataValue.bool(bool(record.contended)),
         "runs": dg.MetadataValue.int(metadata.runs),

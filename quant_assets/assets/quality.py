@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 import dagster as dg
+from pydantic import PositiveInt
 
 from quant_assets.assets.conventions import (
     DEVICE_POOL,
@@ -16,12 +17,14 @@ from quant_assets.assets.partitions import (
     variant_partitions,
 )
 from quant_assets.bench.artifact_finder import artifact_finder
+from quant_assets.bench.matrix import first_failure
 from quant_assets.bench.obedience.measurement import ObedienceResult
-from quant_assets.bench.obedience.prompts import load_prompts
+from quant_assets.bench.obedience.prompts import load_prompts, spread_prompts
 from quant_assets.bench.quality import DEFAULT_WINDOWS, QualityResult, QualityStore
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant
+from quant_assets.errors import QuantAssetsError
 from quant_assets.models.config import ModelConfig
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import LlamaCpp
@@ -31,10 +34,14 @@ from quant_assets.texts.evaluation import evaluation_text
 
 
 class QualityConfig(dg.Config):
-    """How many windows of 512 tokens are scored, and whether obedience is measured as well."""
+    """How many windows of 512 tokens are scored, and whether obedience is measured as well.
+
+    `obedience_prompts`: the number of prompts, spread over their categories; null means all.
+    """
 
     windows: int = DEFAULT_WINDOWS
     obedience: bool = True
+    obedience_prompts: PositiveInt | None = None
 
 
 def build_variant_quality(
@@ -72,9 +79,11 @@ def build_variant_quality(
         baseline = find(variants[BASELINE_VARIANT]) if BASELINE_VARIANT in variants else None
         measured: dict[str, dict[str, dg.MetadataValue]] = {}
         skipped: dict[str, str] = {}
+        failures: dict[str, QuantAssetsError] = {}
         with clear_failures():
             text = evaluation_text("auto", root.cache)
-            prompts = load_prompts(root.data / "obedience")
+            known_prompts = load_prompts(root.data / "obedience")
+            prompts = spread_prompts(known_prompts, config.obedience_prompts)
             store = QualityStore(root.results, root.cache)
             for name in context.partition_keys:
                 artifact = find(variants[name])
@@ -84,21 +93,32 @@ def build_variant_quality(
                     continue
                 backend = backend_of(variants[name], llama_cpp, torch)
                 subject = Subject(model.name, variants[name], artifact, settings)
-                quality = backend.quality(context, subject, baseline, text, store, config.windows)
-                obedience = (
-                    backend.obedience(context, subject, prompts, root.results)
-                    if config.obedience
-                    else None
-                )
-                measured[name] = _quality_metadata(quality, obedience)
+                try:
+                    quality = backend.quality(
+                        context, subject, baseline, text, store, config.windows
+                    )
+                    obedience = (
+                        backend.obedience(context, subject, prompts, root.results)
+                        if config.obedience
+                        else None
+                    )
+                except QuantAssetsError as error:
+                    failures[name] = error
+                    context.log.error(f"{name} failed: {error}")
+                    continue
+                measured[name] = _quality_metadata(quality, obedience, len(known_prompts))
         observe_skipped(context, skipped)
-        yield from materialized_partitions(context, measured, complete=not skipped)
+        complete = not skipped and not failures
+        yield from materialized_partitions(context, measured, complete=complete)
+        if failures:
+            with clear_failures():
+                raise first_failure(failures)
 
     return variant_quality_results
 
 
 def _quality_metadata(
-    quality: QualityResult, obedience: ObedienceResult | None
+    quality: QualityResult, obedience: ObedienceResult | None, known_prompts: int
 ) -> dict[str, dg.MetadataValue]:
     measurement = quality.measurement
     numbers = {
@@ -109,6 +129,7 @@ def _quality_metadata(
         "obedience pass rate": obedience.pass_rate if obedience else None,
     }
     by_category = obedience.pass_rate_by_category if obedience else {}
+    answered = f"{len(obedience.transcripts)} of {known_prompts}" if obedience else "none"
     return {
         **{
             name: dg.MetadataValue.float(value)
@@ -119,6 +140,7 @@ def _quality_metadata(
             f"obedience: {category}": dg.MetadataValue.float(rate)
             for category, rate in by_category.items()
         },
+        "obedience prompts": dg.MetadataValue.text(answered),
         "text": dg.MetadataValue.text(quality.text),
         "artifact": dg.MetadataValue.text(quality.artifact_id),
     }

@@ -21,10 +21,13 @@ from quant_assets.automation.jobs import (
 )
 from quant_assets.automation.progress import Progress, ReportLine, Stage
 from quant_assets.bench.artifact_finder import artifact_finder
+from quant_assets.bench.matrix import first_failure
+from quant_assets.bench.obedience.prompts import load_prompts, spread_prompts
 from quant_assets.bench.record import BenchmarkRecord, RecordMetadata
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant, load_settings, load_variants
+from quant_assets.errors import QuantAssetsError
 from quant_assets.models.config import ModelConfig, load_models
 from quant_assets.resources.executor import execute_here, patient_in_process_executor
 from quant_assets.resources.failures import clear_failures, error_of
@@ -58,6 +61,7 @@ class FullRun:
         self._models = list(load_models(settings.models_yaml))
         stages: list[Stage] = ["listings", "host", *_MODEL_STAGES * len(self._models), "marts"]
         self._progress = Progress(stages, report_line)
+        self._failures: dict[str, QuantAssetsError] = {}
 
     def run_all(
         self,
@@ -69,7 +73,8 @@ class FullRun:
         """Listings, then every model's source, artifacts, quality and benchmarks, then the marts.
 
         `overrides` configure the benchmarks, `quality` the quality runs. Cells that have a record
-        with the same settings are skipped unless `measure_again`.
+        with the same settings are skipped unless `measure_again`. Quality and variants that fail do
+        not stop the others: they are reported, and the first failure is raised at the end.
         """
         settings, progress = self._settings, self._progress
         progress.begin("listings: reading offers and matching them to GPUs")
@@ -87,8 +92,9 @@ class FullRun:
             self._run(source_job_name(model))
             progress.begin(f"{model.name}: artifacts {', '.join(model.gguf_levels)}")
             self._run(artifacts_job_name(model), keys=model.gguf_levels)
-            progress.begin(f"{model.name}: quality against F16")
-            self._run(
+            progress.begin(f"{model.name}: quality against F16{self._obedience(quality or {})}")
+            self._run_independently(
+                f"{model.name} quality",
                 quality_job_name(model),
                 keys=list(variants),
                 run_config=_op_config(variant_quality_key(model), quality or {}),
@@ -97,6 +103,15 @@ class FullRun:
             self._measure(model, variants, bench_settings, overrides, measure_again)
         progress.begin("marts: dbt build")
         self._run(REFRESH_MARTS)
+        if self._failures:
+            raise first_failure(self._failures)
+
+    def _obedience(self, quality: Mapping[str, Any]) -> str:
+        if not quality.get("obedience", True):
+            return ""
+        known = load_prompts(self._settings.data / "obedience")
+        asked = spread_prompts(known, quality.get("obedience_prompts"))
+        return f", and obedience on {len(asked)} of {len(known)} prompts"
 
     def _measure(
         self,
@@ -121,7 +136,8 @@ class FullRun:
                 report(f"{name}: already measured")
             else:
                 report(f"{name}: measuring at batch {', '.join(map(str, missing))}")
-                self._run(
+                self._run_independently(
+                    f"{model.name} {name}",
                     benchmarks_job_name(model),
                     keys=[cell_key(name, size) for size in missing],
                     run_config=_op_config(benchmark_results_key(model), overrides),
@@ -132,6 +148,7 @@ class FullRun:
                     f"{name} x {size}: p50 {record.p50_ms:.0f} ms, p95 {record.p95_ms:.0f} ms, "
                     f"decode {record.decode_tokens_per_s or 0:.0f} tokens/s, "
                     f"peak {(record.peak_rss_bytes or 0) / 1e6:.0f} MB"
+                    + _obeyed(record)
                     + (" (contended)" if record.contended else "")
                 )
 
@@ -146,6 +163,14 @@ class FullRun:
             if record.metadata.batch_size in wanted.batch_sizes
             and _run_lengths(record.metadata) == _run_lengths(wanted)
         }
+
+    def _run_independently(self, title: str, job_name: str, **options: Any) -> None:
+        """Execute a job whose failure is reported and kept until everything else is done."""
+        try:
+            self._run(job_name, **options)
+        except QuantAssetsError as error:
+            self._failures[title] = error
+            self._progress.line(f"{title}: failed: {error}")
 
     def _run(
         self,
@@ -225,3 +250,10 @@ def _run_lengths(settings: BenchSettings | RecordMetadata) -> tuple[int, int, in
         settings.prompt_tokens,
         settings.generated_tokens,
     )
+
+
+def _obeyed(record: BenchmarkRecord) -> str:
+    if record.obedience_pass_rate is None:
+        return ""
+    of = "" if record.obedience_prompts is None else f" of {record.obedience_prompts} prompts"
+    return f", obeyed {record.obedience_pass_rate:.0%}{of}"

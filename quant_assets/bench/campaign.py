@@ -11,15 +11,18 @@ from typing import NamedTuple
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.artifact_finder import FindArtifact, LocatedArtifact, artifact_finder
 from quant_assets.bench.cell import MeasuredCell, run_cell
-from quant_assets.bench.matrix import CellOutcome, PlannedCell, plan_matrix, run_matrix
-from quant_assets.bench.obedience.measurement import (
-    ObedienceResult,
-    measure_obedience,
+from quant_assets.bench.matrix import (
+    CellOutcome,
+    IncompleteCell,
+    PlannedCell,
+    first_failure,
+    plan_matrix,
+    run_matrix,
 )
+from quant_assets.bench.obedience.measurement import measure_obedience
 from quant_assets.bench.obedience.prompts import load_prompts
 from quant_assets.bench.quality import (
     DEFAULT_WINDOWS,
-    QualityResult,
     QualityStore,
     measure_quality,
 )
@@ -28,7 +31,7 @@ from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings, resolve_variant_names
 from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant, load_variants
-from quant_assets.errors import InputError
+from quant_assets.errors import InputError, QuantAssetsError
 from quant_assets.models.config import load_models
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.settings import Settings
@@ -80,16 +83,21 @@ class Campaign:
     ) -> list[CellOutcome]:
         """Run the plan and append a record per cell; a cell that fails does not stop the others.
 
+        A cell whose quality or obedience fails keeps its record, without that value.
         An interrupted campaign resumes after its last finished cell, unless `restart`.
         """
 
-        def measure(subject: Subject, batch_size: int) -> MeasuredCell:
-            cell = run_cell(subject, batch_size, session=session)
-            record = cell.record.with_quality(
-                self._quality(subject, extras, project, session),
-                self._obedience(subject, extras, project, session),
-            )
-            return cell._replace(record=record)
+        def measure(subject: Subject, batch_size: int) -> MeasuredCell | IncompleteCell:
+            record, samples = run_cell(subject, batch_size, session=session)
+            failure: QuantAssetsError | None = None
+            for add in (self._with_quality, self._with_obedience):
+                try:
+                    record = add(record, subject, extras, project, session)
+                except QuantAssetsError as error:
+                    failure = failure or error
+            if failure is not None:
+                return IncompleteCell(record, samples, failure)
+            return MeasuredCell(record, samples)
 
         outcomes = run_matrix(
             self.plan(),
@@ -103,16 +111,17 @@ class Campaign:
         )
         return list(outcomes)
 
-    def _quality(
+    def _with_quality(
         self,
+        record: BenchmarkRecord,
         subject: Subject,
         extras: ExtraMeasurements,
         project: Settings,
         session: WorkerSession,
-    ) -> QualityResult | None:
+    ) -> BenchmarkRecord:
         if extras.text is None or self.baseline is None:
-            return None
-        return measure_quality(
+            return record
+        quality = measure_quality(
             subject,
             self.baseline,
             evaluation_text(extras.text, project.cache),
@@ -120,19 +129,22 @@ class Campaign:
             windows=extras.windows,
             session=session,
         )
+        return record.with_quality(quality=quality)
 
-    def _obedience(
+    def _with_obedience(
         self,
+        record: BenchmarkRecord,
         subject: Subject,
         extras: ExtraMeasurements,
         project: Settings,
         session: WorkerSession,
-    ) -> ObedienceResult | None:
+    ) -> BenchmarkRecord:
         if not extras.obedience:
-            return None
-        return measure_obedience(
+            return record
+        obedience = measure_obedience(
             subject, load_prompts(project.data / "obedience"), self.results.folder, session=session
         )
+        return record.with_quality(obedience=obedience)
 
 
 def open_campaign(
@@ -175,11 +187,13 @@ def _known_model(project: Settings, name: str | None) -> str:
 
 
 def measured_records(outcomes: Iterable[CellOutcome]) -> list[BenchmarkRecord]:
-    """The records of all cells; raises the error of the first cell that failed."""
-    records = []
+    """The records of all cells; raises the `first_failure` if any cell failed."""
+    records, failures = [], {}
     for outcome in outcomes:
         if outcome.error is not None:
-            raise outcome.error
+            failures[f"{outcome.cell.variant} batch {outcome.cell.batch_size}"] = outcome.error
         if outcome.record is not None:
             records.append(outcome.record)
+    if failures:
+        raise first_failure(failures)
     return records

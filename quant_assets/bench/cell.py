@@ -1,5 +1,6 @@
 """Runs one cell: starts its worker alone on the machine and summarizes the measurements."""
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,6 +46,7 @@ def run_cell(
         cache_type_v=variant.cache_type_v,
     )
     with machine_lock(locks):
+        started = time.perf_counter()
         measurement = run_worker(
             worker,
             job,
@@ -52,6 +54,7 @@ def run_cell(
             environment=environment,
             session=session,
         )
+        command_duration_ms = (time.perf_counter() - started) * 1000
     origin = RecordOrigin(
         model_name=subject.model_name,
         variant_name=variant.name,
@@ -60,5 +63,7 @@ def run_cell(
         backend=variant.backend,
         threads=job.threads,
     )
-    record = make_record(measurement, origin, settings, batch_size)
+    record = make_record(
+        measurement, origin, settings, batch_size, command_duration_ms=command_duration_ms
+    )
     return MeasuredCell(record, measurement.samples)

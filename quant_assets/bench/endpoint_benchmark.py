@@ -6,6 +6,7 @@ computed from the server's own count of prompt tokens.
 """
 
 import random
+import time
 from collections.abc import Callable
 from importlib.metadata import version
 from itertools import pairwise
@@ -82,6 +83,7 @@ def run_endpoint_cell(
     """
     generator = random.Random(batch_size)  # noqa: S311 - words of a prompt, no secret
     with machine_lock(locks):
+        started = time.perf_counter()
         for done in range(settings.warmups):
             _measured_run(endpoint, batch_size, settings, generator)
             on_progress("warm-up", done + 1, settings.warmups)
@@ -91,6 +93,7 @@ def run_endpoint_cell(
             samples.append(sample)
             counts.append(prompt_tokens)
             on_progress("runs", done + 1, settings.runs)
+        command_duration_ms = (time.perf_counter() - started) * 1000
     counted = [count for count in counts if count is not None]
     prompt_tokens = round(sum(counted) / len(counted)) if counted else settings.prompt_tokens
     measurement = CellMeasurement(
@@ -113,7 +116,9 @@ def run_endpoint_cell(
         threads=None,
     )
     counted_settings = settings.model_copy(update={"prompt_tokens": prompt_tokens})
-    record = make_record(measurement, origin, counted_settings, batch_size)
+    record = make_record(
+        measurement, origin, counted_settings, batch_size, command_duration_ms=command_duration_ms
+    )
     return MeasuredCell(record, samples)
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.bench.artifact_finder import FindArtifact, LocatedArtifact
 from quant_assets.bench.cell import MeasuredCell
+from quant_assets.bench.jobs import RunSample
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
@@ -25,7 +26,15 @@ _ASSUMED_BYTES_PER_S = 8e9
 _PROMPT_TOKENS_PER_STEP = 4
 
 
-RunCell = Callable[[Subject, int], MeasuredCell]
+class IncompleteCell(NamedTuple):
+    """A measured cell whose quality or obedience failed with `error`."""
+
+    record: BenchmarkRecord
+    samples: list[RunSample]
+    error: QuantAssetsError
+
+
+RunCell = Callable[[Subject, int], MeasuredCell | IncompleteCell]
 
 
 class PlannedCell(BaseModel):
@@ -40,7 +49,10 @@ class PlannedCell(BaseModel):
 
 
 class CellOutcome(NamedTuple):
-    """How a cell ended: with a record (`resumed`: an earlier one), skipped, or with an error."""
+    """How a cell ended: with a record (`resumed`: an earlier one), skipped, or with an error.
+
+    A record with an error lacks quality or obedience.
+    """
 
     cell: PlannedCell
     record: BenchmarkRecord | None
@@ -163,6 +175,10 @@ def run_matrix(
             yield CellOutcome(cell, None, error=error)
             continue
         record = results.append(measured.record, measured.samples)
+        if isinstance(measured, IncompleteCell):
+            complete = False
+            yield CellOutcome(cell, record, error=measured.error)
+            continue
         journal.finished[_cell_key(cell)] = record.record_id
         write_text_atomically(path, journal.model_dump_json())
         yield CellOutcome(cell, record)
@@ -175,3 +191,13 @@ def _read_journal(path: Path) -> _Journal:
         return _Journal.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return _Journal()
+
+
+def first_failure(failures: Mapping[str, QuantAssetsError]) -> QuantAssetsError:
+    """The error of the first of at least one failure; its cause names the others."""
+    first, *others = failures.values()
+    if not others:
+        return first
+    names = list(failures)
+    why = f"{first.why} That was {names[0]}; also failed: {', '.join(names[1:])}."
+    return type(first)(first.what, why, first.next_step)

@@ -4,7 +4,7 @@ import datetime
 import uuid
 from typing import Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from quant_assets.bench.jobs import CellMeasurement
 from quant_assets.bench.obedience.measurement import ObedienceResult
@@ -17,6 +17,11 @@ from quant_assets.host.conditions import HostConditions
 from quant_assets.record_files import Count, SequenceCount, TokenCount, UtcTime
 
 SCHEMA_FILE_NAME = "benchmark_record.schema.json"
+
+_FIRST_COLUMNS = (
+    "model", "variant", "batch_size", "warmups", "runs", "timestamp", "p50", "p95", "peak_rss",
+    "load_time_ms", "command_duration_ms", "obedience_pass_rate", "token_throughput",
+)  # fmt: skip
 
 
 class RecordMetadata(BaseModel):
@@ -58,6 +63,10 @@ class BenchmarkRecord(BaseModel):
     the worker process alone. `kv_cache_bytes` is reported by the backend,
     `kv_cache_bytes_expected` computed from the model's shape. `p95_flagged`: too few runs for a
     95th percentile.
+
+    `p50`, `p95`, `peak_rss`, `token_throughput`, `variant`, `batch_size`, `warmups`, `runs` and
+    `timestamp` repeat fields with more exact names, or of `metadata`. They are written, and
+    derived again when a record is read, so records from before these names have them as well.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -76,12 +85,25 @@ class BenchmarkRecord(BaseModel):
     prefill_tokens_per_s_per_sequence: float | None
     decode_tokens_per_s: float | None
     decode_tokens_per_s_per_sequence: float | None
-    load_time_ms: float | None
+    load_time_ms: float | None = Field(
+        description="Time in which the worker loaded the model and created its context, ms."
+    )
+    command_duration_ms: float | None = Field(
+        default=None,
+        ge=0,
+        description=(
+            "Time from the start of the cell's worker process to its end, ms: start-up, loading, "
+            "warm-ups and runs; on an endpoint, all its requests. Null in older records."
+        ),
+    )
     peak_rss_bytes: int | None
     peak_vram_bytes: int | None
     kv_cache_bytes: int | None
     kv_cache_bytes_expected: int | None
     obedience_pass_rate: float | None = Field(default=None, ge=0, le=1)
+    obedience_prompts: Count | None = Field(
+        default=None, description="Number of prompts that `obedience_pass_rate` is over."
+    )
     perplexity: float | None = None
     perplexity_ratio: float | None = None
     kl_divergence: float | None = None
@@ -89,6 +111,68 @@ class BenchmarkRecord(BaseModel):
     contended: bool | None
     samples_file: str | None = None
     metadata: RecordMetadata
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_derived_fields(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        derived = cls.model_computed_fields
+        return {name: value for name, value in content.items() if name not in derived}
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def variant(self) -> str:
+        """Name of the variant."""
+        return self.metadata.variant
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def batch_size(self) -> int:
+        """Sequences served at once."""
+        return self.metadata.batch_size
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def warmups(self) -> int:
+        """Unmeasured runs before the measured ones."""
+        return self.metadata.warmups
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def runs(self) -> int:
+        """Measured runs."""
+        return self.metadata.runs
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def timestamp(self) -> datetime.datetime:
+        """Time of the measurement, UTC."""
+        return self.metadata.timestamp
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def p50(self) -> float:
+        """Median duration of a whole run, ms (`p50_ms`)."""
+        return self.p50_ms
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def p95(self) -> float:
+        """95th percentile of the duration of a whole run, ms (`p95_ms`)."""
+        return self.p95_ms
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def peak_rss(self) -> int | None:
+        """Peak resident memory of the worker process, bytes (`peak_rss_bytes`)."""
+        return self.peak_rss_bytes
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def token_throughput(self) -> float | None:
+        """Decoded tokens/s, all sequences together (`decode_tokens_per_s`)."""
+        return self.decode_tokens_per_s
 
     def with_quality(
         self, quality: QualityResult | None = None, obedience: ObedienceResult | None = None
@@ -105,10 +189,11 @@ class BenchmarkRecord(BaseModel):
             }
         if obedience is not None:
             update["obedience_pass_rate"] = obedience.pass_rate
+            update["obedience_prompts"] = len(obedience.transcripts)
         return self.model_copy(update=update)
 
     def flat(self) -> dict[str, Any]:
-        """The record as one flat row for tables: metadata, then measurements.
+        """The record as one flat row for tables: the main columns, metadata, then measurements.
 
         Of the host's conditions, load average, other processes' busy cores and the reasons are
         kept; library versions become one string.
@@ -117,9 +202,10 @@ class BenchmarkRecord(BaseModel):
         metadata = self.metadata.model_dump(mode="json", exclude={"library_versions", "host_load"})
         versions = self.metadata.library_versions
         host = self.metadata.host_load
+        values = {**metadata, **row}
         return {
-            **metadata,
-            **row,
+            **{name: values[name] for name in _FIRST_COLUMNS},
+            **values,
             "library_versions": "; ".join(f"{name}=={versions[name]}" for name in sorted(versions)),
             "host_load_average_1m": host.load_average_1m if host else None,
             "host_others_busy_cores": host.others_busy_cores if host else None,
@@ -142,7 +228,12 @@ class RecordOrigin(NamedTuple):
 
 
 def make_record(
-    measurement: CellMeasurement, origin: RecordOrigin, settings: BenchSettings, batch_size: int
+    measurement: CellMeasurement,
+    origin: RecordOrigin,
+    settings: BenchSettings,
+    batch_size: int,
+    *,
+    command_duration_ms: float | None = None,
 ) -> BenchmarkRecord:
     """Summarize the measurements of a cell's worker, or of an endpoint."""
     variant = origin.variant
@@ -173,6 +264,7 @@ def make_record(
         decode_tokens_per_s=None if decode_rate is None else decode_rate * batch_size,
         decode_tokens_per_s_per_sequence=decode_rate,
         load_time_ms=measurement.load_time_ms,
+        command_duration_ms=command_duration_ms,
         peak_rss_bytes=measurement.peak_rss_bytes,
         peak_vram_bytes=measurement.peak_vram_bytes,
         kv_cache_bytes=measurement.kv_cache_bytes,

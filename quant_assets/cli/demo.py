@@ -32,9 +32,14 @@ def demo(
     obedience: Annotated[
         bool,
         typer.Option(
-            "--obedience", help="Also measure how well each variant follows instructions."
+            "--obedience/--no-obedience",
+            help="Measure how well each variant follows instructions.",
         ),
-    ] = False,
+    ] = True,
+    obedience_prompts: Annotated[
+        int,
+        typer.Option(help="Instructions to measure obedience on, from all categories.", min=1),
+    ] = 8,
 ) -> None:
     """Build listings, artifacts, benchmarks and marts, then show the best offers.
 
@@ -60,7 +65,11 @@ def demo(
                 "prompt_tokens": prompt_tokens,
                 "warmups": warmups,
             },
-            quality={"windows": quality_windows, "obedience": obedience},
+            quality={
+                "windows": quality_windows,
+                "obedience": obedience,
+                "obedience_prompts": obedience_prompts,
+            },
             report_line=progress.print,
         )
     _print_best_offers(settings.warehouse)

@@ -150,7 +150,9 @@ create table if not exists raw.benchmark_runs (
     cpu_name varchar,
     gpu_name varchar,
     gpu varchar,
+    p50 double,
     p50_ms double not null,
+    p95 double,
     p95_ms double not null,
     p95_flagged boolean,
     mean_ms double,
@@ -161,14 +163,18 @@ create table if not exists raw.benchmark_runs (
     per_token_p95_ms double,
     prefill_tokens_per_s double,
     prefill_tokens_per_s_per_sequence double,
+    token_throughput double,
     decode_tokens_per_s double,
     decode_tokens_per_s_per_sequence double,
     load_time_ms double,
+    command_duration_ms double,
+    peak_rss bigint,
     peak_rss_bytes bigint,
     peak_vram_bytes bigint,
     kv_cache_bytes bigint,
     kv_cache_bytes_expected bigint,
     obedience_pass_rate double,
+    obedience_prompts integer,
     perplexity double,
     perplexity_ratio double,
     kl_divergence double,
@@ -182,6 +188,12 @@ create table if not exists raw.benchmark_runs (
 );
 
 alter table raw.benchmark_runs add column if not exists gpu varchar;
+alter table raw.benchmark_runs add column if not exists command_duration_ms double;
+alter table raw.benchmark_runs add column if not exists obedience_prompts integer;
+alter table raw.benchmark_runs add column if not exists p50 double;
+alter table raw.benchmark_runs add column if not exists p95 double;
+alter table raw.benchmark_runs add column if not exists peak_rss bigint;
+alter table raw.benchmark_runs add column if not exists token_throughput double;
 
 -- Loading listings replaces these tables by the content of Parquet files; until then they are
 -- empty.

@@ -81,7 +81,7 @@ def test_speed_alone_unless_more_is_requested(tmp_path: Path, measured: Measured
     outcomes = campaign(tmp_path).run(ExtraMeasurements(), settings)
     assert measured == [("cell", "a 1"), ("cell", "a 2"), ("cell", "b 1"), ("cell", "b 2")]
     assert [item.record is not None for item in outcomes] == [True, True, False, False]
-    with pytest.raises(WorkerError):
+    with pytest.raises(WorkerError, match=r"That was b batch 1; also failed: b batch 2\."):
         measured_records(outcomes)
 
 
@@ -91,6 +91,27 @@ def test_quality_and_obedience_follow_each_cell(tmp_path: Path, measured: Measur
     assert measured[:3] == [
         ("cell", "a 1"), ("quality", "id-F16 wikitext-2 7"), ("obedience", "a"),
     ]  # fmt: skip
+
+
+def test_a_cell_whose_obedience_fails_keeps_its_record_and_runs_again(
+    tmp_path: Path, measured: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise InputError("There is no chat template.", "The model is a base model.", "Leave it.")
+
+    runs = campaign(tmp_path)
+    extras = ExtraMeasurements(text="auto", obedience=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(campaigns, "measure_obedience", fail)
+        outcomes = runs.run(extras, Settings(home=tmp_path))
+    assert [item.error is not None for item in outcomes] == [True] * 4
+    (record,) = runs.results.find(variant="a", batch_size=1)
+    assert record == (outcomes[0].record) and record.obedience_pass_rate is None
+    with pytest.raises(InputError, match="no chat template"):
+        measured_records(outcomes)
+    measured.clear()
+    runs.run(extras, Settings(home=tmp_path))
+    assert measured[0] == ("cell", "a 1")
 
 
 def test_without_a_baseline_quality_is_not_measured(tmp_path: Path, measured: Measured) -> None:

@@ -71,5 +71,12 @@ def test_records_are_collected_into_one_csv(tmp_path: Path, new_record: Any) -> 
     assert [row["variant"] for row in rows] == ["x", "y"]
     assert float(rows[0]["p50_ms"]) == pytest.approx(10.475)
     assert rows[0]["peak_vram_bytes"] == ""
+    assert list(rows[0])[:13] == [
+        "model", "variant", "batch_size", "warmups", "runs", "timestamp", "p50", "p95", "peak_rss",
+        "load_time_ms", "command_duration_ms", "obedience_pass_rate", "token_throughput",
+    ]  # fmt: skip
+    assert rows[0]["p50"] == rows[0]["p50_ms"] and rows[0]["p95"] == rows[0]["p95_ms"]
+    assert rows[0]["token_throughput"] == rows[0]["decode_tokens_per_s"] != ""
+    assert rows[0]["peak_rss"] == "200000000" and rows[0]["obedience_pass_rate"] == ""
     with pytest.raises(InputError, match="no benchmark records"):
         collect_csv(tmp_path / "empty", output)

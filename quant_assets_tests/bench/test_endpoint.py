@@ -58,6 +58,8 @@ def test_a_batch_is_streamed_and_every_token_is_timed(server: str, tmp_path: Pat
     assert record.metadata.backend == "endpoint" and record.metadata.device == "remote"
     assert record.metadata.model == "smollm2"
     assert record.peak_rss_bytes is None and record.contended is None
+    assert record.command_duration_ms is not None
+    assert record.command_duration_ms > sum(sample.total_ms for sample in samples)
     assert record.decode_tokens_per_s == pytest.approx(
         2 * (record.decode_tokens_per_s_per_sequence or 0)
     )

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from quant_assets.bench.obedience.measurement import check_answers
-from quant_assets.bench.obedience.prompts import ObediencePrompt, load_prompts
+from quant_assets.bench.obedience.prompts import ObediencePrompt, load_prompts, spread_prompts
 from quant_assets.errors import InputError
 from quant_assets.settings import PROJECT_ROOT
 
@@ -24,6 +24,19 @@ def test_every_check_accepts_good_answers_and_rejects_bad_ones(prompt: Obedience
         assert prompt.failure(f"\n{answer} \n") is None
     for answer in [*prompt.bad, ""]:
         assert prompt.failure(answer)
+
+
+def test_fewer_prompts_are_spread_over_the_categories() -> None:
+    categories = {prompt.category for prompt in PROMPTS}
+    one_each = spread_prompts(PROMPTS, len(categories))
+    assert [prompt.category for prompt in one_each] == sorted(
+        categories, key=[prompt.category for prompt in PROMPTS].index
+    )
+    for count in range(1, len(PROMPTS)):
+        chosen = spread_prompts(PROMPTS, count)
+        assert len({prompt.id for prompt in chosen}) == count
+        assert spread_prompts(PROMPTS, count - 1 or None) == (chosen[:-1] or PROMPTS)
+    assert spread_prompts(PROMPTS) == spread_prompts(PROMPTS, 10_000) == PROMPTS
 
 
 def test_pass_rates_and_transcripts() -> None:

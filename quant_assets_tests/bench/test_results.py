@@ -37,6 +37,60 @@ def test_a_record_lands_in_its_variants_file_of_the_day(tmp_path: Path, new_reco
     assert [path.name for path in store.files()] == ["q4_20260304.json"]
 
 
+def test_every_element_has_the_specified_names(tmp_path: Path, new_record: Any) -> None:
+    moment = datetime.datetime(2026, 3, 4, 23, 30, tzinfo=datetime.UTC)
+    record, _ = new_record([10.0, 12.0, 14.0], batch_size=4, timestamp=moment)
+    ResultStore(tmp_path).append(record)
+    (element,) = json.loads((tmp_path / "q4_20260304.json").read_text())
+    names = (
+        "p50", "p95", "peak_rss", "load_time_ms", "obedience_pass_rate", "token_throughput",
+        "variant", "batch_size", "warmups", "runs", "timestamp",
+    )  # fmt: skip
+    assert {name: element[name] for name in names} == {
+        "p50": 12.0,
+        "p95": element["p95_ms"],
+        "peak_rss": 200_000_000,
+        "load_time_ms": 50.0,
+        "obedience_pass_rate": None,
+        "token_throughput": element["decode_tokens_per_s"],
+        "variant": "q4",
+        "batch_size": 4,
+        "warmups": 3,
+        "runs": 20,
+        "timestamp": "2026-03-04T23:30:00Z",
+    }
+    assert element["p95"] == pytest.approx(13.8)
+    assert element["token_throughput"] == pytest.approx(4 * 4 / 0.008)
+    properties = record_schema()["$defs"]["BenchmarkRecord"]["properties"]
+    assert all(properties[name]["description"] for name in names if name != "obedience_pass_rate")
+
+
+def test_records_from_before_the_specified_names_are_read_and_gain_them(
+    tmp_path: Path, new_record: Any
+) -> None:
+    store = ResultStore(tmp_path)
+    written = store.append(new_record([10.0, 12.0])[0])
+    (file,) = store.files()
+    (element,) = json.loads(file.read_text())
+    for name in (
+        "p50", "p95", "peak_rss", "token_throughput", "variant", "batch_size", "warmups", "runs",
+        "timestamp", "command_duration_ms", "obedience_prompts",
+    ):  # fmt: skip
+        del element[name]
+    file.write_text(json.dumps([element]))
+    (old,) = read_records(file)
+    assert old == written
+    assert (old.p50, old.peak_rss, old.token_throughput) == (
+        element["p50_ms"], element["peak_rss_bytes"], element["decode_tokens_per_s"],
+    )  # fmt: skip
+    assert old.command_duration_ms is None and old.obedience_prompts is None
+    assert old.load_time_ms == 50.0
+    store.append(new_record([10.0], timestamp=old.timestamp)[0])
+    elements = json.loads(file.read_text())
+    assert [item["p50"] for item in elements] == [11.0, 10.0]
+    assert list(Draft202012Validator(record_schema()).iter_errors(elements)) == []
+
+
 def test_the_same_record_is_not_written_twice(tmp_path: Path, new_record: Any) -> None:
     record, _ = new_record()
     store = ResultStore(tmp_path)
@@ -96,8 +150,9 @@ def test_written_files_match_the_schema_and_damaged_ones_do_not(
     assert list(validator.iter_errors(content)) == []
     for damage in ({"p50_ms": "fast"}, {"surprise": 1}, {"obedience_pass_rate": 7}):
         assert list(validator.iter_errors([{**content[0], **damage}])) != []
-    del content[0]["p95_ms"]
-    assert list(validator.iter_errors(content)) != []
+    for name in ("p95_ms", "p50", "peak_rss", "token_throughput", "variant", "timestamp"):
+        less = {key: value for key, value in content[0].items() if key != name}
+        assert list(validator.iter_errors([less])) != []
 
 
 def test_throughput_and_latency_follow_from_the_samples(new_record: Any) -> None:

@@ -2,6 +2,9 @@
 
 import csv
 import datetime
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,28 +40,30 @@ def home(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     for name in ("VARIANTS", "BATCH_SIZES", "WARMUPS", "RUNS"):
         monkeypatch.delenv(name, raising=False)
     get_settings.cache_clear()
+    _store("Q4_1", smollm2)
+    yield tmp_path / "home"
+    get_settings.cache_clear()
+
+
+def _store(level: str, gguf: Path) -> None:
     store = ArtifactStore(get_settings().artifacts)
     job = JobSpec(
-        model_name="tiny", source_identity="s", target_format="gguf", level="Q4_1",
+        model_name="tiny", source_identity="s", target_format="gguf", level=level,
         library_versions={},
     )  # fmt: skip
     with store.staging(job.job_id) as folder:
-        (folder / "m.gguf").symlink_to(smollm2)
+        (folder / "m.gguf").symlink_to(gguf)
         store.commit(
             folder,
             ArtifactManifest(
                 job=job, job_id=job.job_id, status="valid", source_provenance="test",
                 files=[
-                    ArtifactFile(
-                        name="m.gguf", size_bytes=smollm2.stat().st_size, sha256="0" * 64
-                    )
+                    ArtifactFile(name="m.gguf", size_bytes=gguf.stat().st_size, sha256="0" * 64)
                 ],
                 n_parameters=1, bits_per_weight=5.0, tensor_types={}, engine={}, validation={},
                 seconds=1.0, created_at=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
             ),
         )  # fmt: skip
-    yield tmp_path / "home"
-    get_settings.cache_clear()
 
 
 def _invoke(*arguments: str) -> str:
@@ -101,6 +106,45 @@ def test_cells_are_measured_skipped_checked_compared_and_collected(
         )
     with summary.open(newline="") as stream:
         assert sorted(row["variant"] for row in csv.DictReader(stream)) == ["q4", "q4_KV"]
+
+
+def test_variables_and_folders_choose_what_is_run_and_where_it_goes(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"VARIANTS": "q4", "BATCH_SIZES": "1 2", "WARMUPS": "0", "RUNS": "2"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    folder, summary = tmp_path / "elsewhere", tmp_path / "out" / "summary.csv"
+    lengths = ["--prompt-tokens", "8", "--generated-tokens", "2"]
+    _invoke("bench", "--results-dir", str(folder), *lengths)
+    _invoke("collect", "--results-dir", str(folder), "--output-csv", str(summary))
+    (file,) = folder.glob("*.json")
+    assert file.name.startswith("q4_20") and not (home / "results").exists()
+    with summary.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    settings = [(row["variant"], row["batch_size"], row["warmups"], row["runs"]) for row in rows]
+    assert settings == [("q4", "1", "0", "2"), ("q4", "2", "0", "2")]
+    for row in rows:
+        assert float(row["command_duration_ms"]) > float(row["load_time_ms"]) > 0
+        assert float(row["p95"]) >= float(row["p50"]) > 0
+        assert int(row["peak_rss"]) > 0 and float(row["token_throughput"]) > 0
+        assert row["obedience_pass_rate"] == ""
+
+
+def test_a_failing_variant_stops_none_of_the_others_and_sets_the_exit_code(
+    home: Path, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(b"GGUF" + bytes(60))
+    _store("F16", damaged)
+    command = [sys.executable, "-m", "quant_assets.cli.app", "bench", "--batch-size", "1"]
+    done = subprocess.run(
+        [*command, *SHORT, "--variant", "f16", "--variant", "q4"],
+        env=dict(os.environ), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == InputError.exit_code, done.stderr
+    assert "f16 batch 1: failed: " in done.stdout and "error:" in done.stderr
+    assert [path.name[:6] for path in (home / "results").glob("*.json")] == ["q4_202"]
 
 
 def test_unknown_names_are_refused(home: Path) -> None:

@@ -1,6 +1,7 @@
 """Loading records and artifacts into the raw tables."""
 
 import datetime
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,30 @@ def test_the_drivers_gpu_name_is_mapped_to_the_registrys_card(
         assert connection.execute("select gpu_name, gpu from raw.benchmark_runs").fetchall() == [
             (driver_name, card)
         ]
+
+
+def test_old_records_and_old_tables_get_the_specified_names(
+    tmp_path: Path, warehouse: Warehouse, new_record: Callable[..., Any]
+):
+    columns = ("p50", "p95", "peak_rss", "token_throughput", "command_duration_ms")
+    results = ResultStore(tmp_path / "results")
+    results.append(*new_record([10.0, 12.0]))
+    (file,) = results.files()
+    (element,) = json.loads(file.read_text())
+    file.write_text(json.dumps([{key: element[key] for key in element if key not in columns}]))
+    with warehouse.write() as connection:
+        load_benchmarks(connection, results)
+        for column in columns:  # as in a warehouse from before them
+            connection.execute(f"alter table raw.benchmark_runs drop column {column}").fetchall()
+    with warehouse.write() as connection:
+        assert load_benchmarks(connection, results) == 1
+    with warehouse.read() as connection:
+        rows = connection.execute(
+            f"select {', '.join(columns)}, p50_ms, p95_ms, peak_rss_bytes, decode_tokens_per_s "
+            "from raw.benchmark_runs"
+        ).fetchall()
+    (row,) = rows
+    assert row[:4] == row[5:] and row[0] == 11.0 and row[4] is None
 
 
 def test_needs_cover_the_grid_and_every_measured_length(

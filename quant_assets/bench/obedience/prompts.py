@@ -1,5 +1,7 @@
 """The prompts: an instruction, the checks of its answer, and sample answers."""
 
+from collections.abc import Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +68,16 @@ def load_prompts(folder: Path) -> list[ObediencePrompt]:
             "Give each prompt an id of its own, in one of the folder's YAML files.",
         )
     return prompts
+
+
+def spread_prompts(
+    prompts: Sequence[ObediencePrompt], count: int | None = None
+) -> list[ObediencePrompt]:
+    """`count` of the prompts, taken from the categories in turn; all of them if null or fewer."""
+    if count is None or count >= len(prompts):
+        return list(prompts)
+    by_category: dict[str, list[ObediencePrompt]] = {}
+    for prompt in prompts:
+        by_category.setdefault(prompt.category, []).append(prompt)
+    turns = chain.from_iterable(zip_longest(*by_category.values()))
+    return [prompt for prompt in turns if prompt is not None][:count]

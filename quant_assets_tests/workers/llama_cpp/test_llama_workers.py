@@ -56,6 +56,9 @@ def test_a_batch_is_decoded_together_and_summarized(smollm2: Path, tmp_path: Pat
     )
     assert record.peak_rss_bytes and record.peak_rss_bytes > smollm2.stat().st_size / 2
     assert record.load_time_ms and record.metadata.cpu_name and record.metadata.build_flags
+    in_runs_ms = sum(sample.total_ms for sample in samples)
+    assert record.command_duration_ms is not None
+    assert record.command_duration_ms > record.load_time_ms + in_runs_ms
     assert record.p95_flagged and record.peak_vram_bytes is None
     assert record.metadata.host_load is not None
     assert "llama.cpp" in record.metadata.library_versions
