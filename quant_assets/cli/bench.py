@@ -129,6 +129,9 @@ def run(
 ) -> None:
     """Run variants x batch sizes, one worker process per cell, and append a record for each.
 
+    Cells without an artifact are skipped. Cells that fail do not stop the others; the first failure
+    gives the exit code.
+
     Exit codes: 0 done; 2 wrong usage; 3 bad input; 5 a worker died; 7 a threshold is breached.
     """
     if context.invoked_subcommand is not None:

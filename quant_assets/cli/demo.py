@@ -39,7 +39,7 @@ def demo(
     obedience_prompts: Annotated[
         int,
         typer.Option(help="Instructions to measure obedience on, from all categories.", min=1),
-    ] = 8,
+    ] = 24,
 ) -> None:
     """Build listings, artifacts, benchmarks and marts, then show the best offers.
 

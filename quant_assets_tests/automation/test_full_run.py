@@ -174,7 +174,7 @@ def test_failing_variants_stop_neither_the_others_nor_the_marts(full_run: Instal
 
     lines: list[str] = []
     run = FullRun(full_run.settings, full_run.instance, job_of, lines.append)
-    quality = {"obedience": True, "obedience_prompts": 8}
+    quality = {"obedience": True, "obedience_prompts": 24}
     with pytest.raises(QuantAssetsError) as failed:
         run.run_all({}, quality=quality, measure_again=True)
     assert ran == [
@@ -185,7 +185,7 @@ def test_failing_variants_stop_neither_the_others_nor_the_marts(full_run: Instal
     ]  # fmt: skip
     assert failed.value.what == "tiny_quality died."
     assert "also failed: tiny f16, tiny q8_0-kv-hybrid." in failed.value.why
-    assert any("obedience on 8 of 49 prompts" in line for line in lines)
+    assert any("obedience on 24 of 49 prompts" in line for line in lines)
     assert any("tiny f16: failed: tiny_benchmarks died." in line for line in lines)
 
 
