@@ -15,10 +15,7 @@ import pytest
 
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.automation.checks import build_checks
-from quant_assets.automation.full_run import FullRun
 from quant_assets.bench.results import ResultStore
-from quant_assets.errors import QuantAssetsError, WorkerError
-from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.run_processes import end_dead_runs
 from quant_assets.resources.stores import DataRoot
 from quant_assets.warehouse.connection import Warehouse
@@ -125,68 +122,6 @@ def test_a_missing_artifact_does_not_fail_the_run_of_the_others(
     }
     assert present in materialized
     assert missing not in materialized
-
-
-def test_a_damaged_artifact_fails_its_own_cell_alone(full_run: Installation):
-    store = ArtifactStore(full_run.settings.artifacts)
-    (manifest,) = [
-        found for found in store.all() if (found.job.model_name, found.job.level) == ("tiny", "F16")
-    ]
-    model = store.folder(manifest.job_id) / manifest.files[0].name
-    content = model.read_bytes()
-    model.write_bytes(b"GGUF" + bytes(len(content) - 4))
-    results = ResultStore(full_run.settings.results)
-    before = len(list(results.records()))
-    try:
-        run = full_run.run("tiny_benchmarks", cell("f16", 8), cell("q8_0-kv-hybrid", 8))
-    finally:
-        model.write_bytes(content)
-    assert not run.success
-    materialized = {
-        event.partition
-        for event in run.all_events
-        if event.event_type_value == "ASSET_MATERIALIZATION"
-    }
-    assert materialized == {cell("q8_0-kv-hybrid", 8)}
-    assert len(list(results.records())) == before + 1
-
-
-def test_failing_variants_stop_neither_the_others_nor_the_marts(full_run: Installation):
-    configured = {"quality": "variant_quality_results", "benchmarks": "benchmark_results"}
-    ran: list[str] = []
-
-    def job_of(name: str) -> dg.JobDefinition:
-        model, _, kind = name.rpartition("_")
-        asset = configured.get(kind)
-
-        @dg.op(name=f"{model}__{asset}" if asset else name, config_schema=dg.Permissive())
-        def step(context: dg.OpExecutionContext) -> None:
-            ran.append(name)
-            with clear_failures():
-                if name in ("tiny_quality", "tiny_benchmarks"):
-                    raise WorkerError(f"{name} died.", "It was killed.", "Try again.")
-
-        @dg.job(name=name)
-        def job() -> None:
-            step()
-
-        return job
-
-    lines: list[str] = []
-    run = FullRun(full_run.settings, full_run.instance, job_of, lines.append)
-    quality = {"obedience": True, "obedience_prompts": 24}
-    with pytest.raises(QuantAssetsError) as failed:
-        run.run_all({}, quality=quality, measure_again=True)
-    assert ran == [
-        "refresh_listings", "measure_host",
-        "tiny_source", "tiny_artifacts", "tiny_quality", "tiny_benchmarks", "tiny_benchmarks",
-        "tiny_2_source", "tiny_2_artifacts", "tiny_2_quality", "tiny_2_benchmarks",
-        "refresh_marts",
-    ]  # fmt: skip
-    assert failed.value.what == "tiny_quality died."
-    assert "also failed: tiny f16, tiny q8_0-kv-hybrid." in failed.value.why
-    assert any("obedience on 24 of 49 prompts" in line for line in lines)
-    assert any("tiny f16: failed: tiny_benchmarks died." in line for line in lines)
 
 
 def test_rows_are_conserved_and_quarantined_with_reasons(full_run: Installation):

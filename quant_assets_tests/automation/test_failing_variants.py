@@ -1,0 +1,141 @@
+"""Variants that fail: the others, and all later stages, still run."""
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from quant_assets.artifacts.job import JobSpec
+from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
+from quant_assets.artifacts.store import ArtifactStore
+from quant_assets.assets.benchmarks import build_benchmark_results
+from quant_assets.automation.full_run import FullRun
+from quant_assets.bench.cell import MeasuredCell
+from quant_assets.bench.probes import LlamaProbe
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.subject import Subject
+from quant_assets.bench.variants import load_variants
+from quant_assets.errors import QuantAssetsError, WorkerError
+from quant_assets.models.config import load_models
+from quant_assets.resources.failures import clear_failures
+from quant_assets.resources.llama_cpp import LlamaCpp
+from quant_assets.resources.stores import DataRoot
+from quant_assets.resources.torch import Torch
+from quant_assets.settings import Settings
+from quant_assets_tests.installation import MODELS, VARIANTS, cell
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """A data root whose model `tiny` has the artifacts of two of the three variants."""
+    (tmp_path / "models.yaml").write_text(MODELS)
+    (tmp_path / "variants.yaml").write_text(VARIANTS)
+    monkeypatch.setenv("QUANT_ASSETS_MODELS_FILE", str(tmp_path / "models.yaml"))
+    monkeypatch.setenv("QUANT_ASSETS_VARIANTS_FILE", str(tmp_path / "variants.yaml"))
+    settings = Settings(home=tmp_path / "home")
+    store = ArtifactStore(settings.artifacts)
+    for level in ("F16", "Q8_0"):
+        job = JobSpec(
+            model_name="tiny", source_identity="s", target_format="gguf", level=level,
+            library_versions={},
+        )  # fmt: skip
+        with store.staging(job.job_id) as folder:
+            (folder / "m.gguf").write_bytes(b"GGUF")
+            manifest = ArtifactManifest(
+                job=job, job_id=job.job_id, status="valid", source_provenance="a test",
+                files=[ArtifactFile(name="m.gguf", size_bytes=4, sha256="0")], n_parameters=1,
+                bits_per_weight=8.5, tensor_types={}, engine={}, validation={}, seconds=1,
+                created_at=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+            )  # fmt: skip
+            store.commit(folder, manifest)
+    return settings
+
+
+def test_a_failing_cell_leaves_the_other_cells_of_its_run(settings: Settings, new_record: Any):
+    measured: list[str] = []
+
+    class Backend(LlamaCpp):
+        def probe(self) -> LlamaProbe:
+            return LlamaProbe.model_construct(devices=[])
+
+        def measure(
+            self, context: dg.AssetExecutionContext, subject: Subject, batch_size: int
+        ) -> MeasuredCell:
+            name = subject.variant.name
+            measured.append(name)
+            if name == "f16":
+                raise WorkerError("It died.", "It was killed.", "Try again.")
+            return MeasuredCell(*new_record(variant=name, batch_size=batch_size, model="tiny"))
+
+    model = next(iter(load_models(settings.models_yaml)))
+    variants = load_variants(settings.variants_yaml)
+    asset = build_benchmark_results(model, variants, BenchSettings())
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = dg.materialize(
+            [asset],
+            instance=instance,
+            resources={
+                "data_root": DataRoot(home=str(settings.home), data=str(settings.data)),
+                "llama_cpp": Backend(),
+                "torch": Torch(),
+            },
+            tags={
+                "dagster/asset_partition_range_start": cell("f16", 8),
+                "dagster/asset_partition_range_end": cell("q8_0-kv-hybrid", 8),
+            },
+            raise_on_error=False,
+        )
+    assert measured == ["f16", "q8_0-kv-hybrid"]
+    materialized = [
+        event.partition
+        for event in run.all_events
+        if event.event_type_value == "ASSET_MATERIALIZATION"
+    ]
+    assert not run.success and materialized == [cell("q8_0-kv-hybrid", 8)]
+    (failure,) = [event for event in run.all_events if event.is_step_failure]
+    data = failure.step_failure_data.user_failure_data
+    assert data is not None and data.metadata["what"].value == "It died."
+
+
+def test_failing_variants_stop_neither_the_others_nor_the_marts(settings: Settings):
+    configured = {"quality": "variant_quality_results", "benchmarks": "benchmark_results"}
+    ran: list[str] = []
+
+    def job_of(name: str) -> dg.JobDefinition:
+        model, _, kind = name.rpartition("_")
+        asset = configured.get(kind)
+
+        @dg.op(name=f"{model}__{asset}" if asset else name, config_schema=dg.Permissive())
+        def step() -> None:
+            ran.append(name)
+            with clear_failures():
+                if name in ("tiny_quality", "tiny_benchmarks"):
+                    raise WorkerError(f"{name} died.", "It was killed.", "Try again.")
+
+        @dg.job(name=name)
+        def job() -> None:
+            step()
+
+        return job
+
+    lines: list[str] = []
+    quality = {"obedience": True, "obedience_prompts": 24}
+    with (
+        dg.DagsterInstance.ephemeral() as instance,
+        pytest.raises(QuantAssetsError) as failed,
+    ):
+        FullRun(settings, instance, job_of, lines.append).run_all(
+            {}, quality=quality, measure_again=True
+        )
+    assert ran == [
+        "refresh_listings", "measure_host",
+        "tiny_source", "tiny_artifacts", "tiny_quality", "tiny_benchmarks", "tiny_benchmarks",
+        "tiny_2_source", "tiny_2_artifacts", "tiny_2_quality",
+        "refresh_marts",
+    ]  # fmt: skip
+    assert failed.value.what == "tiny_quality died."
+    assert "also failed: tiny f16, tiny q8_0-kv-hybrid." in failed.value.why
+    assert any("obedience on 24 of 49 prompts" in line for line in lines)
+    assert any("tiny f16: failed: tiny_benchmarks died." in line for line in lines)
