@@ -15,6 +15,7 @@ from quant_assets.assets.conventions import (
 from quant_assets.assets.partitions import (
     BATCH_SIZE,
     VARIANT,
+    PartitionEvent,
     benchmark_grid,
     materialized_partitions,
     observe_skipped,
@@ -91,7 +92,7 @@ def build_benchmark_results(
         data_root: DataRoot,
         llama_cpp: LlamaCpp,
         torch: Torch,
-    ) -> Iterator[dg.MaterializeResult[None]]:
+    ) -> Iterator[PartitionEvent]:
         measured: dict[str, Mapping[str, dg.MetadataValue]] = {}
         skipped: dict[str, str] = {}
         failures: dict[str, QuantAssetsError] = {}

@@ -14,7 +14,7 @@ from quant_assets.assets.conventions import (
     peak_memory_metadata,
     source_model_key,
 )
-from quant_assets.assets.partitions import materialized_partitions
+from quant_assets.assets.partitions import PartitionEvent, materialized_partitions
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import CheckFailed
 from quant_assets.formats.artifact_formats import GroupwiseFormat
@@ -117,7 +117,7 @@ def build_groupwise_artifacts(
         config: GroupwiseConfig,
         data_root: DataRoot,
         torch: Torch,
-    ) -> Iterator[dg.MaterializeResult[None] | dg.AssetCheckResult]:
+    ) -> Iterator[PartitionEvent | dg.AssetCheckResult]:
         store, settings = data_root.artifacts, data_root.settings
         artifacts: dict[str, GroupwiseArtifact] = {}
         with clear_failures():

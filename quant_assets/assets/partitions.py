@@ -11,6 +11,9 @@ from quant_assets.models.config import ModelConfig
 VARIANT = "variant"
 BATCH_SIZE = "batch_size"
 
+PartitionEvent = dg.MaterializeResult[None] | dg.AssetMaterialization
+"""An event of a step over several partitions."""
+
 
 def gguf_levels(model: ModelConfig) -> dg.StaticPartitionsDefinition:
     """The partitions of a model's GGUF artifacts."""
@@ -52,11 +55,12 @@ def materialized_partitions(
     measured: Mapping[str, Mapping[str, dg.MetadataValue]],
     *,
     complete: bool,
-) -> Iterator[dg.MaterializeResult[None]]:
+) -> Iterator[PartitionEvent]:
     """Materialize the partitions of a run, each with its own metadata.
 
-    An output stands for all partitions of its run. A run that skipped some (not `complete`) has no
-    output and logs a materialization for each partition that it measured.
+    An output stands for all partitions of its run. A run that skipped some, or in which some failed
+    (not `complete`), has no output but a materialization for each partition that it measured. They
+    are yielded because events that are only logged are lost when the step then fails.
     """
     if complete:
         for key, metadata in measured.items():
@@ -64,6 +68,4 @@ def materialized_partitions(
         yield dg.MaterializeResult()
         return
     for key, metadata in measured.items():
-        context.log_event(
-            dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)
-        )
+        yield dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata)

@@ -12,6 +12,7 @@ from quant_assets.assets.conventions import (
     variant_quality_key,
 )
 from quant_assets.assets.partitions import (
+    PartitionEvent,
     materialized_partitions,
     observe_skipped,
     variant_partitions,
@@ -73,7 +74,7 @@ def build_variant_quality(
         data_root: DataRoot,
         llama_cpp: LlamaCpp,
         torch: Torch,
-    ) -> Iterator[dg.MaterializeResult[None]]:
+    ) -> Iterator[PartitionEvent]:
         root = data_root.settings
         find = artifact_finder(data_root.artifacts, model.name)
         baseline = find(variants[BASELINE_VARIANT]) if BASELINE_VARIANT in variants else None

@@ -58,11 +58,14 @@ def test_a_failing_cell_leaves_the_other_cells_of_its_run(settings: Settings, ne
 
     class Backend(LlamaCpp):
         def probe(self) -> LlamaProbe:
-            return LlamaProbe.model_construct(devices=[])
+            return LlamaProbe(
+                device="cpu", cpu_name="c", gpu_name=None, library_versions={}, build_flags=""
+            )
 
         def measure(
             self, context: dg.AssetExecutionContext, subject: Subject, batch_size: int
         ) -> MeasuredCell:
+            context.log.info(subject.variant.name)
             name = subject.variant.name
             measured.append(name)
             if name == "f16":
