@@ -30,11 +30,13 @@ from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import QuantAssetsError
 from quant_assets.models.config import ModelConfig
+from quant_assets.processes.protocol import ProgressEvent
 from quant_assets.record_files import recency
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
 from quant_assets.resources.torch import Torch, backend_of
+from quant_assets.resources.worker_logs import ProgressLog
 from quant_assets.settings import Settings
 from quant_assets.warehouse.loads.measurements import load_benchmarks
 
@@ -101,7 +103,13 @@ def build_benchmark_results(
             settings = config.applied_to(defaults)
             find_artifact = artifact_finder(data_root.artifacts, model.name)
             results = data_root.results
-            for key in context.partition_keys:
+            cells = ProgressLog(context.log.info)
+            for number, key in enumerate(context.partition_keys):
+                cells.show(
+                    ProgressEvent(
+                        step="cells", done=number, total=len(context.partition_keys), unit="cells"
+                    )
+                )
                 assert isinstance(key, dg.MultiPartitionKey)
                 variant = variants[key.keys_by_dimension[VARIANT]]
                 artifact = find_artifact(variant)

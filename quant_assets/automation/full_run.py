@@ -29,6 +29,7 @@ from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant, load_settings, load_variants
 from quant_assets.errors import QuantAssetsError
 from quant_assets.models.config import ModelConfig, load_models
+from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.resources.executor import execute_here, patient_in_process_executor
 from quant_assets.resources.failures import clear_failures, error_of
 from quant_assets.resources.instance import dagster_instance
@@ -76,6 +77,21 @@ class FullRun:
         with the same settings are skipped unless `measure_again`. Quality and variants that fail do
         not stop the others: they are reported, and the first failure is raised at the end.
         """
+        with self._progress:
+            self._run_stages(overrides, quality=quality, measure_again=measure_again)
+
+    @property
+    def job(self) -> QuantizationJob:
+        """The run's state, final after `run_all`."""
+        return self._progress.job
+
+    def _run_stages(
+        self,
+        overrides: Mapping[str, int],
+        *,
+        quality: Mapping[str, Any] | None,
+        measure_again: bool,
+    ) -> None:
         settings, progress = self._settings, self._progress
         progress.begin("listings: reading offers and matching them to GPUs")
         self._run(REFRESH_LISTINGS)
@@ -224,19 +240,21 @@ def run_everything(
     overrides: Mapping[str, int],
     quality: Mapping[str, Any],
     report_line: ReportLine,
-) -> None:
-    """Run the whole graph once (see `FullRun.run_all`); `report_line` receives its progress.
+) -> QuantizationJob:
+    """Run the whole graph once (see `FullRun.run_all`) and return the run's final state.
 
-    Unfinished runs of processes that were killed are ended first.
+    `report_line` receives its progress. Unfinished runs of processes that were killed are ended first.
     """
     with dagster_instance(settings) as instance:
         report_line(
             "usual times are for a model of 135M parameters on two idle cores; existing results "
             "are reused"
         )
-        for run in end_dead_runs(instance):
-            report_line(f"ended run {run.run_id} of {run.job_name}: its process was killed")
-        FullRun(settings, instance, job_of, report_line).run_all(overrides, quality=quality)
+        for dead in end_dead_runs(instance):
+            report_line(f"ended run {dead.run_id} of {dead.job_name}: its process was killed")
+        run = FullRun(settings, instance, job_of, report_line)
+        run.run_all(overrides, quality=quality)
+        return run.job
 
 
 def _op_config(key: dg.AssetKey, config: Mapping[str, Any]) -> dict[str, Any]:

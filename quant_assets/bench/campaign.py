@@ -33,9 +33,13 @@ from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant, load_variants
 from quant_assets.errors import InputError, QuantAssetsError
 from quant_assets.models.config import load_models
+from quant_assets.processes.protocol import ProgressEvent
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.settings import Settings
 from quant_assets.texts.evaluation import TextChoice, evaluation_text
+
+_SPEED_SHARE = 0.5
+"""Share of a cell's time that measuring its speed usually takes."""
 
 
 class ExtraMeasurements(NamedTuple):
@@ -44,6 +48,48 @@ class ExtraMeasurements(NamedTuple):
     text: TextChoice | None = None
     windows: int = DEFAULT_WINDOWS
     obedience: bool = False
+
+
+class CellProgress:
+    """Reports the cells that have ended, of all that are run."""
+
+    def __init__(self, n_cells: int, session: WorkerSession) -> None:
+        self._n_cells = n_cells
+        self._session = session
+        self._n_ended = 0
+        self._begun = False
+
+    def begin(self) -> None:
+        """Report the first cell's begin; cells of an interrupted run have ended before it."""
+        if not self._begun:
+            self._begun = True
+            self._report()
+
+    def share(self, start: float, end: float) -> WorkerSession:
+        """The session for the current cell's work from `start` to `end`, fractions of the cell."""
+        done = self._n_ended
+        return self._session.part(
+            min(1.0, (done + start) / self._n_cells), min(1.0, (done + end) / self._n_cells)
+        )
+
+    def end(self, outcome: CellOutcome) -> None:
+        """Count a cell that was not skipped."""
+        if outcome.cell.skipped is not None:
+            return
+        self._n_ended += 1
+        if self._begun:
+            self._report()
+
+    def _report(self) -> None:
+        self._session.progress(
+            ProgressEvent(
+                step="cells",
+                done=self._n_ended,
+                total=self._n_cells,
+                unit="cells",
+                job_fraction=self._n_ended / self._n_cells,
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -86,13 +132,17 @@ class Campaign:
         A cell whose quality or obedience fails keeps its record, without that value.
         An interrupted campaign resumes after its last finished cell, unless `restart`.
         """
+        plan = self.plan()
+        cells = CellProgress(sum(cell.skipped is None for cell in plan), session)
 
         def measure(subject: Subject, batch_size: int) -> MeasuredCell | IncompleteCell:
-            record, samples = run_cell(subject, batch_size, session=session)
+            cells.begin()
+            record, samples = run_cell(subject, batch_size, session=cells.share(0, _SPEED_SHARE))
+            rest = cells.share(_SPEED_SHARE, 1)
             failure: QuantAssetsError | None = None
             for add in (self._with_quality, self._with_obedience):
                 try:
-                    record = add(record, subject, extras, project, session)
+                    record = add(record, subject, extras, project, rest)
                 except QuantAssetsError as error:
                     failure = failure or error
             if failure is not None:
@@ -100,7 +150,7 @@ class Campaign:
             return MeasuredCell(record, samples)
 
         outcomes = run_matrix(
-            self.plan(),
+            plan,
             self.variants,
             self.settings,
             self.find,
@@ -109,7 +159,11 @@ class Campaign:
             measure,
             restart=restart,
         )
-        return list(outcomes)
+        ended = []
+        for outcome in outcomes:
+            ended.append(outcome)
+            cells.end(outcome)
+        return ended
 
     def _with_quality(
         self,

@@ -137,8 +137,7 @@ def bench_endpoint(
     """
 
     def forward(step: str, done: int, total: int) -> None:
-        if session.on_event is not None:
-            session.on_event(ProgressEvent(step=step, done=done, total=total, unit="runs"))
+        session.progress(ProgressEvent(step=step, done=done, total=total, unit="runs"))
 
     obedience = _endpoint_obedience(endpoint, prompts_folder) if prompts_folder else None
     records = []

@@ -80,9 +80,13 @@ class WorkerProgress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._tracker.end("completed" if error is None else "failed")
+        job = self._tracker.end("completed" if error is None else "failed")
         if self._bars is not None:
             self._bars.stop()
+        if job.memory_usage is not None and self._verbosity is not Verbosity.QUIET:
+            ended = job.estimated_completion or job.start_time
+            seconds = (ended - job.start_time).total_seconds()
+            self._print(f"{job.status} in {duration_text(seconds)}; {job.memory_usage.peaks_text}")
 
     @property
     def job(self) -> QuantizationJob:

@@ -114,14 +114,13 @@ class JobTracker:
 
     @property
     def memory(self) -> MemoryUsage | None:
-        """Memory of the worker that has last reported."""
+        """Memory of the worker that has last reported, with the largest peaks of all workers."""
         return self._job.memory_usage
 
     def observe(self, event: Event) -> StepProgress | None:
         """Note an event; returns the step that it reports, if any."""
         if isinstance(event, MemoryEvent):
-            usage = MemoryUsage.model_validate(event.model_dump(exclude={"event"}))
-            self._update(memory_usage=usage)
+            self._update(memory_usage=_with_earlier_peaks(event, self.memory))
         if not isinstance(event, ProgressEvent):
             return None
         step = self._steps.get(event.step)
@@ -180,6 +179,15 @@ class JobTracker:
 
     def _update(self, **changes: object) -> None:
         self._job = self._job.model_copy(update=changes)
+
+
+def _with_earlier_peaks(now: MemoryEvent, earlier: MemoryUsage | None) -> MemoryUsage:
+    usage = now.model_dump(exclude={"event"})
+    if earlier is not None:
+        for name in ("peak_rss_bytes", "peak_own_bytes", "peak_vram_bytes"):
+            peaks = [peak for peak in (usage[name], getattr(earlier, name)) if peak is not None]
+            usage[name] = max(peaks, default=None)
+    return MemoryUsage.model_validate(usage)
 
 
 def time_left_text(seconds: float | None) -> str:

@@ -1,5 +1,6 @@
 """Memory of this process: resident, its own and on the GPU; now and at its peak."""
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 
 _STATUS = Path("/proc/self/status")
 _GB = 1e9
+_UNMEASURED = "not measured"
 
 VramReader = Callable[[], tuple[int, int] | None]
 """Reads GPU memory of this process in bytes, now and at its peak; None where it is not measured."""
@@ -41,6 +43,12 @@ class MemoryUsage(BaseModel):
             parts.append(f"GPU {_gb(self.vram_bytes)} now, {_gb(self.peak_vram_bytes)} peak")
         return "; ".join(parts)
 
+    @property
+    def peaks_text(self) -> str:
+        """Peak memory in GB (10^9 bytes), for one line; what was not measured is left out."""
+        facts = peak_memory_facts(self.peak_rss_bytes, self.peak_own_bytes, self.peak_vram_bytes)
+        return ", ".join(f"{name} {peak}" for name, peak in facts.items() if peak != _UNMEASURED)
+
 
 def _gb(size: int) -> str:
     return f"{size / _GB:.2f} GB"
@@ -55,7 +63,7 @@ def peak_memory_facts(
         "peak memory without mapped files": peak_own_bytes,
         "peak GPU memory": peak_vram_bytes,
     }
-    return {name: "not measured" if size is None else _gb(size) for name, size in peaks.items()}
+    return {name: _UNMEASURED if size is None else _gb(size) for name, size in peaks.items()}
 
 
 class MemoryMeter:
@@ -83,6 +91,39 @@ class MemoryMeter:
             vram_bytes=None if vram is None else vram[0],
             peak_vram_bytes=None if vram is None else vram[1],
         )
+
+
+class TreeMemoryMeter:
+    """Reads the memory of this process and all of its descendants together.
+
+    Peaks are the largest samples; pages that several processes share count once for each.
+    """
+
+    def __init__(self) -> None:
+        self._root = psutil.Process()
+        self._lock = threading.Lock()
+        self._peak_rss_bytes = self._peak_own_bytes = 0
+
+    def read(self) -> MemoryUsage:
+        """Memory now and at the peak of all samples; any thread may read."""
+        rss_bytes = own_bytes = 0
+        known = True
+        for process in (self._root, *self._root.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                info = process.memory_info()
+                own = _own_bytes(process, info)
+                rss_bytes += info.rss
+                own_bytes += own or 0
+                known = known and own is not None
+        with self._lock:
+            self._peak_rss_bytes = max(self._peak_rss_bytes, rss_bytes)
+            self._peak_own_bytes = max(self._peak_own_bytes, own_bytes)
+            return MemoryUsage(
+                rss_bytes=rss_bytes,
+                peak_rss_bytes=self._peak_rss_bytes,
+                own_bytes=own_bytes if known else None,
+                peak_own_bytes=self._peak_own_bytes if known else None,
+            )
 
 
 def resident_memory() -> tuple[int, int]:

@@ -14,7 +14,7 @@ class QuantizationJob(BaseModel):
     `step` is the current step, the `step_number`th of `n_steps`; null where a worker has not said.
     `progress_percentage` counts the whole job and never decreases. `estimated_completion` is null
     until there is a measured pace to estimate from; of an ended job it is the end. `memory_usage`
-    is that of the worker that has last reported.
+    is that of the worker that has last reported; its peaks are the largest of all workers.
     """
 
     status: Literal["pending", "running", "completed", "failed"]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from quant_assets.processes.protocol import Event
+from quant_assets.processes.protocol import Event, ProgressEvent
 
 EventHandler = Callable[[Event], None]
 
@@ -25,6 +25,28 @@ class WorkerSession:
     def with_defaults(self, variables: Mapping[str, str]) -> "WorkerSession":
         """This session with `variables` added, except where it sets them itself."""
         return replace(self, variables={**variables, **self.variables})
+
+    def part(self, start: float, end: float) -> "WorkerSession":
+        """This session for one of several workers, whose work is the job's from `start` to `end`.
+
+        Both are fractions of the whole job, from 0 to 1.
+        """
+        report = self.on_event
+        if report is None:
+            return self
+
+        def placed(event: Event) -> None:
+            if isinstance(event, ProgressEvent) and event.job_fraction is not None:
+                fraction = start + (end - start) * event.job_fraction
+                event = event.model_copy(update={"job_fraction": fraction})
+            report(event)
+
+        return replace(self, on_event=placed)
+
+    def progress(self, event: ProgressEvent) -> None:
+        """Report progress that the caller itself makes, between workers."""
+        if self.on_event is not None:
+            self.on_event(event)
 
 
 UNATTENDED: Final = WorkerSession()

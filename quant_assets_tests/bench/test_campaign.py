@@ -19,6 +19,8 @@ from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError, WorkerError
+from quant_assets.processes.protocol import Event, ProgressEvent
+from quant_assets.processes.session import WorkerSession
 from quant_assets.settings import Settings
 
 SETTINGS = BenchSettings(batch_sizes=(1, 2))
@@ -139,3 +141,24 @@ def test_unknown_names_are_refused(tmp_path: Path) -> None:
         open_campaign(settings, SETTINGS, results, model_name="absent")
     with pytest.raises(InputError, match="no variant absent"):
         open_campaign(settings, SETTINGS, results, variant_names=["absent"])
+
+
+def test_cells_that_have_ended_are_reported_of_all(tmp_path: Path, measured: Measured) -> None:
+    events: list[Event] = []
+    campaign(tmp_path).run(
+        ExtraMeasurements(), Settings(home=tmp_path), session=WorkerSession(events.append)
+    )
+    cells = [event for event in events if isinstance(event, ProgressEvent)]
+    assert [(event.done, event.total) for event in cells] == [(done, 4) for done in range(5)]
+    assert [event.job_fraction for event in cells] == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_a_resumed_campaign_begins_after_its_finished_cells(
+    tmp_path: Path, measured: Measured
+) -> None:
+    runs = campaign(tmp_path)
+    runs.run(ExtraMeasurements(), Settings(home=tmp_path))  # both cells of b fail
+    events: list[Event] = []
+    runs.run(ExtraMeasurements(), Settings(home=tmp_path), session=WorkerSession(events.append))
+    cells = [event for event in events if isinstance(event, ProgressEvent)]
+    assert [event.done for event in cells] == [2, 3, 4]

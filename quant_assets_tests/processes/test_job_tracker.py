@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from quant_assets.processes.job_tracker import ESTIMATING, JobTracker, TimeLeft, duration_text
-from quant_assets.processes.protocol import MemoryEvent, ProgressEvent
+from quant_assets.processes.protocol import Event, MemoryEvent, ProgressEvent
+from quant_assets.processes.session import WorkerSession
 
 
 class Clock:
@@ -111,3 +112,27 @@ def test_memory_and_step_are_part_of_the_job_and_of_its_line(clock: Clock) -> No
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+def test_a_worker_of_several_fills_its_part_of_the_job() -> None:
+    events: list[Event] = []
+    session = WorkerSession(events.append)
+    first, last = session.part(0, 0.4), session.part(0.4, 1)
+    for part in (first, last):
+        assert part.on_event is not None
+        for fraction in (0, 0.5, 1):
+            part.on_event(event(0, fraction))
+    fractions = [seen.job_fraction for seen in events if isinstance(seen, ProgressEvent)]
+    assert fractions == pytest.approx([0, 0.2, 0.4, 0.4, 0.7, 1])
+    assert last.on_event is not None
+    last.on_event(event(0))  # a step that its worker did not declare
+    assert isinstance(events[-1], ProgressEvent) and events[-1].job_fraction is None
+
+
+def test_the_job_keeps_the_largest_peak_of_its_workers(clock: Clock) -> None:
+    tracker = JobTracker(clock)
+    for now, peak in ((5, 8), (2, 3)):
+        tracker.observe(MemoryEvent(rss_bytes=now, peak_rss_bytes=peak))
+    memory = tracker.job.memory_usage
+    assert memory is not None
+    assert (memory.rss_bytes, memory.peak_rss_bytes, memory.peak_own_bytes) == (2, 8, None)

@@ -24,6 +24,9 @@ from quant_assets.quantize.groupwise.request import (
 )
 from quant_assets.settings import Settings
 
+_RESTORING_SHARE = 0.3
+"""Share of a conversion's time that restoring plain weights usually takes."""
+
 
 class HfTarget(BaseModel):
     """A Hugging Face folder of plain weights."""
@@ -108,8 +111,10 @@ def convert_model(
         output / f"{source.name}-hf",
         settings,
         overwrite=request.overwrite,
-        session=session,
+        session=session if isinstance(target, HfTarget) else session.part(0, _RESTORING_SHARE),
     )
+    # A source that is plain already was not restored: all of the work is still to do.
+    rest = session if plain.path == source.path else session.part(_RESTORING_SHARE, 1)
     origin = lineage(source, detect_quantization(source.path), loss)
     if isinstance(target, GroupwiseRequest):
         return make_requested_artifact(
@@ -118,7 +123,7 @@ def convert_model(
             ArtifactStore(output),
             cache=settings.cache,
             lineage=origin,
-            session=session,
+            session=rest,
         )
     if isinstance(target, HfTarget):
         check_model(plain.path)
@@ -138,7 +143,7 @@ def convert_model(
             record=True,
             overwrite=request.overwrite,
         ),
-        session=session,
+        session=rest,
     )
     write_text_atomically(file.with_suffix(".lineage.json"), json.dumps(origin, indent=2))
     return file

@@ -39,6 +39,8 @@ from quant_assets.texts.calibration import CalibrationText
 
 _SIZE_TOLERANCE = 0.02
 _WORK = "work"
+_GATE_SHARE = 0.3
+"""Share of a job's time that its gate usually takes."""
 
 
 class GroupwiseArtifact(NamedTuple):
@@ -159,11 +161,12 @@ def make_groupwise_artifact(
                 device=device,
                 resume=resume,
             ),
-            session=session,
+            session=session if gate is None else session.part(0, 1 - _GATE_SHARE),
         )
         rejection, gated = _wrong_files(staging, result), None
         if gate is not None and rejection is None:
-            gated = gate.check(_candidate(spec, staging, result.n_parameters), session=session)
+            candidate = _candidate(spec, staging, result.n_parameters)
+            gated = gate.check(candidate, session=session.part(1 - _GATE_SHARE, 1))
             rejection = gated.rejection
         manifest = _manifest(spec, staging, result, gated, rejection)
         folder = store.commit(staging, manifest)

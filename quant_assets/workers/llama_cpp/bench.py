@@ -103,10 +103,12 @@ def measure(job: CellJob, channel: EventChannel) -> CellMeasurement:
             channel.read_vram_with(lambda: allocated)
         channel.progress(LOAD, 1, 1, "models")
         cell = _Cell(job, model, native_context)
+        channel.progress(WARM_UP, 0, job.warmups, "runs")
         for done in range(job.warmups):
             cell.run()
             channel.progress(WARM_UP, done + 1, job.warmups, "runs")
         samples = []
+        channel.progress(RUNS, 0, job.runs, "runs")
         gc.disable()
         for done in range(job.runs):
             samples.append(cell.run())
