@@ -176,7 +176,7 @@ def kv_cache_bytes(shape: ModelShape, serving: Serving) -> int:
         raise InputError(
             f"A V cache of type {serving.kv_type_v} needs flash attention.",
             "llama.cpp refuses a quantized V cache without it.",
-            "Turn flash attention on, or keep V in F16.",
+            "Turn it on with --flash-attention, or keep V in F16 with --kv-type-v f16.",
         )
     sliding_cells = serving.cells
     if shape.sliding_window is not None:

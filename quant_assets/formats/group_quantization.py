@@ -94,7 +94,7 @@ def group_quantization(method: GroupwiseFormat, bits: int, group_size: int) -> G
             f"There is no quantization {quantization.name!r}.",
             f"{method.upper()} supports {' or '.join(map(str, allowed))} bits and groups of "
             f"{', '.join(str(size) for size in GROUP_SIZES if size > 0)} weights or a whole row.",
-            f"Use a name such as {method}-4bit-g128.",
+            f"Use a name such as {method}-4bit-g128 (--bits 4 --group-size 128).",
         )
     return quantization
 

@@ -129,7 +129,7 @@ def groupwise_config(folder: Path) -> GroupwiseConfig:
         raise InputError(
             f"{folder} is not a GPTQ or AWQ folder.",
             "Its config.json has no quantization_config for either.",
-            "Give the folder of a GPTQ or AWQ artifact.",
+            "Give the folder of a GPTQ or AWQ artifact, or a GGUF file.",
         )
     method: GroupwiseFormat = "gptq" if found.quant_method == "gptq" else "awq"
     if found.bits not in GPTQ_BITS or found.group_size is None:

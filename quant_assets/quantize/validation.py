@@ -71,6 +71,6 @@ def _check_files(folder: Path, manifest: ArtifactManifest) -> str:
             raise CheckFailed(
                 f"The artifact in {folder} is damaged.",
                 f"{file.name} is {'changed' if path.is_file() else 'missing'}.",
-                "Rebuild the artifact.",
+                f"Delete {folder}, then run the command that made it again.",
             )
     return f"{len(manifest.files)} files match the manifest's checksums"

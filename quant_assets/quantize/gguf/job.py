@@ -211,7 +211,8 @@ def check_imatrix(level: GgufLevel, imatrix: Path | None) -> None:
         raise InputError(
             f"The level {level} needs an importance matrix.",
             "llama.cpp rejects it without one, because the result would be unusable.",
-            "Pass one with --imatrix FILE, or use a level such as Q2_K or Q3_K_S.",
+            "Make one with `quant-assets imatrix MODEL` and pass it with --imatrix FILE, or use a level "
+            "such as Q2_K or Q3_K_S.",
         )
 
 

@@ -90,7 +90,7 @@ def converter_of(folder: Path, weights: list[str], scratch: Path) -> Any:
             f"The architecture {architecture} is not supported.",
             f"The most similar of the {len(TEXT_MODEL_MAP)} that llama.cpp's converter supports are "
             f"{', '.join(near)}.",
-            "Use a model of a supported architecture.",
+            "Use a model of a supported architecture; config.json names it under `architectures`.",
         )
     model = class_of(architecture)(folder, gguf.LlamaFileType.GUESSED, scratch / "unused.gguf")
     # By default the converter turns float32 weights into F16; float32 keeps them exact.

@@ -199,13 +199,14 @@ def _check_importances(
                 f"The importance matrix does not fit the tensor {tensor.name}.",
                 f"It has {values.size} values where the tensor needs "
                 f"{tensor.shape[0] * tensor.shape[2]}.",
-                "Measure the importance matrix on this same model.",
+                "Make one of this same model with `quant-assets imatrix MODEL`.",
             )
         if values is None and _needs_importances(tensor.name, ggml.type_name(new_type), level):
             raise InputError(
                 f"There are no importances for the tensor {tensor.name}.",
                 f"Its type at the level {level} is {ggml.type_name(new_type)}, which needs them.",
-                "Pass an importance matrix of this same model, measured on a longer text.",
+                "Make one of this same model on a longer text with `quant-assets imatrix MODEL "
+                "--text FILE`.",
             )
 
 
