@@ -356,9 +356,11 @@ def _hub_model_without_a_network(scene: Scene) -> Script:
 @_case(cause=["could not be fetched", "Gated"], step=["gated", "HF_TOKEN"])
 def _gated_model_without_a_token(scene: Scene) -> Script:
     with serving(gated_hub(scene.stock.model("llama"), _TOKEN)) as url:
-        online = {"HF_HUB_OFFLINE": None, "HF_ENDPOINT": url}
-        yield scene.quantize("owner/gated", **online)
-        return scene.quantize("owner/gated", HF_TOKEN=_TOKEN, **online).run()
+        yield scene.quantize("owner/gated", HF_HUB_OFFLINE=None, HF_ENDPOINT=url)
+        following = scene.quantize(
+            "owner/gated", HF_HUB_OFFLINE=None, HF_ENDPOINT=url, HF_TOKEN=_TOKEN
+        )
+        return following.run()
 
 
 # --- Options and outputs
@@ -692,7 +694,7 @@ def _unknown_model_in_bench(scene: Scene) -> Script:
 
 
 @_case(
-    cause=["model list", "cannot be used", "line 2"], step=["Correct the file", "data/models.yaml"]
+    cause=["model list", "cannot be used", "line 3"], step=["Correct the file", "data/models.yaml"]
 )
 def _broken_model_list(scene: Scene) -> Script:
     models = scene.write("models.yaml", "models:\n  - {name: tiny, source: [\n")
@@ -762,7 +764,7 @@ def _no_records_to_collect(scene: Scene) -> Script:
     return wanted if measured.exit_code == 0 else measured
 
 
-@_case(cause=["cannot be read", "damaged"], step=["restore", "away"])
+@_case(cause=["cannot be read", "damaged"], step=["out of the results folder"])
 def _damaged_record(scene: Scene) -> Script:
     with serving(Completions) as url:
         _endpoint_bench(scene, url).run()
@@ -1189,7 +1191,7 @@ def criterion(results: Sequence[Result], *, left_out: int = 0) -> Criterion:
         if each.cause_problem or each.step_problem
     ]
     if left_out:
-        notes.append(f"{left_out} cases need an environment that is not installed.")
+        notes.append(f"Left out for want of an environment: {left_out}.")
     return Criterion(
         id="SC-006",
         demand="80 % of failures can be resolved from their message alone",

@@ -36,7 +36,7 @@ from stock import (
     TRAINED,
     Stock,
     has_environment,
-    has_packaged_model,
+    packaged_model,
 )
 
 from quant_assets.capacity.quantization_types import quantization_type
@@ -84,7 +84,7 @@ class Operation:
     @property
     def is_possible(self) -> bool:
         """Whether this machine has what it needs."""
-        if self.source == PACKAGED and not has_packaged_model():
+        if self.source == PACKAGED and packaged_model() is None:
             return False
         return all(map(has_environment, self.environments))
 
@@ -357,7 +357,7 @@ def _source(operation: Operation, stock: Stock) -> str:
         return str(stock.gguf(model, level or "F16"))
     if form == "gptq" or form == "awq":
         return str(stock.checkpoint("gptq" if form == "gptq" else "awq"))
-    return operation.source
+    return str(packaged_model())
 
 
 def _arguments(operation: Operation, stock: Stock, output: Path) -> tuple[str | Path, ...]:
@@ -513,7 +513,7 @@ def problem_of_packed_folder(folder: Path, bits: float) -> str | None:
 
 
 def _problem_of_info(facts: Mapping[str, Any], source: str) -> str | None:
-    weights = 0 if source.startswith("package:") else count_weights(source)
+    weights = count_weights(source)
     if weights and facts["parameters"] != weights:
         return f"it reports {facts['parameters']} parameters, the files have {weights}"
     return None if 1 < facts["bits_per_weight"] <= 32 else "its bits per weight are impossible"
@@ -564,7 +564,7 @@ def criterion(results: Sequence[Result], *, left_out: int = 0) -> Criterion:
     failed = [result for result in results if result.problem is not None]
     notes = [f"{each.operation.name} [{each.operation.fault}]: {each.problem}" for each in failed]
     if left_out:
-        notes.append(f"{left_out} operations need an environment that is not installed.")
+        notes.append(f"Left out for want of an environment: {left_out}.")
     valid = len(results) - len(failed)
     share = valid / len(results) if results else 0.0
     return Criterion(

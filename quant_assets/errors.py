@@ -114,7 +114,7 @@ def _system_error(error: OSError) -> QuantAssetsError:
         return ResourceError(
             f"The system refuses access to {place or 'a file'}.",
             why,
-            "Change its permissions, or choose another folder.",
+            "Change its permissions, or choose another folder; QUANT_ASSETS_HOME names the data root.",
         )
     if error.errno == errno.ENAMETOOLONG:
         return InputError(
@@ -125,5 +125,6 @@ def _system_error(error: OSError) -> QuantAssetsError:
     return QuantAssetsError(
         f"The system could not use {place}." if place else "A system call failed.",
         why,
-        "Check that the command's files and folders exist and are of the right kind.",
+        "Check that the command's files and folders exist and are of the right kind; "
+        "QUANT_ASSETS_HOME names the data root.",
     )

@@ -11,7 +11,6 @@ from quant_assets_tests.benchmarks.scripts import imported
 
 QUICK = (
     "listing without titles", "fp8 on an old gpu", "unknown gpu", "parameters that are not a number",
-    "command that does not exist", "damaged record",
 )  # fmt: skip
 
 

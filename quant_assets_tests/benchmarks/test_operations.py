@@ -76,7 +76,7 @@ def test_operations_are_run_and_judged(
 def test_what_is_not_installed_is_left_out_and_counted(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "has_environment", lambda method: False)
+    monkeypatch.setattr(script, "has_environment", lambda _: False)
     found = script.judged([script.Operation("convert", "gptq", ("--to", "hf"))], tmp_path)
     assert found.met is None
-    assert found.notes == ["1 operations need an environment that is not installed."]
+    assert found.notes == ["Left out for want of an environment: 1."]
