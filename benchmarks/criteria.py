@@ -25,9 +25,12 @@ from criterion import (
     as_table,
     details_table,
 )
+from failures import measure as measure_failures
 from file_sizes import measure_file_sizes
 from first_file import measure_first_file
 from gguf_one_pass import SHAPES
+from operations import OPERATIONS
+from operations import measure as measure_operations
 from perplexity_increase import measure_perplexity_increase
 from pydantic import BaseModel, ConfigDict
 from real_models import packaged_models
@@ -110,11 +113,21 @@ def _measure_file_sizes(options: argparse.Namespace, folder: Path) -> Criterion:
     )
 
 
+def _measure_operations(options: argparse.Namespace, folder: Path) -> Criterion:
+    return measure_operations(folder, count=options.operations, console=MESSAGES)
+
+
+def _measure_failures(options: argparse.Namespace, folder: Path) -> Criterion:
+    return measure_failures(folder, count=options.failures, console=MESSAGES)
+
+
 MEASURES: Final[dict[CriterionId, Callable[[argparse.Namespace, Path], Criterion]]] = {
     "SC-001": _measure_seven_b,
     "SC-002": _measure_perplexity_increase,
+    "SC-003": _measure_operations,
     "SC-004": _measure_first_file,
     "SC-005": _measure_file_sizes,
+    "SC-006": _measure_failures,
 }
 """Each criterion, measured in an empty folder."""
 
@@ -172,6 +185,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--text", type=existing_file,
         help="SC-002: another text; WikiText-2 where it can be fetched, or Python's reference",
     )  # fmt: skip
+    parser.add_argument(
+        "--operations", type=positive, default=OPERATIONS, help="SC-003: operations to run"
+    )
+    parser.add_argument(
+        "--failures", type=positive, help="SC-006: failures to provoke; all by default"
+    )
     parser.add_argument(
         "--shape", choices=list(SHAPES), default="llama-7b",
         help="SC-001, SC-005: a smaller model than 7B, to try the measurement itself",

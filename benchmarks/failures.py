@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 import gguf
 from arguments import positive
 from command_runs import AT_A_TIME, Command, ErrorMessage, Outcome, run_all
-from criterion import Criterion, Row
+from criterion import DEMANDS, Criterion, Row
 from local_servers import Completions, gated_hub, serving
 from rich.console import Console
 from stock import NARROW, TRAINED, Stock, has_environment
@@ -1194,7 +1194,7 @@ def criterion(results: Sequence[Result], *, left_out: int = 0) -> Criterion:
         notes.append(f"Left out for want of an environment: {left_out}.")
     return Criterion(
         id="SC-006",
-        demand="80 % of failures can be resolved from their message alone",
+        demand=DEMANDS["SC-006"],
         measured=f"{both} of {len(results)} provoked failures name their cause and were resolved by "
         f"following the next step ({share:.1%}); {named} name the cause, {len(resolved)} were resolved",
         how="The command fails, its message is searched for cause and step, the step is followed, and "

@@ -26,7 +26,7 @@ import gguf
 import numpy as np
 from arguments import positive
 from command_runs import AT_A_TIME, Command, Outcome, run_all
-from criterion import Criterion, Row
+from criterion import DEMANDS, Criterion, Row
 from rich.console import Console
 from safetensors import safe_open
 from stock import (
@@ -569,7 +569,7 @@ def criterion(results: Sequence[Result], *, left_out: int = 0) -> Criterion:
     share = valid / len(results) if results else 0.0
     return Criterion(
         id="SC-003",
-        demand="95 % of quantization operations complete without intervention",
+        demand=DEMANDS["SC-003"],
         measured=f"{valid} of {len(results)} operations ended in a valid result ({share:.1%})",
         how="One command each, over models, formats, levels and faults, "
         f"{AT_A_TIME} at a time; results are read, compared with their source and loaded.",
