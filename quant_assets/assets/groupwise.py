@@ -21,6 +21,7 @@ from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.config import ModelConfig
 from quant_assets.models.inspection import inspect_model
+from quant_assets.quantize.configured_intent import configured_calibration, configured_dataset
 from quant_assets.quantize.groupwise.artifact import GroupwiseArtifact, GroupwiseSpec
 from quant_assets.quantize.groupwise.calibration import CalibrationChoice
 from quant_assets.quantize.groupwise.job import (
@@ -42,17 +43,21 @@ GATE_CHECK = "perplexity_gate"
 class GroupwiseConfig(dg.Config):
     """Calibration of a run's artifacts: windows of text, tokens per window, act-order.
 
-    Without numbers, the standard of the field is used as far as text and memory allow.
+    Without numbers, those of the model's `quantization:` block are used; without them, the standard
+    of the field as far as text and memory allow.
     """
 
     samples: int | None = None
     sequence_length: int | None = None
     act_order: bool = False
 
-    @property
-    def choice(self) -> CalibrationChoice:
-        """The numbers that the run names."""
-        return CalibrationChoice(samples=self.samples, sequence_length=self.sequence_length)
+    def choice(self, model: ModelConfig) -> CalibrationChoice:
+        """The numbers that the run or the model list names."""
+        listed = configured_calibration(model)
+        return CalibrationChoice(
+            samples=self.samples or listed.num_samples,
+            sequence_length=self.sequence_length or listed.max_length,
+        )
 
     def applied_to(self, quantization: GroupQuantization, architecture: str) -> GroupwiseSettings:
         """The settings of one artifact; raises `InputError` for an unsupported combination."""
@@ -109,7 +114,8 @@ def build_groupwise_artifacts(
         ],
         description=(
             f"{method.upper()} folders of {model.name} for vLLM and transformers, calibrated on "
-            "WikiText-2 and gated by their perplexity. Needs `make setup-groupwise`."
+            f"{configured_calibration(model).dataset or 'WikiText-2'} and gated by their perplexity. "
+            "Needs `make setup-groupwise`."
         ),
     )
     def groupwise_artifacts(
@@ -124,13 +130,14 @@ def build_groupwise_artifacts(
             context.log.info(torch.probe().text)
             source = data_root.source(context, model)
             architecture = inspect_model(source.path).architecture
-            calibration = calibration_text(None, settings.cache)
+            calibration = calibration_text(configured_dataset(model, settings), settings.cache)
+            choice = config.choice(model)
             for name in context.partition_keys:
                 quantization = chosen[name].quantization
                 assert quantization is not None, "the partitions are GPTQ or AWQ variants"
                 chosen_settings = config.applied_to(quantization, architecture)
                 spec = GroupwiseSpec(model.name, source, chosen_settings, calibration)
-                artifacts[name] = torch.quantize(context, spec, config.choice, store, settings)
+                artifacts[name] = torch.quantize(context, spec, choice, store, settings)
                 context.log.info(f"{name}: {artifacts[name].rejection or artifacts[name].folder}")
                 if artifacts[name].quality_warning:
                     context.log.warning(f"{name}: {artifacts[name].quality_warning}")
