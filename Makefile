@@ -5,7 +5,7 @@ BIN = .venv/bin
 # At most two processes; quant_assets_tests/conftest.py groups the tests.
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-groupwise fuzz ui check setup setup-groupwise pins bench-gguf bench-listings bench-peers bench-criteria
+.PHONY: demo test test-groupwise fuzz ui check setup setup-groupwise pins schemas bench-gguf bench-listings bench-peers bench-criteria
 
 demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
 	@$(BOOTSTRAP) main --with demo
@@ -47,6 +47,10 @@ setup-groupwise:  ## set up the worker environments of GPTQ and AWQ
 pins:  ## regenerate the pin files from pyproject.toml; ARGS="--upgrade PACKAGE" takes newer versions
 	@$(BOOTSTRAP) main --with demo --with test --with live
 	@$(BIN)/python environments/lock.py $(ARGS)
+
+schemas:  ## regenerate docs/schemas from the models of the commands' documents
+	@$(BOOTSTRAP) main
+	@$(BIN)/python -m quant_assets.cli.schemas docs/schemas
 
 bench-gguf:  ## one pass against convert + llama_model_quantize, on a synthetic 1.2B Llama and SmolLM2
 	@$(BOOTSTRAP) main --with demo --with test --with live

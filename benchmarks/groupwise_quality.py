@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from quant_assets.artifacts.store import ArtifactStore
-from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.cli.verbosity import Verbosity
+from quant_assets.cli.worker_progress import WorkerProgress
 from quant_assets.formats.artifact_formats import GroupwiseFormat
 from quant_assets.formats.group_quantization import group_quantization
 from quant_assets.models.inspection import inspect_model

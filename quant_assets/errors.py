@@ -7,7 +7,37 @@ exits with `exit_code`; Dagster shows them as a Failure with metadata.
 import errno
 import os
 import re
+from enum import IntEnum
 from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """Exit codes of every command; the table in docs/cli.md is this one.
+
+    A command ended by a signal exits with 128 plus the signal's number.
+    """
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str = "") -> "ExitCode":
+        """Create a member that is the number `code`."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    DONE = 0, "Done."
+    FAILED = 1, "An unexpected error, or one that no other code describes."
+    WRONG_USAGE = 2, "Wrong usage: an unknown command or option, or an invalid value."
+    BAD_INPUT = 3, "An input is missing, damaged or not supported."
+    NO_RESOURCES = 4, "Too little disk or memory, or a folder that cannot be written."
+    WORKER_FAILED = 5, "A worker process died, hung, or broke its protocol."
+    NOT_CONFIRMED = 6, "The operation loses something, and you have not agreed to it."
+    CHECK_FAILED = 7, "A value breaches its threshold, or an artifact failed its validation."
+    NOT_INSTALLED = 8, "An environment, package or tool that the operation needs is missing."
+    HUNG_UP = 129, "Ended because the terminal closed (SIGHUP); finished work is kept."
+    INTERRUPTED = 130, "Ended by Ctrl-C (SIGINT); finished work is kept."
+    TERMINATED = 143, "Ended by SIGTERM; finished work is kept."
 
 
 class QuantAssetsError(Exception):
@@ -17,7 +47,7 @@ class QuantAssetsError(Exception):
     or more complete sentences.
     """
 
-    exit_code: ClassVar[int] = 1
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
     def __init__(self, what: str, why: str, next_step: str) -> None:
         super().__init__(f"{what} {why} {next_step}")
@@ -30,40 +60,46 @@ class QuantAssetsError(Exception):
         return type(self), (self.what, self.why, self.next_step)
 
 
+class UsageFault(QuantAssetsError):
+    """The command line cannot be parsed: an unknown option, or a value that is not allowed."""
+
+    exit_code = ExitCode.WRONG_USAGE
+
+
 class InputError(QuantAssetsError):
     """An input (model, file, listing, configuration) is missing, damaged or not supported."""
 
-    exit_code = 3
+    exit_code = ExitCode.BAD_INPUT
 
 
 class ResourceError(QuantAssetsError):
     """Too little disk or memory, or a folder that cannot be written."""
 
-    exit_code = 4
+    exit_code = ExitCode.NO_RESOURCES
 
 
 class WorkerError(QuantAssetsError):
     """A worker process died, hung, or broke its protocol."""
 
-    exit_code = 5
+    exit_code = ExitCode.WORKER_FAILED
 
 
 class ConfirmationRequired(QuantAssetsError):
     """The operation loses something, and the user has not agreed to it."""
 
-    exit_code = 6
+    exit_code = ExitCode.NOT_CONFIRMED
 
 
 class CheckFailed(QuantAssetsError):
     """A measured value breaches its threshold, or an artifact failed its validation."""
 
-    exit_code = 7
+    exit_code = ExitCode.CHECK_FAILED
 
 
 class EnvironmentNotReady(QuantAssetsError):
     """A Python environment, package or tool that the operation needs is not installed."""
 
-    exit_code = 8
+    exit_code = ExitCode.NOT_INSTALLED
 
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

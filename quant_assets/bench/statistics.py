@@ -1,7 +1,7 @@
 """Percentiles, summaries and bootstrap intervals of run times."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel
@@ -37,7 +37,8 @@ def summarize(values: Sequence[float]) -> Summary:
     )
 
 
-class Ratio(NamedTuple):
+@dataclass(frozen=True)
+class Ratio:
     """A ratio of medians with its confidence interval."""
 
     ratio: float

@@ -1,6 +1,7 @@
 """The `quant-assets` command: assembles the subcommands and prints errors without a traceback."""
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -8,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import typer
 from typer.core import TyperGroup
 
 from quant_assets.cli.bench import bench
@@ -23,6 +23,15 @@ from quant_assets.cli.info import info
 from quant_assets.cli.intent import intent
 from quant_assets.cli.output import message_console
 from quant_assets.cli.pipeline import pipeline
+from quant_assets.cli.presentation import (
+    CommandLine,
+    ErrorDocument,
+    Presentation,
+    begin_answer,
+    requested_presentation,
+    show_error,
+    show_error_document,
+)
 from quant_assets.cli.quantize import quantize
 from quant_assets.cli.recommend import recommend
 from quant_assets.cli.report import report
@@ -30,38 +39,60 @@ from quant_assets.cli.sql import sql
 from quant_assets.cli.types import types
 from quant_assets.cli.ui import ui
 from quant_assets.cli.validate import validate
-from quant_assets.errors import explained
+from quant_assets.cli.verbosity import configure_logging
+from quant_assets.errors import ExitCode, QuantAssetsError, UsageFault, explained
 from quant_assets.escaping import terminal_text
 from quant_assets.processes.interruption import prompt_end, received_signal
-from quant_assets.redaction import redact
+
+_LOG = logging.getLogger(__name__)
 
 
 class CommandGroup(TyperGroup):
-    """The subcommands; usage errors quote arguments, which may be file names, so they are escaped."""
+    """The subcommands, and what becomes of usage errors.
 
-    def make_context(self, *arguments: Any, **extra: Any) -> Any:
+    They quote arguments, which may be file names, so they are escaped. Where JSON was asked for,
+    before or after the fault, they become a `UsageFault`.
+    """
+
+    _as_json = False
+
+    def make_context(self, info_name: Any, args: list[str], *more: Any, **extra: Any) -> Any:
         """Create the context of one call, see click."""
-        with _escaped_usage_errors():
-            return super().make_context(*arguments, **extra)
+        self._as_json = requested_presentation(args).as_json
+        with self._usage_errors():
+            return super().make_context(info_name, args, *more, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the named command, see click."""
-        with _escaped_usage_errors():
+        with self._usage_errors():
             return super().invoke(ctx)
 
-
-@contextmanager
-def _escaped_usage_errors() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        message = getattr(error, "message", None)
-        if isinstance(message, str):
+    @contextmanager
+    def _usage_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            message = getattr(error, "message", None)
+            if not isinstance(message, str):
+                raise
+            if self._as_json:
+                raise _usage_fault(error) from error
             error.message = terminal_text(message)  # type: ignore[attr-defined]
-        raise
+            raise
 
 
-app = typer.Typer(
+def _usage_fault(error: Any) -> UsageFault:
+    """The three-part form of Typer's usage error."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "quant-assets"
+    return UsageFault(
+        f"The command line of `{command}` cannot be used.",
+        str(error.format_message()),
+        f"`{command} --help` lists the arguments and options.",
+    )
+
+
+app = CommandLine(
     name="quant-assets",
     cls=CommandGroup,
     help="Find the quantized variant of a model and the GPU to run it on, by speed, quality and cost.",
@@ -97,40 +128,59 @@ app.command()(validate)
 
 
 def main() -> None:
-    """Entry point: exit 0 on success, 2 on wrong usage, else the error's own exit code.
-
-    A command ended by a signal exits with 128 plus the signal's number, 130 for Ctrl-C.
-    """
+    """Entry point: exits with one of the codes of `ExitCode`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Characters that a terminal without UTF-8 lacks are escaped instead of raising an error.
             stream.reconfigure(errors="backslashreplace")
+    presentation = requested_presentation(sys.argv[1:])
+    configure_logging(presentation.verbosity)
+    begin_answer()
     with prompt_end():
         try:
-            _run()
+            _run(presentation)
         finally:
             number = received_signal()
             if number is not None:
-                message_console().print(
-                    f"ended by {signal.Signals(number).name}; finished work is kept"
-                )
+                _show_end(number, presentation)
                 sys.exit(128 + number)
 
 
-def _run() -> None:
+def _run(presentation: Presentation) -> None:
     try:
         with _flushed_output():
             app()
     except Exception as raised:
-        error = explained(raised)
-        if error is None:
-            raise
-        console = message_console()
-        console.print("error:", style="bold red", end=" ")
-        console.print(redact(error.what))
-        console.print(redact(error.why))
-        console.print(redact(error.next_step), style="bold")
+        error = explained(raised) or _unexpected(raised)
+        # A signal makes workers fail; the command's end by the signal is the one document then.
+        if received_signal() is None or not presentation.as_json:
+            show_error(error, presentation)
+        _LOG.debug("the error's traceback", exc_info=raised)
         sys.exit(error.exit_code)
+
+
+def _unexpected(error: Exception) -> QuantAssetsError:
+    return QuantAssetsError(
+        "The command failed unexpectedly.",
+        f"{type(error).__name__}: {error}",
+        "Run it again with `--verbosity debug`, which shows the traceback, and report that.",
+    )
+
+
+def _show_end(number: int, presentation: Presentation) -> None:
+    """Say that a signal ended the command."""
+    name = signal.Signals(number).name
+    if presentation.as_json:
+        show_error_document(
+            ErrorDocument(
+                what=f"The command was ended by {name}.",
+                why="The signal asked it to stop.",
+                next_step="Run the same command again; finished work is kept.",
+                exit_code=ExitCode(128 + number),
+            )
+        )
+    else:
+        message_console().print(f"ended by {name}; finished work is kept")
 
 
 @contextmanager

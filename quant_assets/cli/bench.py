@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 from rich.table import Table
 
 from quant_assets.bench.campaign import (
@@ -11,8 +12,8 @@ from quant_assets.bench.campaign import (
     measured_records,
     open_campaign,
 )
+from quant_assets.bench.compare import Comparison, open_side
 from quant_assets.bench.compare import compare as compare_sides
-from quant_assets.bench.compare import open_side
 from quant_assets.bench.endpoint import Endpoint
 from quant_assets.bench.endpoint_benchmark import bench_endpoint
 from quant_assets.bench.matrix import CellOutcome, PlannedCell
@@ -25,13 +26,15 @@ from quant_assets.bench.thresholds import check_records, load_thresholds
 from quant_assets.bench.variants import load_settings
 from quant_assets.cli.options import CommandOptions, takes_models
 from quant_assets.cli.output import output_console, print_line
-from quant_assets.cli.worker_progress import Verbosity, VerbosityOption, WorkerProgress
+from quant_assets.cli.presentation import CommandLine, Reply
+from quant_assets.cli.verbosity import Verbosity
+from quant_assets.cli.worker_progress import WorkerProgress
 from quant_assets.host.devices import Device
 from quant_assets.processes.session import WorkerSession
 from quant_assets.settings import get_settings
 from quant_assets.texts.evaluation import TextChoice
 
-bench = typer.Typer(help="Benchmark the variants of a model.", invoke_without_command=True)
+bench = CommandLine(help="Benchmark the variants of a model.", invoke_without_command=True)
 
 
 class MatrixOptions(CommandOptions):
@@ -116,6 +119,25 @@ class RecordOptions(CommandOptions):
     ] = False
 
 
+class BenchDocument(BaseModel):
+    """The cells of a matrix: planned (--dry-run), or with their records.
+
+    `records` has the latest record of each cell that has one, `failures` what went wrong by cell,
+    as in "q4_K_M batch 2". Cells of a server have no plan.
+    """
+
+    cells: list[PlannedCell]
+    records: list[BenchmarkRecord]
+    resumed: list[str] = []
+    failures: dict[str, str] = {}
+
+
+class BenchCompareDocument(BaseModel):
+    """Every cell that both sides have, with equal settings on equal machines."""
+
+    comparisons: list[Comparison]
+
+
 @bench.callback()
 @takes_models
 def run(
@@ -125,8 +147,8 @@ def run(
     measurements: MeasurementOptions,
     server: EndpointOptions,
     options: RecordOptions,
-    verbosity: VerbosityOption = Verbosity.NORMAL,
-) -> None:
+    verbosity: Verbosity,
+) -> Reply[BenchDocument] | None:
     """Run variants x batch sizes, one worker process per cell, and append a record for each.
 
     Cells without an artifact are skipped. Cells that fail do not stop the others; the first failure
@@ -135,11 +157,12 @@ def run(
     Exit codes: 0 done; 2 wrong usage; 3 bad input; 5 a worker died; 7 a threshold is breached.
     """
     if context.invoked_subcommand is not None:
-        return
+        return None
     settings = get_settings()
     results = ResultStore(options.results_dir or settings.results)
     bench_settings = resolve_settings(load_settings(settings.variants_yaml), matrix.overrides())
     limits = load_thresholds(options.thresholds or settings.data / "bench_thresholds.yaml")
+    outcomes: list[CellOutcome] = []
     if server.endpoint is not None:
         endpoint = Endpoint(server.endpoint, server.endpoint_model)
         prompts = settings.data / "obedience" if measurements.obedience else None
@@ -151,7 +174,8 @@ def run(
                 prompts_folder=prompts,
                 session=WorkerSession(progress.show),
             )
-        _print_records(records)
+        document = BenchDocument(cells=[], records=records)
+        show = _show_records
     else:
         campaign = open_campaign(
             settings,
@@ -161,8 +185,8 @@ def run(
             variant_names=matrix.variant,
         )
         if options.dry_run:
-            _print_plan(campaign.plan())
-            records = campaign.latest_records()
+            document = BenchDocument(cells=campaign.plan(), records=campaign.latest_records())
+            show = _show_plan
         else:
             with WorkerProgress(verbosity) as progress:
                 outcomes = campaign.run(
@@ -171,10 +195,15 @@ def run(
                     restart=options.restart,
                     session=WorkerSession(progress.show),
                 )
-            _print_outcomes(outcomes)
-            records = measured_records(outcomes)
-    if options.check:
-        check_records(records, limits)
+            document = _outcome_document(outcomes)
+            show = _show_outcomes
+
+    def fail_or_check() -> None:
+        measured_records(outcomes)
+        if options.check:
+            check_records(document.records, limits)
+
+    return Reply(document, show, afterwards=fail_or_check)
 
 
 @bench.command()
@@ -184,11 +213,16 @@ def compare(
     results_dir: Annotated[
         Path | None, typer.Option(help="Folder of records to look variants up in.")
     ] = None,
-) -> None:
+) -> Reply[BenchCompareDocument]:
     """Show ratios A / B of run times with 95% bootstrap intervals; below 1, A is faster."""
     results = ResultStore(results_dir or get_settings().results)
+    found = compare_sides(open_side(a, results), open_side(b, results))
+    return Reply(BenchCompareDocument(comparisons=found), _show_comparisons)
+
+
+def _show_comparisons(document: BenchCompareDocument) -> None:
     table = _table("model", "A", "B", "batch", "run time", "first token", "per token", "note")
-    for item in compare_sides(open_side(a, results), open_side(b, results)):
+    for item in document.comparisons:
         table.add_row(
             item.model,
             item.variant_a,
@@ -206,9 +240,22 @@ def _ratio(ratio: Ratio) -> str:
     return f"{ratio.ratio:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
 
 
-def _print_plan(plan: list[PlannedCell]) -> None:
+def _outcome_document(outcomes: list[CellOutcome]) -> BenchDocument:
+    return BenchDocument(
+        cells=[item.cell for item in outcomes],
+        records=[item.record for item in outcomes if item.record is not None],
+        resumed=[_name(item.cell) for item in outcomes if item.resumed],
+        failures={_name(item.cell): str(item.error) for item in outcomes if item.error is not None},
+    )
+
+
+def _name(cell: PlannedCell) -> str:
+    return f"{cell.variant} batch {cell.batch_size}"
+
+
+def _show_plan(document: BenchDocument) -> None:
     table = _table("variant", "batch", "estimate", "based on", "artifact, or why skipped")
-    for cell in plan:
+    for cell in document.cells:
         seconds = "" if cell.estimate_s is None else f"{cell.estimate_s:,.0f} s"
         table.add_row(
             cell.variant,
@@ -218,28 +265,28 @@ def _print_plan(plan: list[PlannedCell]) -> None:
             cell.artifact_id or f"skipped: {cell.skipped}",
         )
     _print(table)
-    total = sum(cell.estimate_s or 0 for cell in plan)
-    print_line(f"{len(plan)} cells, about {total / 60:.0f} min in total")
+    total = sum(cell.estimate_s or 0 for cell in document.cells)
+    print_line(f"{len(document.cells)} cells, about {total / 60:.0f} min in total")
 
 
-def _print_outcomes(outcomes: list[CellOutcome]) -> None:
-    _print_records([item.record for item in outcomes if item.record is not None])
-    for item in outcomes:
-        name = f"{item.cell.variant} batch {item.cell.batch_size}"
-        if item.resumed:
+def _show_outcomes(document: BenchDocument) -> None:
+    _show_records(document)
+    for cell in document.cells:
+        name = _name(cell)
+        if name in document.resumed:
             print_line(f"{name}: already measured before the interruption")
-        elif item.error is not None:
-            print_line(f"{name}: failed: {item.error}")
-        elif item.record is None:
-            print_line(f"{name}: skipped: {item.cell.skipped}")
+        elif name in document.failures:
+            print_line(f"{name}: failed: {document.failures[name]}")
+        elif cell.skipped is not None:
+            print_line(f"{name}: skipped: {cell.skipped}")
 
 
-def _print_records(records: list[BenchmarkRecord]) -> None:
+def _show_records(document: BenchDocument) -> None:
     table = _table(
         "variant", "batch", "p50 ms", "p95 ms", "first token ms", "prefill tok/s", "decode tok/s",
         "peak MB", "KV MB", "perplexity", "KL", "obedience", "note",
     )  # fmt: skip
-    for record in records:
+    for record in document.records:
         notes = [
             note
             for note, applies in (

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
+from quant_assets.artifacts.manifest import ArtifactManifest
 from quant_assets.capacity.quantization_types import F16_BITS, quantization_type
 from quant_assets.cli.groupwise_options import (
     CheckpointOptions,
@@ -15,12 +17,14 @@ from quant_assets.cli.groupwise_options import (
 )
 from quant_assets.cli.options import takes_models
 from quant_assets.cli.output import message_console, print_path
+from quant_assets.cli.presentation import Reply
 from quant_assets.cli.target_options import (
     GgufOptions,
     OutputOptions,
     refuse_options_of_other_targets,
 )
-from quant_assets.cli.worker_progress import Verbosity, VerbosityOption, WorkerProgress
+from quant_assets.cli.verbosity import Verbosity, notify
+from quant_assets.cli.worker_progress import WorkerProgress
 from quant_assets.errors import ConfirmationRequired
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.formats.group_quantization import group_quantization
@@ -42,6 +46,14 @@ from quant_assets.quantize.groupwise.request import GroupwiseRequest
 from quant_assets.settings import get_settings
 
 
+class ConvertDocument(BaseModel):
+    """The file or folder that was made, the loss that was accepted, and GPTQ's or AWQ's manifest."""
+
+    path: Path
+    loss: ConversionLoss
+    manifest: ArtifactManifest | None = None
+
+
 @takes_models
 def convert(
     context: typer.Context,
@@ -54,8 +66,8 @@ def convert(
     gptq: GptqOptions,
     checkpoint: CheckpointOptions,
     yes: Annotated[bool, typer.Option("--yes", help="Accept a significant loss.")] = False,
-    verbosity: VerbosityOption = Verbosity.NORMAL,
-) -> None:
+    verbosity: Verbosity,
+) -> Reply[ConvertDocument]:
     """Convert between GGUF, GPTQ, AWQ and plain Hugging Face folders.
 
     The loss is reported first. Quantizing already quantized weights again, or to fewer than 4 bits,
@@ -97,15 +109,18 @@ def convert(
     with WorkerProgress(verbosity) as progress:
         made = convert_model(source, request, loss, settings, session=WorkerSession(progress.show))
     if isinstance(made, Path):
-        print_path(made)
-    else:
-        print_checkpoint(made, as_json=False)
+        return Reply(ConvertDocument(path=made, loss=loss), lambda answer: print_path(answer.path))
+    document = ConvertDocument(path=made.folder, loss=loss, manifest=made.manifest)
+    return Reply(document, lambda _: print_checkpoint(made))
 
 
 def _confirm(loss: ConversionLoss, *, yes: bool) -> None:
-    message_console().print(loss.text)
     if not loss.significant or yes:
+        notify(loss.text)
         return
+    if sys.stdin.isatty():
+        # A question needs its reason, however quiet the rest.
+        message_console().print(loss.text)
     if not sys.stdin.isatty() or not typer.confirm("Convert anyway?", err=True):
         raise ConfirmationRequired(
             "Nothing was converted.",

@@ -6,14 +6,29 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 from rich.table import Table
 
-from quant_assets.cli.output import message_console, output_console, standard_output_hidden
+from quant_assets.cli.output import output_console, standard_output_hidden
+from quant_assets.cli.presentation import Reply
+from quant_assets.cli.verbosity import notify
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
-from quant_assets.warehouse.queries import cheapest_deployment_options, row_counts
+from quant_assets.warehouse.queries import (
+    DeploymentOption,
+    cheapest_deployment_options,
+    row_counts,
+)
 
 TOP_ROWS = 12
+
+
+class DemoDocument(BaseModel):
+    """The cheapest offers for every variant, and the rows of each table of the DuckDB file."""
+
+    best_offers: list[DeploymentOption]
+    row_counts: dict[str, int]
+    warehouse: Path
 
 
 def demo(
@@ -40,7 +55,7 @@ def demo(
         int,
         typer.Option(help="Instructions to measure obedience on, from all categories.", min=1),
     ] = 24,
-) -> None:
+) -> Reply[DemoDocument]:
     """Build listings, artifacts, benchmarks and marts, then show the best offers.
 
     Existing artifacts, and records with the same settings, are reused.
@@ -50,7 +65,6 @@ def demo(
 
     settings = get_settings()
     os.environ.update(dagster_environment(settings))
-    progress = message_console()
     # The output of the steps, dbt's log above all, is in their compute logs.
     with standard_output_hidden(), warnings.catch_warnings():
         _ignore_maturity_warnings()
@@ -70,9 +84,15 @@ def demo(
                 "obedience": obedience,
                 "obedience_prompts": obedience_prompts,
             },
-            report_line=progress.print,
+            report_line=notify,
         )
-    _print_best_offers(settings.warehouse)
+    with Warehouse(settings.warehouse).read() as connection:
+        document = DemoDocument(
+            best_offers=cheapest_deployment_options(connection, TOP_ROWS),
+            row_counts=row_counts(connection),
+            warehouse=settings.warehouse,
+        )
+    return Reply(document, _show)
 
 
 def _ignore_maturity_warnings() -> None:
@@ -83,15 +103,12 @@ def _ignore_maturity_warnings() -> None:
         warnings.simplefilter("ignore", category)
 
 
-def _print_best_offers(warehouse: Path) -> None:
-    with Warehouse(warehouse).read() as connection:
-        options = cheapest_deployment_options(connection, TOP_ROWS)
-        counts = row_counts(connection)
+def _show(document: DemoDocument) -> None:
     table = Table(title="deployment_options: the cheapest slot per variant")
     for column in ("offer", "variant", "GPU", "seller", "price $", "copies", "$ per slot"):
         right = column in ("price $", "copies", "$ per slot")
         table.add_column(column, justify="right" if right else "left")
-    for option in options:
+    for option in document.best_offers:
         table.add_row(
             "rent, per hour" if option.price_kind == "hourly" else "buy",
             option.variant,
@@ -103,8 +120,9 @@ def _print_best_offers(warehouse: Path) -> None:
         )
     console = output_console()
     console.print(table)
-    console.print(", ".join(f"{name} {rows}" for name, rows in counts.items()), soft_wrap=True)
-    console.print(f"DuckDB file: {warehouse}", soft_wrap=True)
+    counts = ", ".join(f"{name} {rows}" for name, rows in document.row_counts.items())
+    console.print(counts, soft_wrap=True)
+    console.print(f"DuckDB file: {document.warehouse}", soft_wrap=True)
     console.print("Open the UI:  make ui")
     query = "from marts.deployment_options limit 10"
     console.print(f"Query it:     .venv/bin/quant-assets sql '{query}'", soft_wrap=True)

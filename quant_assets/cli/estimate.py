@@ -1,6 +1,5 @@
 """`quant-assets estimate`: memory needed to serve a model, and the GPUs that hold it."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -20,8 +19,9 @@ from quant_assets.capacity.memory import (
     MemoryEstimate,
     Serving,
 )
-from quant_assets.cli.options import CommandOptions, OutputFormat, takes_models
-from quant_assets.cli.output import output_console, print_json
+from quant_assets.cli.options import CommandOptions, takes_models
+from quant_assets.cli.output import output_console
+from quant_assets.cli.presentation import Reply
 from quant_assets.gpus.registry import load_registry
 from quant_assets.settings import get_settings
 
@@ -50,6 +50,12 @@ class ServingOptions(CommandOptions):
         )
 
 
+class EstimateDocument(MemoryEstimate):
+    """The memory of one served copy of a model, and how GPUs fit it."""
+
+    gpus: list[GpuFit]
+
+
 @takes_models
 def estimate(
     model: Annotated[
@@ -74,8 +80,7 @@ def estimate(
     reserve_gb: Annotated[
         float, typer.Option(help="GB kept free per device for driver and context.", min=0)
     ] = DEVICE_RESERVE_GB,
-    output_format: OutputFormat = "human",
-) -> None:
+) -> Reply[EstimateDocument]:
     """Estimate the memory to serve MODEL (weights, KV cache, buffers) and the GPUs that hold it."""
     if (model is None) == (params is None):
         raise typer.BadParameter("Give either MODEL or --params.")
@@ -86,13 +91,11 @@ def estimate(
         assert model is not None
         result = estimate_of_model(model, level, serving, get_settings())
     found = fits(result, load_registry(), gpu or (), reserve_gb)
-    if output_format == "json":
-        document = {
-            **result.model_dump(mode="json"),
-            "gpus": [entry.model_dump(mode="json") for entry in found],
-        }
-        print_json(json.dumps(document, indent=2))
-        return
+    document = EstimateDocument(**dict(result), gpus=found)
+    return Reply(document, lambda _: _show(document, serving, reserve_gb))
+
+
+def _show(result: EstimateDocument, serving: Serving, reserve_gb: float) -> None:
     console = output_console()
     console.print(_memory_table(result))
     console.print(f"Weights: {result.basis}.", soft_wrap=True)
@@ -102,7 +105,7 @@ def estimate(
         "plus the logits of each sequence.",
         soft_wrap=True,
     )
-    console.print(_fit_table(found, reserve_gb))
+    console.print(_fit_table(result.gpus, reserve_gb))
     console.print(
         "1 GB is 10^9 bytes. Cards per copy: by memory alone, with weights and cache split evenly.",
         soft_wrap=True,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from quant_assets.cli.output import facts_table, output_console, print_json
+from quant_assets.cli.output import facts_table, output_console
 from quant_assets.cli.target_options import TargetOptions
 from quant_assets.host.devices import Device
 from quant_assets.processes.memory import peak_memory_facts
@@ -84,12 +84,9 @@ class CheckpointOptions(TargetOptions):
     ] = None
 
 
-def print_checkpoint(made: GroupwiseArtifact, *, as_json: bool) -> None:
-    """Print the manifest on standard output, as JSON or as a table."""
+def print_checkpoint(made: GroupwiseArtifact) -> None:
+    """Print what the manifest says as a table on standard output."""
     manifest = made.manifest
-    if as_json:
-        print_json(manifest.model_dump_json(indent=2))
-        return
     facts = {
         "folder": str(made.folder) + (" (already complete, nothing to do)" if made.reused else ""),
         "size": f"{manifest.size_bytes:,} bytes ({manifest.size_bytes / 1e9:.3f} GB)",

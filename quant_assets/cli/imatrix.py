@@ -6,15 +6,12 @@ from typing import Annotated
 import typer
 
 from quant_assets.cli.output import print_path
-from quant_assets.cli.worker_progress import (
-    Verbosity,
-    VerbosityOption,
-    WorkerProgress,
-    print_warning,
-)
+from quant_assets.cli.presentation import Reply
+from quant_assets.cli.verbosity import Verbosity, warn
+from quant_assets.cli.worker_progress import WorkerProgress
 from quant_assets.models.source import resolve_source
 from quant_assets.processes.session import WorkerSession
-from quant_assets.quantize.gguf.job import MOST_THREADS, ImatrixJob, make_imatrix
+from quant_assets.quantize.gguf.job import MOST_THREADS, ImatrixJob, ImatrixResult, make_imatrix
 from quant_assets.settings import get_settings
 from quant_assets.texts.calibration import plain_calibration_text
 
@@ -38,8 +35,9 @@ def imatrix(
     overwrite: Annotated[
         bool, typer.Option(help="Replace a file made from another model or of unknown origin.")
     ] = False,
-    verbosity: VerbosityOption = Verbosity.NORMAL,
-) -> None:
+    *,
+    verbosity: Verbosity,
+) -> Reply[ImatrixResult]:
     """Run a model over a text and store activation statistics per matrix, in llama.cpp's format.
 
     The path of the file goes to standard output. Records and exit codes are those of `quantize`.
@@ -47,7 +45,7 @@ def imatrix(
     settings = get_settings()
     source = resolve_source(model, settings)
     calibration = plain_calibration_text(text, settings.cache)
-    print_warning(calibration.warning, verbosity)
+    warn(calibration.warning)
     with WorkerProgress(verbosity) as progress:
         result = make_imatrix(
             ImatrixJob(
@@ -64,4 +62,4 @@ def imatrix(
             ),
             session=WorkerSession(progress.show),
         )
-    print_path(result.output)
+    return Reply(result, lambda made: print_path(made.output))

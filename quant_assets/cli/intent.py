@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
+from pydantic import RootModel, ValidationError
 from rich.table import Table
 
-from quant_assets.cli.options import CommandOptions, OutputFormat, takes_models
-from quant_assets.cli.output import LiteralConsole, print_json
+from quant_assets.cli.options import CommandOptions, takes_models
+from quant_assets.cli.output import LiteralConsole
+from quant_assets.cli.presentation import Reply
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import load_registry
 from quant_assets.models.config import model_named
@@ -96,6 +97,10 @@ class WishOptions(CommandOptions):
             ) from error
 
 
+class IntentDocument(RootModel[BackendParams | IntentAnswers]):
+    """The parameters for the backend asked for, or the answers of all of them."""
+
+
 @takes_models
 def intent(
     method: Annotated[
@@ -105,8 +110,7 @@ def intent(
     *,
     subject: SubjectOptions,
     wish: WishOptions,
-    output_format: OutputFormat = "human",
-) -> None:
+) -> Reply[IntentDocument]:
     """Translate one intent, such as int4, into backends' parameters and launch commands.
 
     Without --backend, every backend answers, and a refusal is one of the answers. As JSON, one
@@ -133,11 +137,7 @@ def intent(
         config = wish.stated(method)
     if subject.backend is not None:
         answer = config.to_backend_params(subject.backend, card, model, name)
-        if output_format == "json":
-            print_json(answer.model_dump_json(indent=2))
-        else:
-            _show(answer)
-        return
+        return Reply(IntentDocument(answer), lambda _: _show(answer))
     every = config.for_every_backend(card, model, name)
     if len(every.refusals) == len(every.answers):
         raise InputError(
@@ -145,10 +145,7 @@ def intent(
             " ".join(f"{refusal.what} {refusal.why}" for refusal in every.refusals),
             every.refusals[0].next_step,
         )
-    if output_format == "json":
-        print_json(every.model_dump_json(indent=2))
-    else:
-        _show_every(every)
+    return Reply(IntentDocument(every), lambda _: _show_every(every))
 
 
 def _show_every(every: IntentAnswers) -> None:

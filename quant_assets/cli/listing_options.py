@@ -1,14 +1,14 @@
 """Options shared by the commands on listings, and the summary of a run."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import Field
-from rich.table import Table
+from pydantic import BaseModel, Field
 
 from quant_assets.cli.options import CommandOptions
-from quant_assets.cli.output import message_console
+from quant_assets.cli.verbosity import notify
 from quant_assets.listings.pipeline import PipelineOptions, PipelineResult
 from quant_assets.listings.quarantine import QuarantineReason
 
@@ -74,21 +74,52 @@ class ColumnOptions(CapacityOptions):
         )
 
 
-def print_result(result: PipelineResult) -> None:
-    """Summarize on standard error how many rows went where, and the files written."""
-    console = message_console()
-    counts, rate = result.counts, result.normalized.match_rate
-    shown_rate = "" if rate is None else f", match rate {rate:.1%}"
-    console.print(
-        f"{counts['rows'] + counts['rejected']} rows: {counts['enriched']} enriched, "
-        f"{counts['quarantined']} quarantined, {counts['collapsed_duplicates']} duplicates collapsed"
-        f"{shown_rate}"
+class ListingsDocument(BaseModel):
+    """Where the rows of listings went, and the files written.
+
+    Every row is enriched, quarantined or a collapsed duplicate. `match_rate` is the share (0 to 1)
+    of rows with a known GPU and price, null without rows; `quarantine_reasons` counts rows.
+    """
+
+    rows: int
+    enriched: int
+    quarantined: int
+    collapsed_duplicates: int
+    match_rate: float | None
+    quarantine_reasons: dict[str, int]
+    output: Path | None
+    quarantine: Path | None
+    reports: list[Path]
+
+
+def listings_document(result: PipelineResult, reports: Iterable[Path] = ()) -> ListingsDocument:
+    """The document of one run of the pipeline."""
+    counts = result.counts
+    return ListingsDocument(
+        rows=counts["rows"] + counts["rejected"],
+        enriched=counts["enriched"],
+        quarantined=counts["quarantined"],
+        collapsed_duplicates=counts["collapsed_duplicates"],
+        match_rate=result.normalized.match_rate,
+        quarantine_reasons=result.normalized.quarantine_counts,
+        output=result.output,
+        quarantine=result.quarantine,
+        reports=list(reports),
     )
-    if result.normalized.quarantine_counts:
-        table = Table("rows", "reason", "meaning", title="Quarantine")
-        for reason, number in result.normalized.quarantine_counts.items():
-            table.add_row(str(number), reason, QuarantineReason(reason).words)
-        console.print(table)
-    for label, path in (("offers", result.output), ("quarantine", result.quarantine)):
+
+
+def show_listings(document: ListingsDocument) -> None:
+    """Summarize on standard error how many rows went where, and the files written."""
+    rate = document.match_rate
+    shown_rate = "" if rate is None else f", match rate {rate:.1%}"
+    notify(
+        f"{document.rows} rows: {document.enriched} enriched, {document.quarantined} quarantined, "
+        f"{document.collapsed_duplicates} duplicates collapsed{shown_rate}"
+    )
+    for reason, number in document.quarantine_reasons.items():
+        notify(f"quarantined: {number} {reason}: {QuarantineReason(reason).words}")
+    for label, path in (("offers", document.output), ("quarantine", document.quarantine)):
         if path is not None:
-            console.print(f"{label}: {path}")
+            notify(f"{label}: {path}")
+    for path in document.reports:
+        notify(f"report: {path}")

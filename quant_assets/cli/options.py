@@ -7,14 +7,9 @@ A group of options is a subclass of `CommandOptions`, each field an
 import inspect
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Any, get_type_hints
 
-import typer
 from pydantic import BaseModel, ConfigDict
-
-OutputFormat = Annotated[
-    Literal["human", "json"], typer.Option("--format", help="Output for people, or JSON.")
-]
 
 
 class CommandOptions(BaseModel):
@@ -23,7 +18,7 @@ class CommandOptions(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-def takes_models(command: Callable[..., None]) -> Callable[..., None]:
+def takes_models(command: Callable[..., Any]) -> Callable[..., Any]:
     """Replace each `CommandOptions` parameter of `command` by its fields, as Typer reads them.
 
     Options keep the order of parameters and fields. Typer itself takes no models.
@@ -37,10 +32,10 @@ def takes_models(command: Callable[..., None]) -> Callable[..., None]:
     }
 
     @wraps(command)
-    def with_models(**values: Any) -> None:
+    def with_models(**values: Any) -> Any:
         for name, model in models.items():
             values[name] = model(**{field: values.pop(field) for field in model.model_fields})
-        command(**values)
+        return command(**values)
 
     parameters: list[inspect.Parameter] = []
     for name, parameter in signature.parameters.items():
@@ -48,9 +43,14 @@ def takes_models(command: Callable[..., None]) -> Callable[..., None]:
             parameters += _parameters(models[name])
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-    with_models.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    with_models.__annotations__ = {item.name: item.annotation for item in parameters}
+    set_parameters(with_models, signature.replace(parameters=parameters))
     return with_models
+
+
+def set_parameters(wrapper: Callable[..., Any], signature: inspect.Signature) -> None:
+    """Let Typer read the parameters of `wrapper`, which takes them all by name, from `signature`."""
+    wrapper.__signature__ = signature  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {item.name: item.annotation for item in signature.parameters.values()}
 
 
 def _parameters(model: type[CommandOptions]) -> Iterator[inspect.Parameter]:

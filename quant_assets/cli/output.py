@@ -59,14 +59,14 @@ def facts_table(facts: Mapping[str, str]) -> Table:
     return table
 
 
-def print_line(text: str, *, err: bool = False) -> None:
-    """Print one line (or more, where `text` has line feeds) to standard output or error."""
-    typer.echo(terminal_text(text), err=err)
+def print_line(text: str) -> None:
+    """Print one line (or more, where `text` has line feeds) to standard output."""
+    typer.echo(terminal_text(text))
 
 
-def print_json(document: str) -> None:
-    """Print a JSON document without changing its value."""
-    typer.echo(json_text(document))
+def print_json(document: str, *, err: bool = False) -> None:
+    """Print a JSON document without changing its value, to standard output or error."""
+    typer.echo(json_text(document), err=err)
 
 
 def print_path(path: Path) -> None:

@@ -8,12 +8,14 @@ import typer
 from quant_assets.cli.listing_options import (
     ColumnOptions,
     Inputs,
+    ListingsDocument,
     Output,
     QuantizeMetric,
-    print_result,
+    listings_document,
+    show_listings,
 )
 from quant_assets.cli.options import takes_models
-from quant_assets.cli.output import print_line
+from quant_assets.cli.presentation import Reply
 from quant_assets.listings.pipeline import run_pipeline
 from quant_assets.listings.store import ListingStore
 from quant_assets.report.listings.page import build_listing_report, write_listing_report
@@ -30,7 +32,7 @@ def pipeline(
         Path | None, typer.Option(help="Write the insight report here, as .html and .md.")
     ] = None,
     columns: ColumnOptions,
-) -> None:
+) -> Reply[ListingsDocument]:
     """Read, normalize and enrich listings; files that did not change are not parsed again.
 
     Quarantined rows go to OUTPUT with ".quarantine" before the extension, with their reasons.
@@ -38,8 +40,7 @@ def pipeline(
     options = columns.pipeline_options(quantize_metric=quantize_metric)
     cache = ListingStore(get_settings().listings).parse_cache
     result = run_pipeline(inputs, output, options, cache=cache)
-    print_result(result)
-    if report is not None:
-        page = build_listing_report(result)
-        for path in write_listing_report(page, report):
-            print_line(f"report: {path}", err=True)
+    if report is None:
+        return Reply(listings_document(result), show_listings)
+    page = build_listing_report(result)
+    return Reply(listings_document(result, write_listing_report(page, report)), show_listings)

@@ -3,8 +3,10 @@
 from typing import Annotated, Literal
 
 import typer
+from pydantic import RootModel
 from rich.table import Table
 
+from quant_assets.artifacts.manifest import ArtifactManifest
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.cli.groupwise_options import (
     CheckpointOptions,
@@ -12,14 +14,16 @@ from quant_assets.cli.groupwise_options import (
     GroupOptions,
     print_checkpoint,
 )
-from quant_assets.cli.options import OutputFormat, takes_models
-from quant_assets.cli.output import facts_table, output_console, print_json
+from quant_assets.cli.options import takes_models
+from quant_assets.cli.output import facts_table, output_console
+from quant_assets.cli.presentation import Reply
 from quant_assets.cli.target_options import (
     GgufOptions,
     OutputOptions,
     refuse_options_of_other_targets,
 )
-from quant_assets.cli.worker_progress import Verbosity, VerbosityOption, WorkerProgress
+from quant_assets.cli.verbosity import Verbosity
+from quant_assets.cli.worker_progress import WorkerProgress
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.models.source import resolve_source
 from quant_assets.processes.memory import peak_memory_facts
@@ -38,6 +42,10 @@ from quant_assets.settings import get_settings
 TargetFormat = Literal["gguf", "gptq", "awq"]
 
 
+class QuantizeDocument(RootModel[QuantizeGgufResult | GgufPlan | ArtifactManifest]):
+    """A GGUF file, its plan (--dry-run), or the manifest of a GPTQ or AWQ folder."""
+
+
 @takes_models
 def quantize(
     context: typer.Context,
@@ -52,9 +60,8 @@ def quantize(
     gptq: GptqOptions,
     checkpoint: CheckpointOptions,
     dry_run: Annotated[bool, typer.Option(help="GGUF: print the plan and write nothing.")] = False,
-    output_format: OutputFormat = "human",
-    verbosity: VerbosityOption = Verbosity.NORMAL,
-) -> None:
+    verbosity: Verbosity,
+) -> Reply[QuantizeDocument]:
     """Quantize a model to a GGUF file, or to a GPTQ or AWQ folder; both resumable.
 
     The record <file>.job.json says which job made a GGUF file: running the same job again finds it
@@ -75,8 +82,7 @@ def quantize(
     )
     if to == "gguf":
         made_gguf = _quantize_gguf(model, gguf, output, verbosity, dry_run=dry_run)
-        _print_gguf(made_gguf, output_format)
-        return
+        return Reply(QuantizeDocument(made_gguf), lambda _: _print_gguf(made_gguf))
     if dry_run:
         raise typer.BadParameter("only --to gguf can print a plan", param_hint="--dry-run")
     settings = get_settings()
@@ -97,7 +103,7 @@ def quantize(
             cache=settings.cache,
             session=WorkerSession(progress.show),
         )
-    print_checkpoint(made, as_json=output_format == "json")
+    return Reply(QuantizeDocument(made.manifest), lambda _: print_checkpoint(made))
 
 
 def _quantize_gguf(
@@ -140,11 +146,9 @@ def _quantize_gguf(
         )
 
 
-def _print_gguf(answer: GgufPlan | QuantizeGgufResult, output_format: OutputFormat) -> None:
+def _print_gguf(answer: GgufPlan | QuantizeGgufResult) -> None:
     console = output_console()
-    if output_format == "json":
-        print_json(answer.model_dump_json(indent=2))
-    elif isinstance(answer, GgufPlan):
+    if isinstance(answer, GgufPlan):
         console.print(_plan_table(answer))
         console.print(facts_table(_plan_facts(answer)))
     else:

@@ -1,6 +1,5 @@
 """`quant-assets recommend`: which variant to run on which offer, and why."""
 
-import json
 import re
 from typing import Annotated
 
@@ -8,8 +7,9 @@ import typer
 from rich import box
 from rich.table import Table
 
-from quant_assets.cli.options import CommandOptions, OutputFormat, takes_models
-from quant_assets.cli.output import output_console, print_json
+from quant_assets.cli.options import CommandOptions, takes_models
+from quant_assets.cli.output import output_console
+from quant_assets.cli.presentation import Reply
 from quant_assets.errors import InputError
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
@@ -59,15 +59,11 @@ class QuestionOptions(CommandOptions):
 
 
 @takes_models
-def recommend(options: QuestionOptions, output_format: OutputFormat = "human") -> None:
+def recommend(options: QuestionOptions) -> Reply[Answer]:
     """Rank what can be rented or bought to serve a model by cost per token, with the reasons."""
     question = options.question()
     with Warehouse(get_settings().warehouse).read() as connection:
-        answer = answer_question(connection, question)
-    if output_format == "json":
-        print_json(json.dumps(answer.model_dump(mode="json"), indent=2))
-    else:
-        _print(answer)
+        return Reply(answer_question(connection, question), _print)
 
 
 def parse_hourly_price(text: str) -> float:

@@ -5,9 +5,15 @@ from typing import Annotated
 
 import typer
 
-from quant_assets.cli.listing_options import CapacityOptions, QuantizeMetric, print_result
+from quant_assets.cli.listing_options import (
+    CapacityOptions,
+    ListingsDocument,
+    QuantizeMetric,
+    listings_document,
+    show_listings,
+)
 from quant_assets.cli.options import takes_models
-from quant_assets.cli.output import print_line
+from quant_assets.cli.presentation import Reply
 from quant_assets.listings.pipeline import PipelineOptions, run_pipeline
 from quant_assets.listings.store import ListingStore
 from quant_assets.report.listings.page import build_listing_report, write_listing_report
@@ -27,7 +33,7 @@ def report(
     *,
     quantize_metric: QuantizeMetric = False,
     capacity: CapacityOptions,
-) -> None:
+) -> Reply[ListingsDocument]:
     """Write the insight report: price per GB and per model slot, best offers, quarantine."""
     settings = get_settings()
     result = run_pipeline(
@@ -40,8 +46,6 @@ def report(
         ),
         cache=ListingStore(settings.listings).parse_cache,
     )
-    print_result(result)
     target = output or settings.home / "reports" / "listings.html"
     page = build_listing_report(result)
-    for path in write_listing_report(page, target):
-        print_line(f"report: {path}", err=True)
+    return Reply(listings_document(result, write_listing_report(page, target)), show_listings)

@@ -3,10 +3,13 @@
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 from rich.cells import cell_len
 from rich.table import Table
 
 from quant_assets.cli.output import LiteralConsole, output_console, print_line
+from quant_assets.cli.presentation import Reply
+from quant_assets.cli.verbosity import notify
 from quant_assets.escaping import terminal_line
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
@@ -16,7 +19,22 @@ _NULL = "NULL"
 _CELL_FRAME = 3  # a cell's two spaces and its border
 
 
-def sql(query: Annotated[str, typer.Argument(help="A DuckDB query.")]) -> None:
+class SqlDocument(BaseModel):
+    """The rows of a query, each a list in the order of `columns`; null for NULL.
+
+    Values are DuckDB's exact text, whatever their type: JSON readers round large numbers. `types`
+    are the columns' types in DuckDB, empty for EXPLAIN. `is_cut`: further rows are missing.
+    """
+
+    columns: list[str]
+    types: list[str]
+    rows: list[list[str | None]]
+    is_cut: bool
+
+
+def sql(
+    query: Annotated[str, typer.Argument(help="A DuckDB query.")],
+) -> Reply[SqlDocument]:
     """Run QUERY on the published DuckDB file, read-only, and print the rows.
 
     NULL is a missing value; the text NULL is shown in quotes. Line feeds and control characters are
@@ -24,13 +42,23 @@ def sql(query: Annotated[str, typer.Argument(help="A DuckDB query.")]) -> None:
     """
     with Warehouse(get_settings().warehouse).read() as connection:
         answer = run_query(connection, query)
+    document = SqlDocument(
+        columns=answer.columns,
+        types=list(answer.types),
+        rows=[list(row) for row in answer.rows],
+        is_cut=answer.is_cut,
+    )
+    return Reply(document, lambda _: _show(answer))
+
+
+def _show(answer: QueryAnswer) -> None:
     if answer.is_plan:
         for row in answer.rows:
             print_line("\n".join(text or "" for text in row))
     else:
         _print(answer, output_console())
     if answer.is_cut:
-        print_line(f"Only the first {len(answer.rows):,} rows are shown.", err=True)
+        notify(f"Only the first {len(answer.rows):,} rows are shown.")
 
 
 def _print(answer: QueryAnswer, console: LiteralConsole) -> None:

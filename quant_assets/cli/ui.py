@@ -6,8 +6,10 @@ import sys
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
-from quant_assets.cli.output import print_line
+from quant_assets.cli.presentation import Reply
+from quant_assets.cli.verbosity import notify
 from quant_assets.errors import ResourceError
 from quant_assets.processes.guarded import become_guarded
 from quant_assets.settings import get_settings
@@ -16,9 +18,16 @@ SHUTDOWN_S = 3.0
 """How long webserver and daemon may take to shut down by themselves."""
 
 
+class UiDocument(BaseModel):
+    """Where the Dagster UI listens once it has started; printed before it starts."""
+
+    url: str
+    port: int
+
+
 def ui(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=1, max=65535)] = 3000,
-) -> None:
+) -> Reply[UiDocument]:
     """Serve the Dagster UI (graph, runs, schedules, sensors) on http://127.0.0.1:PORT."""
     _require_free(port)
     # Importing Dagster takes seconds; the other commands must not pay for it.
@@ -29,14 +38,14 @@ def ui(
     os.environ.update(dagster_environment(settings))
     with dagster_instance(settings) as instance:
         for run in end_dead_runs(instance):
-            print_line(
-                f"closed run {run.run_id} of {run.job_name}: its process is gone",
-                err=True,
-            )
-    print_line(f"Dagster UI: http://127.0.0.1:{port} (Ctrl-C stops it)", err=True)
+            notify(f"closed run {run.run_id} of {run.job_name}: its process is gone")
     command = [sys.executable, "-m", "quant_assets.webserver.server", str(port)]
     # Dagster's own children outlive it when it is killed.
-    become_guarded(command, grace_s=SHUTDOWN_S)
+    return Reply(
+        UiDocument(url=f"http://127.0.0.1:{port}", port=port),
+        lambda document: notify(f"Dagster UI: {document.url} (Ctrl-C stops it)"),
+        afterwards=lambda: become_guarded(command, grace_s=SHUTDOWN_S),
+    )
 
 
 def _require_free(port: int) -> None:

@@ -4,12 +4,22 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
 from quant_assets.cli.output import print_line
-from quant_assets.cli.worker_progress import Verbosity, VerbosityOption, WorkerProgress
+from quant_assets.cli.presentation import Reply
+from quant_assets.cli.verbosity import Verbosity
+from quant_assets.cli.worker_progress import WorkerProgress
 from quant_assets.host.devices import Device
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.validation import validate_artifact
+
+
+class ValidateDocument(BaseModel):
+    """A valid artifact: what each check found, in the order of the checks."""
+
+    path: Path
+    checks: dict[str, str]
 
 
 def validate(
@@ -18,8 +28,9 @@ def validate(
     text: Annotated[
         Path | None, typer.Option(help="GPTQ, AWQ: file to measure perplexity on.")
     ] = None,
-    verbosity: VerbosityOption = Verbosity.NORMAL,
-) -> None:
+    *,
+    verbosity: Verbosity,
+) -> Reply[ValidateDocument]:
     """Check the files against the manifest and the tensor layout, then load the model and generate.
 
     Exit codes: 0 valid; 3 not an artifact, or files missing or damaged; 7 a check failed.
@@ -28,5 +39,9 @@ def validate(
         answers = validate_artifact(
             path, text=text, device=device, session=WorkerSession(progress.show)
         )
-    for check, answer in answers.items():
+    return Reply(ValidateDocument(path=path, checks=answers), _show)
+
+
+def _show(document: ValidateDocument) -> None:
+    for check, answer in document.checks.items():
         print_line(f"{check}: {answer}")

@@ -2,11 +2,8 @@
 
 import time
 from dataclasses import dataclass
-from enum import StrEnum
 from types import TracebackType
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,30 +15,13 @@ from rich.progress import (
 )
 
 from quant_assets.cli.output import LiteralConsole
+from quant_assets.cli.verbosity import Verbosity
 from quant_assets.escaping import terminal_line, terminal_text
 from quant_assets.processes.job_tracker import JobTracker, StepProgress, duration_text
 from quant_assets.processes.protocol import Event, LogEvent, MemoryEvent
 from quant_assets.processes.quantization_job import QuantizationJob
 
 _LINE_INTERVAL_S = 10.0
-
-
-class Verbosity(StrEnum):
-    """How much to show: nothing; steps and messages; also the exact times of steps; every event."""
-
-    QUIET = "quiet"
-    NORMAL = "normal"
-    VERBOSE = "verbose"
-    DEBUG = "debug"
-
-
-VerbosityOption = Annotated[Verbosity, typer.Option(help="How much to show on standard error.")]
-
-
-def print_warning(text: str | None, verbosity: Verbosity) -> None:
-    """Print a warning on standard error, if there is one and output is not quiet."""
-    if text and verbosity is not Verbosity.QUIET:
-        LiteralConsole(stderr=True).print(f"warning: {text}")
 
 
 class WorkerProgress:

@@ -1,12 +1,13 @@
 """Small queries of the commands and assets: the cheapest deployment options, row counts."""
 
-from typing import NamedTuple
-
 import duckdb
+from pydantic import BaseModel, ConfigDict
 
 
-class DeploymentOption(NamedTuple):
+class DeploymentOption(BaseModel):
     """The cheapest offer, to rent or to buy, for a variant; `usd_per_slot` is per copy."""
+
+    model_config = ConfigDict(frozen=True)
 
     price_kind: str
     model: str
@@ -37,7 +38,8 @@ def cheapest_deployment_options(
         """,
         [limit],
     ).fetchall()
-    return [DeploymentOption(*row) for row in rows]
+    fields = DeploymentOption.model_fields
+    return [DeploymentOption(**dict(zip(fields, row, strict=True))) for row in rows]
 
 
 def row_counts(connection: duckdb.DuckDBPyConnection) -> dict[str, int]:

@@ -27,15 +27,17 @@ _Returned = TypeVar("_Returned")
 
 
 class QueryAnswer(NamedTuple):
-    """Columns, and rows of text (None for NULL).
+    """Columns, and rows of text (None for NULL); `types` are DuckDB's of the columns.
 
-    `is_cut`: rows are missing at the end. `is_plan`: the answer to EXPLAIN, a drawing, not values.
+    `is_cut`: rows are missing at the end. `is_plan`: the answer to EXPLAIN, a drawing, not values,
+    without types.
     """
 
     columns: list[str]
     rows: list[tuple[str | None, ...]]
     is_cut: bool
     is_plan: bool
+    types: tuple[str, ...] = ()
 
 
 def run_query(connection: duckdb.DuckDBPyConnection, query: str) -> QueryAnswer:
@@ -99,11 +101,12 @@ def _answer(connection: duckdb.DuckDBPyConnection, query: str) -> QueryAnswer:
         columns = [str(column[0]) for column in answer.description or []]
         plan = [tuple(map(str, row)) for row in answer.fetchall()]
         return QueryAnswer(columns, [*plan], is_cut=False, is_plan=True)
-    columns = list(connection.sql(text).columns)
+    relation = connection.sql(text)
+    columns, types = list(relation.columns), tuple(map(str, relation.types))
     # A line feed ends a comment on the last line of the query.
     connection.execute(f"select cast(columns(*) as varchar) from (\n{text}\n)")  # noqa: S608
     rows, is_cut = _fetch(connection)
-    return QueryAnswer(columns, rows, is_cut, is_plan=False)
+    return QueryAnswer(columns, rows, is_cut, is_plan=False, types=types)
 
 
 def _reads(connection: duckdb.DuckDBPyConnection, statement: duckdb.Statement) -> bool:

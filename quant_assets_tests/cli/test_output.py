@@ -14,7 +14,8 @@ from rich.table import Table
 
 from quant_assets.cli import app as command_line
 from quant_assets.cli.output import LiteralConsole, print_line, print_path
-from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.cli.verbosity import Verbosity
+from quant_assets.cli.worker_progress import WorkerProgress
 from quant_assets.escaping import json_text, markdown_text, terminal_line, terminal_text
 from quant_assets.processes.protocol import LogEvent, ProgressEvent
 

@@ -6,7 +6,8 @@ from itertools import count
 import pytest
 from rich.console import Console
 
-from quant_assets.cli.worker_progress import Verbosity, WorkerProgress
+from quant_assets.cli.verbosity import Verbosity
+from quant_assets.cli.worker_progress import WorkerProgress
 from quant_assets.processes.protocol import Event, LogEvent, MemoryEvent, ProgressEvent
 
 
