@@ -27,6 +27,18 @@ def test_capacities_are_those_at_4_bits(marts_warehouse: Warehouse):
     assert found == [("buy-a", 6, 3, 0, None), ("rent-b", 22, 12, 2, 1.0)]
 
 
+def test_benchmarks_have_the_specified_names(marts_warehouse: Warehouse):
+    ((same, total),) = rows(
+        marts_warehouse,
+        "select count(*) filter (p50 = p50_ms and p95 = p95_ms "
+        "and token_throughput = decode_tokens_per_s "
+        "and peak_rss is not distinct from peak_rss_bytes "
+        "and command_duration_ms is null and obedience_pass_rate is null), count(*) "
+        "from marts.variant_benchmarks",
+    )
+    assert same == total > 0
+
+
 def test_efficiency_comes_only_from_uncontended_runs(marts_warehouse: Warehouse):
     points = rows(
         marts_warehouse,
