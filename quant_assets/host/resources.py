@@ -111,5 +111,5 @@ def check_memory(needed_bytes: int, available_bytes: int | None = None) -> None:
             "There is too little memory.",
             f"The work needs about {needed_bytes / 1e9:.2f} GB, "
             f"{available / 1e9:.2f} GB are available.",
-            "Close other programs, or use a machine with more memory.",
+            "Close other programs, use fewer threads (--threads), or a machine with more memory.",
         )

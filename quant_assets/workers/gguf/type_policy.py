@@ -16,6 +16,7 @@ from quant_assets.quantize.gguf.job import TypePolicy
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.gguf.ggml import GgufMetadata, GgufTensor
 
+_UNKNOWN_ARCHITECTURE = re.compile(r"unknown model architecture: '(.*)'")
 _DRY_RUN_LINE = re.compile(
     r"\[\s*\d+/\s*\d+\]\s+(?P<name>\S+)\s+- \[[^\]]*\], type =\s*(?P<old>\w+),"
     r" size =\s*[\d.]+ MiB(?: ->\s*[\d.]+ MiB \((?P<new>\w+)\))?"
@@ -131,8 +132,15 @@ def types_from_dry_run(
 
 
 def _unsupported(log: Sequence[str]) -> InputError:
+    architecture = _UNKNOWN_ARCHITECTURE.search("".join(log))
+    if architecture:
+        return InputError(
+            f"The architecture {architecture[1]} is not supported.",
+            ggml.reported_error(log),
+            "Use a model of a supported architecture.",
+        )
     return InputError(
         "llama.cpp does not support this model.",
         ggml.reported_error(log),
-        "Check that the model's files are intact and that this llama.cpp supports its architecture.",
+        "Check that the model's files are intact.",
     )
