@@ -39,7 +39,7 @@ def readme_steps() -> list[Step]:
         Step(
             "quantize",
             ("/bin/sh", "-c",
-             f"{_PROGRAM} quantize plain/* --to gguf --level Q4_K_M --output-dir out"),
+             f"{_PROGRAM} quantize plain/*-hf --to gguf --level Q4_K_M --output-dir out"),
         ),
     ]  # fmt: skip
 

@@ -336,17 +336,24 @@ def test_a_file_off_its_plan_or_its_ratio_fails_the_criterion(scripts: SimpleNam
 
 
 def test_a_plan_of_holes_has_the_size_of_the_file_of_weights(
-    scripts: SimpleNamespace, tmp_path: Path
+    scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from gguf_one_pass import SHAPES, make_llama
 
-    outline = make_llama(tmp_path / "outline", SHAPES["tiny"], sparse=True)
-    filled = make_llama(tmp_path / "filled", SHAPES["tiny"])
+    monkeypatch.setattr(scripts.file_sizes, "LEVELS", ("Q4_K_M",))
+    # The name of the folder is part of the file.
+    outline = make_llama(tmp_path / "outlines" / "tiny", SHAPES["tiny"], sparse=True)
+    filled = make_llama(tmp_path / "models" / "tiny", SHAPES["tiny"])
+    assert _allocated(outline) < _allocated(filled) / 5
     model = scripts.real_models.float_models([str(filled)], get_settings())[0]
-    for level in ("F16", "Q4_K_M"):
-        planned = scripts.file_sizes._planned_bytes(outline, "hf", level, tmp_path)
-        made = scripts.real_models.quantized(model, level, tmp_path, 1)
-        assert made.stat().st_size == planned
+    planned = scripts.file_sizes.planned_bytes(outline, "hf", tmp_path)
+    assert list(planned) == ["F16", "Q4_K_M"]
+    for level, size in planned.items():
+        assert scripts.real_models.quantized(model, level, tmp_path, 1).stat().st_size == size
+
+
+def _allocated(folder: Path) -> int:
+    return sum(path.stat().st_blocks for path in folder.iterdir())
 
 
 # -- from the clone to the first file
