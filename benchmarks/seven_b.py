@@ -103,6 +103,7 @@ def _run(command: list[str | Path], limit: MemoryLimit) -> Row:
         "completed": True,
         "wall (s)": run.wall_s,
         "processor time (s)": run.cpu_s,
+        "load average at the end": os.getloadavg()[0],
         "peak of own memory (GB)": run.peak_own_bytes / 1e9,
         "peak of the cgroup with page cache (GB)": (
             None if cgroup_peak is None else cgroup_peak / 1e9
