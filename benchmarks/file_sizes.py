@@ -12,16 +12,13 @@ from typing import Final
 
 from criterion import DEMANDS, Criterion, Row
 from gguf_one_pass import SHAPES, make_llama
+from operations import SPECIFIED_LEVELS
 from real_models import RealModel, float_models, quantized
 
 from quant_assets.capacity.quantization_types import F16_BITS, quantization_type
 from quant_assets.quantize.gguf.job import GgufPlanJob, SourceKind, plan_gguf
 from quant_assets.settings import Settings
 
-LEVELS: Final = (
-    "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_0", "Q4_1", "Q4_K_S", "Q4_K_M", "Q5_0", "Q5_1",
-    "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0",
-)  # fmt: skip
 BASELINE: Final = "F16"
 TOLERANCE: Final = 0.15
 """Nominal bits leave out what a file also holds: the scales of Q8_0's blocks are 6 %, and a mixture
@@ -50,7 +47,10 @@ def measure_file_sizes(
         sizes = planned_bytes(outline, "hf", folder)
     finally:
         shutil.rmtree(outline)
-    planned = [_row(f"{shape}, planned", level, sizes[BASELINE], sizes[level]) for level in LEVELS]
+    planned = [
+        _row(f"{shape}, planned", level, sizes[BASELINE], sizes[level])
+        for level in SPECIFIED_LEVELS
+    ]
     rows = [row for model in real for row in _real_rows(model, folder, threads)]
     return criterion(planned, rows)
 
@@ -64,7 +64,7 @@ def planned_bytes(source: Path, kind: SourceKind, folder: Path) -> dict[str, int
         )
         return plan_gguf(job).file_bytes
 
-    levels = (BASELINE, *LEVELS)
+    levels = (BASELINE, *SPECIFIED_LEVELS)
     # A plan spends most of its time starting a worker, on one core.
     with ThreadPoolExecutor(_PLANS_AT_A_TIME) as pool:
         return dict(zip(levels, pool.map(planned, levels), strict=True))
@@ -78,7 +78,7 @@ def _real_rows(model: RealModel, folder: Path, threads: int) -> list[Row]:
             **_row(model.source.name, level, sizes[BASELINE], sizes[level]),
             "size over the plan (bytes)": sizes[level] - planned[level],
         }
-        for level in LEVELS
+        for level in SPECIFIED_LEVELS
     ]
 
 

@@ -49,6 +49,8 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
         ("--only", "SC-007"),
         ("--only", "sc-001"),
         ("--windows", "0"),
+        ("--operations", "0"),
+        ("--failures", "-2"),
         ("--threads", "-1"),
         ("--memory-gb", "0"),
         ("--memory-gb", "inf"),
@@ -67,7 +69,8 @@ def test_wrong_arguments_are_refused(scripts: SimpleNamespace, arguments: tuple[
 
 def test_all_criteria_are_measured_unless_some_are_named(scripts: SimpleNamespace) -> None:
     everything = scripts.criteria.parse_arguments(())
-    assert everything.only == list(scripts.criteria.MEASURES)
+    assert everything.only == [f"SC-00{number}" for number in range(1, 7)]
+    assert list(scripts.criterion.DEMANDS) == everything.only
     some = scripts.criteria.parse_arguments(("--only", "SC-005", "--only", "SC-002"))
     assert some.only == ["SC-002", "SC-005"]
 
@@ -313,8 +316,8 @@ def test_packages_that_ship_a_model_are_found(scripts: SimpleNamespace, smollm2:
 
 def test_expected_ratios_are_those_of_nominal_bits(scripts: SimpleNamespace) -> None:
     sizes = scripts.file_sizes
-    assert len(sizes.LEVELS) == 14
-    expected = {level: round(sizes.expected_ratio(level), 2) for level in sizes.LEVELS}
+    assert len(sizes.SPECIFIED_LEVELS) == 14
+    expected = {level: round(sizes.expected_ratio(level), 2) for level in sizes.SPECIFIED_LEVELS}
     assert expected["Q4_0"] == 3.56 and expected["Q8_0"] == 2.0 and expected["Q6_K"] == 2.46
     assert sorted(expected.values(), reverse=True)[0] == expected["Q2_K"]
 
@@ -340,7 +343,7 @@ def test_a_plan_of_holes_has_the_size_of_the_file_of_weights(
 ) -> None:
     from gguf_one_pass import SHAPES, make_llama
 
-    monkeypatch.setattr(scripts.file_sizes, "LEVELS", ("Q4_K_M",))
+    monkeypatch.setattr(scripts.file_sizes, "SPECIFIED_LEVELS", ("Q4_K_M",))
     # The name of the folder is part of the file.
     outline = make_llama(tmp_path / "outlines" / "tiny", SHAPES["tiny"], sparse=True)
     filled = make_llama(tmp_path / "models" / "tiny", SHAPES["tiny"])
