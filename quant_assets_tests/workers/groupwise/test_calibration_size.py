@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from typer.testing import CliRunner
 
 from quant_assets.artifacts.manifest import ArtifactManifest
@@ -20,10 +21,31 @@ from quant_assets.workers.groupwise.token_count import count_tokens
 CONTEXT = 256  # of the tiny model
 
 
-def test_all_counted_tokens_can_be_used_and_no_more(source: SourceModel, fixed_text: Path) -> None:
-    job = TokenCountJob(source=source.path, text=fixed_text)
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    """A model folder whose tokenizer splits a text into words."""
+    import torch
+    from safetensors.torch import save_file
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+
+    tokenizer = Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]"}'
+    )
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    return tmp_path
+
+
+def test_all_counted_tokens_can_be_used_and_no_more(words: Path, fixed_text: Path) -> None:
+    job = TokenCountJob(source=words, text=fixed_text)
     n_tokens = count_tokens(job, EventChannel(io.StringIO())).n_tokens
-    tokenizer = source_tokenizer(source.path)
+    assert n_tokens == len(fixed_text.read_text().split())
+    tokenizer = source_tokenizer(words)
     assert calibration_windows(tokenizer, fixed_text, 1, n_tokens).shape == (1, n_tokens)
     with pytest.raises(InputError, match="too short"):
         calibration_windows(tokenizer, fixed_text, 1, n_tokens + 1)
@@ -33,9 +55,8 @@ def test_all_counted_tokens_can_be_used_and_no_more(source: SourceModel, fixed_t
 def test_the_manifest_records_what_was_used(
     source: SourceModel, settings: Settings, fixed_text: Path, tmp_path: Path
 ) -> None:
-    tokens = count_tokens(
-        TokenCountJob(source=source.path, text=fixed_text), EventChannel(io.StringIO())
-    ).n_tokens
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(source.path / "tokenizer.model"))
+    tokens = len(pieces.encode(fixed_text.read_text()))
     run = CliRunner().invoke(
         app,
         [
