@@ -127,6 +127,13 @@ def require_training_split(backend: str, calibration: CalibrationConfig) -> None
         )
 
 
+def split_revision(model: str) -> tuple[str, str | None]:
+    """A hub id `owner/name@revision` as its two parts; any other model has no revision."""
+    name, separator, revision = model.partition("@")
+    is_hub_id = separator and name.count("/") == 1 and not name.startswith((".", "~", "/"))
+    return (name, revision) if is_hub_id else (model, None)
+
+
 def artifact_command(
     model: str, family: str, bits: int | None, calibration: CalibrationConfig | None
 ) -> str:

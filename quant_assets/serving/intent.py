@@ -96,9 +96,14 @@ class UnifiedQuantizationConfig(QuantizationIntent):
         subject = Subject(gpu=gpu, model=model, name=name)
         engine = BACKENDS[backend]
         answer = self._translate(engine, subject)
+        notes = list(answer.notes)
+        if self.method == "auto" and model is None:
+            notes.append("auto reads a model's files, and none are here: 16 bits are assumed.")
         if self.calibration is not None and not answer.calibrated:
-            note = f"The calibration is not used: {answer.method} on {backend} measures no text."
-            answer = answer.model_copy(update={"notes": (*answer.notes, note)})
+            notes.append(
+                f"The calibration is not used: {answer.method} on {backend} measures no text."
+            )
+        answer = answer.model_copy(update={"notes": tuple(notes)})
         if model is not None:
             engine.check_range(answer, gpu, model)
         return answer

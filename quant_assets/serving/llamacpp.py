@@ -13,7 +13,12 @@ from quant_assets.models.quantization_intent import (
     gguf_level,
 )
 from quant_assets.models.stored_quantization import StoredQuantization
-from quant_assets.serving.backend import BackendParams, ServingBackend, impossible
+from quant_assets.serving.backend import (
+    BackendParams,
+    ServingBackend,
+    impossible,
+    split_revision,
+)
 
 _ALL_LAYERS: Final = 999
 """More than any model has: llama.cpp puts every layer on the GPU."""
@@ -98,7 +103,7 @@ class LlamaCpp(ServingBackend):
 
 def _stem(model: str) -> str:
     """The name that `quant-assets quantize` gives the files of a model."""
-    name = PurePath(model).name
+    name = PurePath(split_revision(model)[0]).name
     return name.removesuffix(".gguf")
 
 

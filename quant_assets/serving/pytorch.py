@@ -18,6 +18,7 @@ from quant_assets.serving.backend import (
     impossible,
     require_bfloat16,
     require_capability,
+    split_revision,
 )
 
 
@@ -55,6 +56,8 @@ class PyTorch(ServingBackend):
                 "bnb_4bit_use_double_quant": True,
                 "bnb_4bit_compute_dtype": dtype,
             }
+        name, revision = split_revision(model)
+        pinned = f", revision={revision!r}" if revision else ""
         arguments = ", ".join(f"{key}={value!r}" for key, value in params.items())
         quantization = f", quantization_config=BitsAndBytesConfig({arguments})" if params else ""
         notes = []
@@ -64,7 +67,8 @@ class PyTorch(ServingBackend):
             backend=self.name,
             method=intent.method,
             params={**params, "torch_dtype": dtype},
-            launch=f"AutoModelForCausalLM.from_pretrained({model!r}, dtype={dtype!r}{quantization})",
+            launch=f"AutoModelForCausalLM.from_pretrained({name!r}{pinned}, "
+            f"dtype={dtype!r}{quantization})",
             notes=tuple(notes),
         )
 

@@ -21,6 +21,7 @@ from quant_assets.serving.backend import (
     impossible,
     require_capability,
     require_training_split,
+    split_revision,
 )
 
 _DEFAULT_CALIBRATION: Final = "cnn_dailymail"
@@ -61,13 +62,18 @@ class TensorRtLlm(ServingBackend):
             notes.append(
                 f"Calibrated on {params['calib_dataset']}; text from your own domain calibrates better."
             )
+        name, revision = split_revision(model)
+        if revision:
+            notes.append(
+                f"quantize.py takes no revision: download {revision} and give its folder instead."
+            )
         options = "".join(f" --{key} {shlex.quote(str(value))}" for key, value in params.items())
         return BackendParams(
             backend=self.name,
             method=intent.method,
             params=params,
             launch=(
-                f"python quantize.py --model_dir {shlex.quote(model)}{options} "
+                f"python quantize.py --model_dir {shlex.quote(name)}{options} "
                 "--output_dir checkpoint "
                 "&& trtllm-build --checkpoint_dir checkpoint --output_dir engine"
             ),

@@ -22,6 +22,7 @@ from quant_assets.serving.backend import (
     require_bfloat16,
     require_capability,
     require_training_split,
+    split_revision,
 )
 
 _FP8_AMD: Final = frozenset({"CDNA 3", "CDNA 4"})
@@ -109,12 +110,14 @@ class Vllm(ServingBackend):
             params["quantization"] = kernel
             # vLLM's plain AWQ kernel multiplies in float16 only.
             params["dtype"] = "float16" if kernel == "awq" else "auto"
+        name, revision = split_revision(model)
+        pinned = f" --revision {shlex.quote(revision)}" if revision else ""
         options = "".join(f" --{key} {value}" for key, value in params.items())
         return BackendParams(
             backend=self.name,
             method=method,
             params=params,
-            launch=f"vllm serve {shlex.quote(model)}{options}",
+            launch=f"vllm serve {shlex.quote(name)}{pinned}{options}",
             notes=tuple(notes),
         )
 

@@ -13,6 +13,7 @@ from quant_assets.errors import InputError
 from quant_assets.gpus.registry import Gpu, load_registry
 from quant_assets.models.quantization_intent import Backend, Method
 from quant_assets.models.stored_quantization import detect_quantization
+from quant_assets.serving.backend import BackendParams
 from quant_assets.serving.intent import UnifiedQuantizationConfig
 from quant_assets.settings import get_settings
 
@@ -321,6 +322,25 @@ def test_command_names_what_a_model_list_lacks(model_list: Path) -> None:
     failed = run("--model-name", "other")
     assert isinstance(failed.exception, InputError)
     assert "tiny, hub, plain" in failed.exception.why
+
+
+def test_a_revision_is_pinned_where_the_backend_takes_one() -> None:
+    every = UnifiedQuantizationConfig(method="int4").for_every_backend(name="owner/name@v1")
+    pytorch, vllm, tensorrt, llamacpp = every.answers
+    assert isinstance(pytorch, BackendParams)
+    assert "from_pretrained('owner/name', revision='v1'," in pytorch.launch
+    assert isinstance(vllm, BackendParams)
+    assert vllm.launch.startswith("vllm serve owner/name --revision v1 ")
+    assert isinstance(tensorrt, BackendParams)
+    assert "--model_dir owner/name " in tensorrt.launch
+    assert any("takes no revision" in note for note in tensorrt.notes)
+    assert isinstance(llamacpp, BackendParams)
+    assert " name-Q4_K_M.gguf " in llamacpp.launch
+
+
+def test_auto_without_files_says_so() -> None:
+    (note,) = UnifiedQuantizationConfig(method="auto").to_backend_params("vllm").notes
+    assert "none are here" in note
 
 
 @pytest.mark.parametrize(
