@@ -1,6 +1,7 @@
 """Variants that fail: the others, and all later stages, still run."""
 
 import datetime
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,17 @@ import pytest
 from quant_assets.artifacts.job import JobSpec
 from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
 from quant_assets.artifacts.store import ArtifactStore
+from quant_assets.assets import quality
 from quant_assets.assets.benchmarks import build_benchmark_results
+from quant_assets.assets.quality import build_variant_quality
 from quant_assets.automation.full_run import FullRun
+from quant_assets.automation.jobs import range_tags
 from quant_assets.bench.cell import MeasuredCell
+from quant_assets.bench.jobs import QualityMeasurement
+from quant_assets.bench.obedience.measurement import ObedienceResult, check_answers
+from quant_assets.bench.obedience.prompts import ObediencePrompt
 from quant_assets.bench.probes import LlamaProbe
+from quant_assets.bench.quality import QualityResult
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import load_variants
@@ -25,6 +33,8 @@ from quant_assets.resources.stores import DataRoot
 from quant_assets.resources.torch import Torch
 from quant_assets.settings import Settings
 from quant_assets_tests.installation import MODELS, VARIANTS, cell
+
+MOMENT = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
 @pytest.fixture
@@ -47,7 +57,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
                 job=job, job_id=job.job_id, status="valid", source_provenance="a test",
                 files=[ArtifactFile(name="m.gguf", size_bytes=4, sha256="0")], n_parameters=1,
                 bits_per_weight=8.5, tensor_types={}, engine={}, validation={}, seconds=1,
-                created_at=datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
+                created_at=MOMENT,
             )  # fmt: skip
             store.commit(folder, manifest)
     return settings
@@ -84,10 +94,7 @@ def test_a_failing_cell_leaves_the_other_cells_of_its_run(settings: Settings, ne
                 "llama_cpp": Backend(),
                 "torch": Torch(),
             },
-            tags={
-                "dagster/asset_partition_range_start": cell("f16", 8),
-                "dagster/asset_partition_range_end": cell("q8_0-kv-hybrid", 8),
-            },
+            tags=range_tags([cell("f16", 8), cell("q8_0-kv-hybrid", 8)]),
             raise_on_error=False,
         )
     assert measured == ["f16", "q8_0-kv-hybrid"]
@@ -100,6 +107,61 @@ def test_a_failing_cell_leaves_the_other_cells_of_its_run(settings: Settings, ne
     (failure,) = [event for event in run.all_events if event.is_step_failure]
     data = failure.step_failure_data.user_failure_data
     assert data is not None and data.metadata["what"].value == "It died."
+
+
+def test_a_failing_variant_leaves_the_quality_of_the_others(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    asked: list[tuple[str, int]] = []
+
+    class Backend(LlamaCpp):
+        def quality(self, _: Any, subject: Subject, *__: Any) -> QualityResult:
+            name = subject.variant.name
+            if name == "f16":
+                raise WorkerError("It died.", "It was killed.", "Try again.")
+            measurement = QualityMeasurement(
+                perplexity=20.0, perplexity_standard_error=0.1, scored_tokens=255, windows=1,
+                context=512, seconds=1.0,
+            )  # fmt: skip
+            return QualityResult(
+                variant=name, model="tiny", artifact_id="a", baseline_artifact_id="b", text="t",
+                text_sha256="0", timestamp=MOMENT, measurement=measurement,
+            )  # fmt: skip
+
+        def obedience(
+            self, _: Any, subject: Subject, prompts: Sequence[ObediencePrompt], __: Path
+        ) -> ObedienceResult:
+            asked.append((subject.variant.name, len(prompts)))
+            return check_answers(
+                prompts, [prompt.good[0] for prompt in prompts],
+                variant=subject.variant.name, model="tiny", artifact_id="a",
+            )  # fmt: skip
+
+    monkeypatch.setattr(quality, "evaluation_text", lambda *_: None)
+    model = next(iter(load_models(settings.models_yaml)))
+    asset = build_variant_quality(model, load_variants(settings.variants_yaml), BenchSettings())
+    config = {"windows": 1, "obedience": True, "obedience_prompts": 24}
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = dg.materialize(
+            [asset],
+            instance=instance,
+            run_config={"ops": {"tiny__variant_quality_results": {"config": config}}},
+            resources={
+                "data_root": DataRoot(home=str(settings.home), data=str(settings.data)),
+                "llama_cpp": Backend(),
+                "torch": Torch(),
+            },
+            tags=range_tags(["f16", "q8_0-kv-hybrid"]),
+            raise_on_error=False,
+        )
+    assert asked == [("q8_0-kv-hybrid", 24)]
+    (made,) = [
+        event for event in run.all_events if event.event_type_value == "ASSET_MATERIALIZATION"
+    ]
+    assert not run.success and made.partition == "q8_0-kv-hybrid"
+    metadata = made.step_materialization_data.materialization.metadata
+    assert metadata["obedience prompts"].value == "24 of 49"
+    assert metadata["obedience pass rate"].value == 1.0
 
 
 def test_failing_variants_stop_neither_the_others_nor_the_marts(settings: Settings):
@@ -124,13 +186,13 @@ def test_failing_variants_stop_neither_the_others_nor_the_marts(settings: Settin
         return job
 
     lines: list[str] = []
-    quality = {"obedience": True, "obedience_prompts": 24}
+    config = {"obedience": True, "obedience_prompts": 24}
     with (
         dg.DagsterInstance.ephemeral() as instance,
         pytest.raises(QuantAssetsError) as failed,
     ):
         FullRun(settings, instance, job_of, lines.append).run_all(
-            {}, quality=quality, measure_again=True
+            {}, quality=config, measure_again=True
         )
     assert ran == [
         "refresh_listings", "measure_host",
