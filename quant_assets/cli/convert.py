@@ -115,12 +115,13 @@ def convert(
 
 
 def _confirm(loss: ConversionLoss, *, yes: bool) -> None:
-    if not loss.significant or yes:
+    if not loss.significant:
         notify(loss.text)
         return
-    if sys.stdin.isatty():
-        # A question needs its reason, however quiet the rest.
-        message_console().print(loss.text)
+    # The user is told of a significant loss however quiet the rest is.
+    message_console().print(loss.text)
+    if yes:
+        return
     if not sys.stdin.isatty() or not typer.confirm("Convert anyway?", err=True):
         raise ConfirmationRequired(
             "Nothing was converted.",

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from typer.testing import CliRunner
 
 from quant_assets import errors
+from quant_assets.bench.results import ResultStore
 from quant_assets.cli import app as command_line
 from quant_assets.cli import bench as bench_module
 from quant_assets.cli import info as info_module
@@ -31,6 +32,7 @@ from quant_assets.cli.verbosity import Verbosity
 from quant_assets.errors import CheckFailed, ExitCode, QuantAssetsError
 from quant_assets.settings import PROJECT_ROOT, get_settings
 from quant_assets.warehouse.connection import Warehouse
+from quant_assets_tests.bench.made_records import MakeRecord
 from quant_assets_tests.models.tiny_models import make_model, tokenizer_model
 
 SCHEMAS = PROJECT_ROOT / "docs" / "schemas"
@@ -109,14 +111,16 @@ ANSWERS = {
 
 
 @pytest.mark.parametrize("name", ANSWERS)
-def test_json_is_one_valid_document(name: str, run: Run, tmp_path: Path) -> None:
+def test_json_is_one_valid_document(
+    name: str, run: Run, tmp_path: Path, new_record: MakeRecord
+) -> None:
     if name == "info":
         make_model(tmp_path / "model", "qwen3", tokenizer_model())
     if name == "sql":
         with Warehouse(get_settings().warehouse).write():
             pass
     if name == "collect":
-        get_settings().results.mkdir(parents=True)
+        ResultStore(get_settings().results).append(*new_record())
     ended = run(*ANSWERS[name], "--format", "json", "--verbosity", "quiet")
     assert (ended.code, ended.err) == (0, ""), ended.err + ended.out
     document = ended.document(name)
