@@ -24,11 +24,10 @@ from quant_assets.cli.target_options import (
     refuse_options_of_other_targets,
 )
 from quant_assets.cli.verbosity import Verbosity, notify
-from quant_assets.cli.worker_progress import WorkerProgress
+from quant_assets.cli.worker_progress import WorkerProgress, fetched_source
 from quant_assets.errors import ConfirmationRequired
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.formats.group_quantization import group_quantization
-from quant_assets.models.source import resolve_source
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.conversion.convert import (
     ConversionLoss,
@@ -78,7 +77,7 @@ def convert(
         context, to, GgufOptions, GroupOptions, GptqOptions, CheckpointOptions
     )
     settings = get_settings()
-    source = resolve_source(model, settings)
+    source = fetched_source(model, settings, verbosity)
     target: HfTarget | GgufTarget | GroupwiseRequest
     if to == "hf":
         target, target_bits = HfTarget(), F16_BITS

@@ -8,8 +8,7 @@ import typer
 from quant_assets.cli.output import print_path
 from quant_assets.cli.presentation import Reply
 from quant_assets.cli.verbosity import Verbosity, warn
-from quant_assets.cli.worker_progress import WorkerProgress
-from quant_assets.models.source import resolve_source
+from quant_assets.cli.worker_progress import WorkerProgress, fetched_source
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.gguf.job import MOST_THREADS, ImatrixJob, ImatrixResult, make_imatrix
 from quant_assets.settings import get_settings
@@ -43,7 +42,7 @@ def imatrix(
     The path of the file goes to standard output. Records and exit codes are those of `quantize`.
     """
     settings = get_settings()
-    source = resolve_source(model, settings)
+    source = fetched_source(model, settings, verbosity)
     calibration = plain_calibration_text(text, settings.cache)
     warn(calibration.warning)
     with WorkerProgress(verbosity) as progress:

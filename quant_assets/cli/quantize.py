@@ -23,9 +23,8 @@ from quant_assets.cli.target_options import (
     refuse_options_of_other_targets,
 )
 from quant_assets.cli.verbosity import Verbosity
-from quant_assets.cli.worker_progress import WorkerProgress
+from quant_assets.cli.worker_progress import WorkerProgress, fetched_source
 from quant_assets.formats.gguf_levels import parse_level
-from quant_assets.models.source import resolve_source
 from quant_assets.processes.memory import peak_memory_facts
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.gguf.job import (
@@ -86,7 +85,7 @@ def quantize(
     if dry_run:
         raise typer.BadParameter("only --to gguf can print a plan", param_hint="--dry-run")
     settings = get_settings()
-    source = resolve_source(model, settings)
+    source = fetched_source(model, settings, verbosity)
     request = GroupwiseRequest(
         format=to,
         **dict(groups),
@@ -115,7 +114,7 @@ def _quantize_gguf(
     dry_run: bool,
 ) -> GgufPlan | QuantizeGgufResult:
     level = parse_level(gguf.level).name
-    source = resolve_source(model, get_settings())
+    source = fetched_source(model, get_settings(), verbosity)
     output = options.output_dir.resolve() / f"{source.name}-{level}.gguf"
     with WorkerProgress(verbosity) as progress:
         session = WorkerSession(progress.show)

@@ -17,9 +17,12 @@ from rich.progress import (
 from quant_assets.cli.output import LiteralConsole
 from quant_assets.cli.verbosity import Verbosity
 from quant_assets.escaping import terminal_line, terminal_text
+from quant_assets.models.source import SourceModel, resolve_source
 from quant_assets.processes.job_tracker import JobTracker, StepProgress, duration_text
 from quant_assets.processes.protocol import Event, LogEvent, MemoryEvent
 from quant_assets.processes.quantization_job import QuantizationJob
+from quant_assets.processes.session import WorkerSession
+from quant_assets.settings import Settings
 
 _LINE_INTERVAL_S = 10.0
 
@@ -154,3 +157,9 @@ class _ShownStep:
     bar: TaskID | None
     printed: float
     finished: bool = False
+
+
+def fetched_source(model: str, settings: Settings, verbosity: Verbosity) -> SourceModel:
+    """The model that `model` names; a download from the hub shows its progress in bytes."""
+    with WorkerProgress(verbosity) as progress:
+        return resolve_source(model, settings, session=WorkerSession(progress.show))

@@ -2,8 +2,10 @@
 
 import importlib.metadata
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -12,6 +14,7 @@ from quant_assets.errors import EnvironmentNotReady, InputError
 from quant_assets.formats.safetensors_header import SUFFIX
 from quant_assets.models.identity import COMPANION_PATTERNS, HashCache, identity_of, model_files
 from quant_assets.models.integrity import check_gguf, check_hf_folder
+from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.redaction import redact
 from quant_assets.settings import Settings
 
@@ -48,9 +51,12 @@ class SourceLocation(BaseModel):
     name: str
 
 
-def resolve_source(text: str, settings: Settings) -> SourceModel:
+def resolve_source(
+    text: str, settings: Settings, *, session: WorkerSession = UNATTENDED
+) -> SourceModel:
     """Find the model that `text` names, downloading it from the hub for a hub id.
 
+    The download's progress in bytes goes to `session`.
     Raises `InputError` for a path that does not exist or holds no model and for a hub id that
     cannot be fetched, `EnvironmentNotReady` for a package that is not installed.
     """
@@ -60,17 +66,19 @@ def resolve_source(text: str, settings: Settings) -> SourceModel:
     if path.exists():
         return _from_path(path.resolve(), settings, provenance=f"local files in {path.name}")
     hub = _hub_id(text)
-    return _from_hub(hub["repo"], hub["revision"], settings)
+    return _from_hub(hub["repo"], hub["revision"], settings, session)
 
 
-def resolve_configured_source(text: str, settings: Settings) -> SourceModel:
+def resolve_configured_source(
+    text: str, settings: Settings, *, session: WorkerSession = UNATTENDED
+) -> SourceModel:
     """Like `resolve_source`, for a value from a configuration file.
 
     A path must lie inside the data root, the project's own data, or a folder named in
     `QUANT_ASSETS_MODEL_ROOTS`; a relative path is resolved against the data root, and takes
     precedence over a hub id of the same spelling if it exists.
     """
-    return resolve_source(_inside_roots(text, settings), settings)
+    return resolve_source(_inside_roots(text, settings), settings, session=session)
 
 
 def locate_source(text: str, settings: Settings) -> SourceLocation:
@@ -189,21 +197,26 @@ def _from_path(path: Path, settings: Settings, *, provenance: str) -> SourceMode
     )
 
 
-def _from_hub(repo: str, revision: str | None, settings: Settings) -> SourceModel:
+def _from_hub(
+    repo: str, revision: str | None, settings: Settings, session: WorkerSession
+) -> SourceModel:
     # Deferred: it is slow to import, and most commands need no network.
     from huggingface_hub import snapshot_download
 
+    from quant_assets.models.hub_progress import download_bar
+
     token = settings.hf_token.get_secret_value() if settings.hf_token else None
+    download = partial(
+        snapshot_download,
+        repo,
+        revision=revision,
+        token=token,
+        cache_dir=settings.cache / "hub",
+        allow_patterns=[f"*{SUFFIX}", *COMPANION_PATTERNS],
+    )
     try:
-        folder = Path(
-            snapshot_download(
-                repo,
-                revision=revision,
-                token=token,
-                cache_dir=settings.cache / "hub",
-                allow_patterns=[f"*{SUFFIX}", *COMPANION_PATTERNS],
-            )
-        )
+        bar = download_bar(f"fetch {repo}", session, _bytes_to_fetch(download))
+        folder = Path(download(tqdm_class=bar))
     except Exception as error:
         raise InputError(
             f"The model {repo!r} could not be fetched from the Hugging Face hub.",
@@ -213,3 +226,14 @@ def _from_hub(repo: str, revision: str | None, settings: Settings) -> SourceMode
         ) from error
     source = _from_path(folder, settings, provenance=f"hub {repo} at revision {folder.name}")
     return source.model_copy(update={"name": repo.rsplit("/", 1)[1]})
+
+
+def _bytes_to_fetch(download: Callable[..., Any]) -> int | None:
+    """Bytes that are not in the cache; None where the hub does not say, as offline."""
+    from huggingface_hub.utils.tqdm import silent_tqdm
+
+    try:
+        files = download(dry_run=True, tqdm_class=silent_tqdm)
+    except Exception:  # the download itself says what is wrong
+        return None
+    return sum(file.file_size or 0 for file in files if file.will_download) or None

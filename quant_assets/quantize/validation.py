@@ -8,6 +8,7 @@ from quant_assets.host.devices import Device, available_physical_cores
 from quant_assets.models.identity import sha256_of
 from quant_assets.models.integrity import check_gguf
 from quant_assets.models.stored_quantization import groupwise_config
+from quant_assets.processes.memory import peak_memory_facts
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.quantize.gguf.job import ValidateGgufJob, validate_gguf
 from quant_assets.quantize.groupwise.gate import (
@@ -46,6 +47,9 @@ def validate_artifact(
         check_gguf(model)
         seen = validate_gguf(ValidateGgufJob(path=model), session=session)
         findings["loads and generates"] = repr(seen.generated_text)
+        findings |= peak_memory_facts(
+            seen.peak_rss_bytes, seen.peak_own_bytes, seen.peak_vram_bytes
+        )
         return findings
     method = groupwise_config(model).method
     findings["layout"] = f"{check_layout(model)} packed matrices match config.json"

@@ -45,7 +45,7 @@ def float_source(
     session: WorkerSession = UNATTENDED,
 ) -> SourceModel:
     """The source that the configuration names `text`, dequantized once if it is quantized."""
-    source = resolve_configured_source(text, settings)
+    source = resolve_configured_source(text, settings, session=session)
     if is_quantized(source):
         return dequantized_folder(source, name, settings, session=session)
     return source
