@@ -95,9 +95,7 @@ def locate_source(text: str, settings: Settings) -> SourceLocation:
         return SourceLocation(path=path.resolve(), name=str(path.resolve()))
     hub = _hub_id(located)
     cached = _in_hub_cache(hub["repo"], hub["revision"], settings)
-    # Engines take a hub id without its revision; the cached folder is of the right one.
-    name = str(cached) if cached and hub["revision"] else located
-    return SourceLocation(path=cached, name=name)
+    return SourceLocation(path=cached, name=located)
 
 
 def configured_path(text: str, settings: Settings) -> Path:
