@@ -151,12 +151,21 @@ def _run(presentation: Presentation) -> None:
         with _flushed_output():
             app()
     except Exception as raised:
-        error = explained(raised) or _unexpected(raised)
-        # A signal makes workers fail; the command's end by the signal is the one document then.
-        if received_signal() is None or not presentation.as_json:
-            show_error(error, presentation)
-        _LOG.debug("the error's traceback", exc_info=raised)
-        sys.exit(error.exit_code)
+        exit_code = _report(raised, presentation)
+    else:
+        return
+    # Outside of the handler: the error's frames would live until the interpreter has shut down.
+    sys.exit(exit_code)
+
+
+def _report(raised: Exception, presentation: Presentation) -> int:
+    """Show an error to the user and return its exit code."""
+    error = explained(raised) or _unexpected(raised)
+    # A signal makes workers fail; the command's end by the signal is the one document then.
+    if received_signal() is None or not presentation.as_json:
+        show_error(error, presentation)
+    _LOG.debug("the error's traceback", exc_info=raised)
+    return error.exit_code
 
 
 def _unexpected(error: Exception) -> QuantAssetsError:

@@ -11,6 +11,7 @@ from quant_assets_tests.benchmarks.scripts import imported
 
 QUICK = (
     "listing without titles", "fp8 on an old gpu", "unknown gpu", "parameters that are not a number",
+    "intent that contradicts itself",
 )  # fmt: skip
 
 
