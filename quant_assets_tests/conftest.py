@@ -30,6 +30,7 @@ SHARED_SETUPS = {
     ),
     "an installation after every job": (
         "automation/test_automation.py", "automation/test_full_run.py", "assets/test_groupwise_assets.py",
+        "assets/test_model_quantization.py",
         "webserver/test_webserver.py",
     ),
     "a trained model": ("workers/groupwise/test_bad_input.py", "workers/groupwise/test_calibration_size.py",

@@ -283,12 +283,16 @@ def test_the_schemas_are_those_of_the_models() -> None:
         Draft202012Validator.check_schema(json.loads(text))
 
 
-def test_the_guide_lists_every_command_and_exit_code() -> None:
+def test_the_guide_lists_every_command() -> None:
     guide = GUIDE.read_text(encoding="utf-8")
     for name in COMMANDS:
         file = f"schemas/{name.replace(' ', '-')}.json"
         assert f"| `{name}` | [{file}]({file}) |" in guide
-    table = re.findall(r"^\| (\d+) \| (.+) \|$", guide, re.MULTILINE)
+
+
+def test_the_readme_has_the_table_of_exit_codes() -> None:
+    readme = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| (\d+) \| (.+) \|$", readme, re.MULTILINE)
     assert table == [(str(int(code)), code.meaning) for code in ExitCode]
 
 
