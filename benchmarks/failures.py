@@ -643,7 +643,7 @@ def _damaged_artifact(scene: Scene) -> Script:
     weights.write_bytes(content)
     wanted = scene.command("validate", artifact, "--text", scene.stock.text)
     error = yield wanted
-    named = Path(_after("Delete", error.next_step))
+    named = Path(error.next_step.partition("Delete ")[2].partition(", then")[0])
     shutil.rmtree(named)
     made = scene.checkpoint("gptq").run()
     if made.exit_code:
