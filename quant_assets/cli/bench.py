@@ -30,6 +30,7 @@ from quant_assets.cli.presentation import CommandLine, Reply
 from quant_assets.cli.verbosity import Verbosity
 from quant_assets.cli.worker_progress import WorkerProgress
 from quant_assets.host.devices import Device
+from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.processes.session import WorkerSession
 from quant_assets.settings import get_settings
 from quant_assets.texts.evaluation import TextChoice
@@ -123,13 +124,15 @@ class BenchDocument(BaseModel):
     """The cells of a matrix: planned (--dry-run), or with their records.
 
     `records` has the latest record of each cell that has one, `failures` what went wrong by cell,
-    as in "q4_K_M batch 2". Cells of a server have no plan.
+    as in "q4_K_M batch 2". Cells of a server have no plan. `quantization_job` is the final state of the
+    whole matrix; null for a plan.
     """
 
     cells: list[PlannedCell]
     records: list[BenchmarkRecord]
     resumed: list[str] = []
     failures: dict[str, str] = {}
+    quantization_job: QuantizationJob | None = None
 
 
 class BenchCompareDocument(BaseModel):
@@ -174,7 +177,7 @@ def run(
                 prompts_folder=prompts,
                 session=WorkerSession(progress.show),
             )
-        document = BenchDocument(cells=[], records=records)
+        document = BenchDocument(cells=[], records=records, quantization_job=progress.job)
         show = _show_records
     else:
         campaign = open_campaign(
@@ -195,7 +198,9 @@ def run(
                     restart=options.restart,
                     session=WorkerSession(progress.show),
                 )
-            document = _outcome_document(outcomes)
+            document = _outcome_document(outcomes).model_copy(
+                update={"quantization_job": progress.job}
+            )
             show = _show_outcomes
 
     def fail_or_check() -> None:

@@ -28,6 +28,7 @@ from quant_assets.cli.worker_progress import WorkerProgress, fetched_source
 from quant_assets.errors import ConfirmationRequired
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.formats.group_quantization import group_quantization
+from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.conversion.convert import (
     ConversionLoss,
@@ -46,11 +47,15 @@ from quant_assets.settings import get_settings
 
 
 class ConvertDocument(BaseModel):
-    """The file or folder that was made, the loss that was accepted, and GPTQ's or AWQ's manifest."""
+    """The file or folder that was made, the loss that was accepted, and GPTQ's or AWQ's manifest.
+
+    `quantization_job` is the final state of the whole conversion, all its workers included.
+    """
 
     path: Path
     loss: ConversionLoss
     manifest: ArtifactManifest | None = None
+    quantization_job: QuantizationJob | None = None
 
 
 @takes_models
@@ -108,8 +113,11 @@ def convert(
     with WorkerProgress(verbosity) as progress:
         made = convert_model(source, request, loss, settings, session=WorkerSession(progress.show))
     if isinstance(made, Path):
-        return Reply(ConvertDocument(path=made, loss=loss), lambda answer: print_path(answer.path))
-    document = ConvertDocument(path=made.folder, loss=loss, manifest=made.manifest)
+        document = ConvertDocument(path=made, loss=loss, quantization_job=progress.job)
+        return Reply(document, lambda answer: print_path(answer.path))
+    document = ConvertDocument(
+        path=made.folder, loss=loss, manifest=made.manifest, quantization_job=progress.job
+    )
     return Reply(document, lambda _: print_checkpoint(made))
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from quant_assets.cli.output import output_console, standard_output_hidden
 from quant_assets.cli.presentation import Reply
 from quant_assets.cli.verbosity import notify
+from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.queries import (
@@ -24,11 +25,15 @@ TOP_ROWS = 12
 
 
 class DemoDocument(BaseModel):
-    """The cheapest offers for every variant, and the rows of each table of the DuckDB file."""
+    """The cheapest offers for every variant, and the rows of each table of the DuckDB file.
+
+    `quantization_job` is the final state of the run: progress, times and memory.
+    """
 
     best_offers: list[DeploymentOption]
     row_counts: dict[str, int]
     warehouse: Path
+    quantization_job: QuantizationJob | None = None
 
 
 def demo(
@@ -71,7 +76,7 @@ def demo(
         from quant_assets.automation.full_run import run_everything
         from quant_assets.definitions import defs
 
-        run_everything(
+        job = run_everything(
             settings,
             defs.resolve_job_def,
             overrides={
@@ -91,6 +96,7 @@ def demo(
             best_offers=cheapest_deployment_options(connection, TOP_ROWS),
             row_counts=row_counts(connection),
             warehouse=settings.warehouse,
+            quantization_job=job,
         )
     return Reply(document, _show)
 

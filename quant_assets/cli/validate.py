@@ -11,15 +11,20 @@ from quant_assets.cli.presentation import Reply
 from quant_assets.cli.verbosity import Verbosity
 from quant_assets.cli.worker_progress import WorkerProgress
 from quant_assets.host.devices import Device
+from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.processes.session import WorkerSession
 from quant_assets.quantize.validation import validate_artifact
 
 
 class ValidateDocument(BaseModel):
-    """A valid artifact: what each check found, in the order of the checks."""
+    """A valid artifact: what each check found, in the order of the checks.
+
+    `quantization_job` is the final state of the validation.
+    """
 
     path: Path
     checks: dict[str, str]
+    quantization_job: QuantizationJob | None = None
 
 
 def validate(
@@ -39,7 +44,8 @@ def validate(
         answers = validate_artifact(
             path, text=text, device=device, session=WorkerSession(progress.show)
         )
-    return Reply(ValidateDocument(path=path, checks=answers), _show)
+    document = ValidateDocument(path=path, checks=answers, quantization_job=progress.job)
+    return Reply(document, _show)
 
 
 def _show(document: ValidateDocument) -> None:
