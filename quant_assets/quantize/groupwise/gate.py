@@ -24,6 +24,8 @@ from quant_assets.texts.evaluation import WINDOW_TOKENS, EvaluationText
 
 GATED_BITS: Final = 4
 """Fewer bits are not held to `GATE_PERPLEXITY_RATIO`."""
+PERPLEXITY_RESOLUTION: Final = 1.0001
+"""Ratios closer to 1 are the order of sums in 16-bit arithmetic: at 8 bits GPTQ and rounding agree."""
 NEARLY_LOSSLESS_RATIO: Final = 1.01
 """At 8 bits plain rounding is as good as anything, so being this close to the source passes too."""
 DOUBTFUL_RATIO: Final = 2.0
@@ -108,11 +110,12 @@ def rejection(
     """Why an artifact is rejected, or None.
 
     At `GATED_BITS` and more it must pass the quality gate of all formats. Every artifact must be
-    better than plain rounding, or within `NEARLY_LOSSLESS_RATIO` of its source.
+    better than plain rounding as far as perplexity resolves it, or within `NEARLY_LOSSLESS_RATIO` of
+    its source.
     """
     ratio = perplexity / source
     # NaN compares false with everything, so the condition tests for the good case.
-    if not (ratio <= NEARLY_LOSSLESS_RATIO or perplexity < rounding):
+    if not (ratio <= NEARLY_LOSSLESS_RATIO or perplexity <= rounding * PERPLEXITY_RESOLUTION):
         return (
             f"Its perplexity {perplexity:.3f} is not better than that of rounding to nearest, "
             f"{rounding:.3f} (source: {source:.3f})."
