@@ -1,5 +1,6 @@
 """The `quant-assets` command as a user runs it: in a process of its own, seen from outside."""
 
+import json
 import os
 import re
 import signal
@@ -42,7 +43,14 @@ class Outcome(NamedTuple):
 
     @property
     def error(self) -> ErrorMessage:
-        """The error message: three parts, or the words of a usage error, which are one part."""
+        """The error message: three parts, or the words of a usage error, which are one part.
+
+        With `--format json` it is the document on standard output.
+        """
+        document = _document(self.output)
+        if "next_step" in document:
+            text = f"{document['what']} {document['why']} {document['next_step']}"
+            return ErrorMessage(text, str(document["next_step"]))
         _, found, text = self.messages.rpartition("error: ")
         if not found:
             usage = " ".join(_BOX.sub(" ", self.messages).split())
@@ -59,6 +67,15 @@ class Outcome(NamedTuple):
     def summary(self) -> str:
         """The end of the messages in one line, for a report."""
         return " ".join(self.error.text.split())[-500:]
+
+
+def _document(output: str) -> dict[str, object]:
+    """The JSON object that `output` is, or else an empty one."""
+    try:
+        document = json.loads(output)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from quant_assets.cli.target_options import (
     OutputOptions,
     refuse_options_of_other_targets,
 )
-from quant_assets.cli.verbosity import Verbosity, notify
+from quant_assets.cli.verbosity import Verbosity
 from quant_assets.cli.worker_progress import WorkerProgress, fetched_source
 from quant_assets.errors import ConfirmationRequired
 from quant_assets.formats.gguf_levels import parse_level
@@ -122,12 +122,9 @@ def convert(
 
 
 def _confirm(loss: ConversionLoss, *, yes: bool) -> None:
-    if not loss.significant:
-        notify(loss.text)
-        return
-    # The user is told of a significant loss however quiet the rest is.
+    # The user is told of a loss however quiet the rest is.
     message_console().print(loss.text)
-    if yes:
+    if yes or not loss.significant:
         return
     if not sys.stdin.isatty() or not typer.confirm("Convert anyway?", err=True):
         raise ConfirmationRequired(

@@ -22,7 +22,7 @@ from quant_assets.models.integrity import check_gguf
 from quant_assets.processes.protocol import EventChannel
 from quant_assets.settings import PROJECT_ROOT
 from quant_assets.workers.gguf.engine import quantize
-from quant_assets.workers.groupwise.loop import _tokenizer
+from quant_assets.workers.groupwise.calibration import source_tokenizer
 from quant_assets.workers.groupwise.streaming import StreamedModel
 from quant_assets.workers.torch.models import load_model, load_tokenizer
 from quant_assets_tests.models.tiny_models import make_model
@@ -150,7 +150,7 @@ def test_tokenizers_run_no_code(planted: Path, witness: Path) -> None:
         content = json.dumps({**config, "tokenizer_class": kind})
         (planted / "tokenizer_config.json").write_text(content)
         with nothing_planted_is_opened(witness):
-            for load in (_tokenizer, load_tokenizer):
+            for load in (source_tokenizer, load_tokenizer):
                 with suppress(InputError, ValueError):
                     assert load(planted).encode("word") == [0]
 
