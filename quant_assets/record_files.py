@@ -5,6 +5,7 @@ schema, or holds impossible numbers. Each reader decides whether damage is an er
 """
 
 import datetime
+import logging
 import math
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -27,6 +28,7 @@ CLOCK_TOLERANCE = datetime.timedelta(days=1)
 _MAX_INTEGER = 2**63 - 1  # the limit of a warehouse column
 _MOST_PROBLEMS = 3
 _Record = TypeVar("_Record")
+_LOG = logging.getLogger(__name__)
 
 
 def _in_utc(at: datetime.datetime) -> datetime.datetime:
@@ -85,6 +87,17 @@ def read_record(path: Path, form: TypeAdapter[_Record], name: str, next_step: st
             f"Its content is damaged: {_why(error)}.",
             next_step,
         ) from error
+
+
+def readable_record(
+    path: Path, form: TypeAdapter[_Record], name: str, next_step: str
+) -> _Record | None:
+    """The content of `path` as `read_record` returns it; None, with a warning, where it raises."""
+    try:
+        return read_record(path, form, name, next_step)
+    except InputError as error:
+        _LOG.warning("%s", error)
+        return None
 
 
 def write_record(path: Path, text: str, name: str) -> None:

@@ -22,8 +22,8 @@ from quant_assets.assets.partitions import (
 )
 from quant_assets.bench.artifact_finder import artifact_finder
 from quant_assets.bench.matrix import first_failure
-from quant_assets.bench.obedience.measurement import ObedienceResult, obedience_results
-from quant_assets.bench.quality import QualityResult, QualityStore
+from quant_assets.bench.obedience.measurement import obedience_results
+from quant_assets.bench.quality import QualityStore, newest_by_artifact
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.subject import Subject
@@ -31,13 +31,11 @@ from quant_assets.bench.variants import Variant
 from quant_assets.errors import QuantAssetsError
 from quant_assets.models.config import ModelConfig
 from quant_assets.processes.protocol import ProgressEvent
-from quant_assets.record_files import recency
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.llama_cpp import LlamaCpp
 from quant_assets.resources.stores import DataRoot
 from quant_assets.resources.torch import Torch, backend_of
 from quant_assets.resources.worker_logs import ProgressLog
-from quant_assets.settings import Settings
 from quant_assets.warehouse.loads.measurements import load_benchmarks
 
 
@@ -102,7 +100,9 @@ def build_benchmark_results(
         with clear_failures():
             settings = config.applied_to(defaults)
             find_artifact = artifact_finder(data_root.artifacts, model.name)
-            results = data_root.results
+            results, root = data_root.results, data_root.settings
+            quality = newest_by_artifact(QualityStore(root.results, root.cache).all())
+            obedience = newest_by_artifact(obedience_results(root.results))
             cells = ProgressLog(context.log.info)
             for number, key in enumerate(context.partition_keys):
                 cells.show(
@@ -132,10 +132,9 @@ def build_benchmark_results(
                     failures[key] = error
                     context.log.error(f"{key} failed: {error}")
                     continue
-                quality, obedience = known_quality(
-                    data_root.settings, variant.name, artifact.artifact_id
-                )
-                record = results.append(cell.record.with_quality(quality, obedience), cell.samples)
+                found = (variant.name, artifact.artifact_id)
+                record = cell.record.with_quality(quality.get(found), obedience.get(found))
+                record = results.append(record, cell.samples)
                 measured[key] = _record_metadata(record)
             with data_root.warehouse.write() as connection:
                 load_benchmarks(connection, results)
@@ -147,27 +146,6 @@ def build_benchmark_results(
                 raise first_failure(failures)
 
     return benchmark_results
-
-
-def known_quality(
-    settings: Settings, variant: str, artifact_id: str
-) -> tuple[QualityResult | None, ObedienceResult | None]:
-    """The newest quality and obedience results of an artifact run as `variant`."""
-    wanted = (variant, artifact_id)
-    quality = [
-        item
-        for item in QualityStore(settings.results, settings.cache).all()
-        if (item.variant, item.artifact_id) == wanted
-    ]
-    obedience = [
-        item
-        for item in obedience_results(settings.results)
-        if (item.variant, item.artifact_id) == wanted
-    ]
-    return (
-        max(quality, key=lambda item: recency(item.timestamp), default=None),
-        max(obedience, key=lambda item: recency(item.timestamp), default=None),
-    )
 
 
 def _record_metadata(record: BenchmarkRecord) -> dict[str, dg.MetadataValue]:

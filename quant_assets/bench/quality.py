@@ -4,7 +4,9 @@ import datetime
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -12,12 +14,13 @@ from quant_assets.artifacts.quality_gate import GATE_PERPLEXITY_RATIO, exceeds_g
 from quant_assets.bench.artifact_finder import LocatedArtifact
 from quant_assets.bench.divergence import Baseline
 from quant_assets.bench.jobs import QualityJob, QualityMeasurement
+from quant_assets.bench.obedience.measurement import ObedienceResult
 from quant_assets.bench.subject import Subject, machine_lock
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
-from quant_assets.record_files import UtcTime, read_record, write_record
+from quant_assets.record_files import UtcTime, readable_record, recency, write_record
 from quant_assets.texts.evaluation import WINDOW_TOKENS, EvaluationText
 
 DEFAULT_WINDOWS = 30
@@ -39,6 +42,7 @@ class QualityResult(BaseModel):
 
 
 _RESULT = TypeAdapter(QualityResult)
+_Result = TypeVar("_Result", QualityResult, ObedienceResult)
 
 
 class QualityStore:
@@ -58,7 +62,7 @@ class QualityStore:
     def find(self, variant: Variant, key: str) -> QualityResult | None:
         """An earlier result, or None."""
         path = self.path(variant, key)
-        return _read_or_warn(path) if path.exists() else None
+        return _known(path) if path.exists() else None
 
     def save(self, variant: Variant, key: str, result: QualityResult) -> None:
         """Write a result; raises `ResourceError` when it cannot be written."""
@@ -66,7 +70,7 @@ class QualityStore:
 
     def all(self) -> list[QualityResult]:
         """All readable results; a warning names the others."""
-        found = map(_read_or_warn, sorted(self.folder.glob("*.json")))
+        found = map(_known, sorted(self.folder.glob("*.json")))
         return [result for result in found if result is not None]
 
     def has_valid_baseline(self, path: Path) -> bool:
@@ -82,12 +86,14 @@ class QualityStore:
         return True
 
 
-def _read_or_warn(path: Path) -> QualityResult | None:
-    try:
-        return read_record(path, _RESULT, "quality result", "It is ignored until measured again.")
-    except InputError as error:
-        _log.warning("%s", error)
-        return None
+def newest_by_artifact(results: Iterable[_Result]) -> dict[tuple[str, str], _Result]:
+    """The newest result of each variant and artifact id, by `recency`."""
+    ordered = sorted(results, key=lambda result: recency(result.timestamp))
+    return {(result.variant, result.artifact_id): result for result in ordered}
+
+
+def _known(path: Path) -> QualityResult | None:
+    return readable_record(path, _RESULT, "quality result", "It is ignored until measured again.")
 
 
 def _key(*parts: object) -> str:

@@ -122,7 +122,7 @@ def convert(
 
 
 def _confirm(loss: ConversionLoss, *, yes: bool) -> None:
-    # The user is told of a loss however quiet the rest is.
+    # A loss is reported at every verbosity.
     message_console().print(loss.text)
     if yes or not loss.significant:
         return

@@ -163,7 +163,7 @@ class PatientClaims(InstanceConcurrencyContext):
         Raises `ResourceError` when the pool did not become free within the limit, and Dagster's
         interrupt when the process was told to end.
         """
-        # SQLite has no row locks: of two claims at the same moment both would get the last slot.
+        # SQLite has no row locks: two simultaneous claims would both get the last slot.
         with exclusive_lock(self._claims_lock, "the claims of pool slots"):
             claimed = super().claim(concurrency_key, step_key, step_priority)
         if claimed:

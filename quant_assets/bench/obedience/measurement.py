@@ -3,7 +3,6 @@
 import datetime
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,15 +11,13 @@ from pydantic import BaseModel, TypeAdapter
 from quant_assets.bench.jobs import ChatJob, ChatReplies
 from quant_assets.bench.obedience.prompts import ObediencePrompt
 from quant_assets.bench.subject import Subject, machine_lock
-from quant_assets.errors import InputError
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
-from quant_assets.record_files import UtcTime, read_record, write_record
+from quant_assets.record_files import UtcTime, readable_record, write_record
 
 # Twice what any prompt needs; a longer answer disobeys anyway.
 MAX_TOKENS = 80
 _FOLDER = "obedience"
-_log = logging.getLogger(__name__)
 
 
 class Transcript(BaseModel):
@@ -104,7 +101,7 @@ def measure_obedience(
     )
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = results / _FOLDER / f"{variant.name}_{key}.json"
-    known = _read_or_warn(path) if path.exists() else None
+    known = _known(path) if path.exists() else None
     if known is not None:
         return known
     worker, environment = subject.worker("chat")
@@ -139,13 +136,9 @@ def measure_obedience(
 
 def obedience_results(results: Path) -> list[ObedienceResult]:
     """All readable results under `results`; a warning names the others."""
-    found = map(_read_or_warn, sorted((results / _FOLDER).glob("*.json")))
+    found = map(_known, sorted((results / _FOLDER).glob("*.json")))
     return [result for result in found if result is not None]
 
 
-def _read_or_warn(path: Path) -> ObedienceResult | None:
-    try:
-        return read_record(path, _RESULT, "obedience result", "It is ignored until measured again.")
-    except InputError as error:
-        _log.warning("%s", error)
-        return None
+def _known(path: Path) -> ObedienceResult | None:
+    return readable_record(path, _RESULT, "obedience result", "It is ignored until measured again.")

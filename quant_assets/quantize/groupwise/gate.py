@@ -25,7 +25,7 @@ from quant_assets.texts.evaluation import WINDOW_TOKENS, EvaluationText
 GATED_BITS: Final = 4
 """Fewer bits are not held to `GATE_PERPLEXITY_RATIO`."""
 PERPLEXITY_RESOLUTION: Final = 1.0001
-"""Ratios closer to 1 are the order of sums in 16-bit arithmetic: at 8 bits GPTQ and rounding agree."""
+"""Ratios this close to 1 only reflect the order of 16-bit sums; at 8 bits GPTQ and rounding agree."""
 NEARLY_LOSSLESS_RATIO: Final = 1.01
 """At 8 bits plain rounding is as good as anything, so being this close to the source passes too."""
 DOUBTFUL_RATIO: Final = 2.0

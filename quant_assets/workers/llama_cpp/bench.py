@@ -5,7 +5,6 @@ batch per step with one token per sequence; tokens are random (their values do n
 work), and the clock is read after `llama_synchronize`.
 """
 
-import gc
 import random
 import time
 from typing import Any
@@ -15,6 +14,7 @@ import llama_cpp
 from quant_assets.bench.jobs import LOAD, RUNS, WARM_UP, CellJob, CellMeasurement, RunSample
 from quant_assets.host.conditions import HostWatch, cpu_name, gpu_name
 from quant_assets.processes.protocol import EventChannel, serve
+from quant_assets.workers.cell_runs import sampled_runs
 from quant_assets.workers.llama_cpp import native as llama_native
 from quant_assets.workers.llama_cpp.gpu_memory import GpuMemory
 
@@ -103,17 +103,7 @@ def measure(job: CellJob, channel: EventChannel) -> CellMeasurement:
             channel.read_vram_with(lambda: allocated)
         channel.progress(LOAD, 1, 1, "models")
         cell = _Cell(job, model, native_context)
-        channel.progress(WARM_UP, 0, job.warmups, "runs")
-        for done in range(job.warmups):
-            cell.run()
-            channel.progress(WARM_UP, done + 1, job.warmups, "runs")
-        samples = []
-        channel.progress(RUNS, 0, job.runs, "runs")
-        gc.disable()
-        for done in range(job.runs):
-            samples.append(cell.run())
-            channel.progress(RUNS, done + 1, job.runs, "runs")
-        gc.enable()
+        samples = sampled_runs(cell.run, job, channel)
         conditions = watch.finish()
         memory = channel.memory_usage()
         cells = llama_cpp.llama_n_ctx(native_context)

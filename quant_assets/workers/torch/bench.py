@@ -1,6 +1,5 @@
 """Worker: one benchmark cell of a checkpoint on torch, with the procedure of `llama_cpp.bench`."""
 
-import gc
 import time
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from quant_assets.bench.jobs import LOAD, RUNS, WARM_UP, CellJob, CellMeasurement, RunSample
 from quant_assets.host.conditions import HostWatch, cpu_name
 from quant_assets.processes.protocol import EventChannel, serve
+from quant_assets.workers.cell_runs import sampled_runs
 from quant_assets.workers.torch.models import (
     library_versions,
     load_model,
@@ -95,17 +95,7 @@ def measure(job: CellJob, channel: EventChannel) -> CellMeasurement:
     load_time_ms = (time.perf_counter() - started) * 1000
     channel.progress(LOAD, 1, 1, "models")
     cell = _Cell(job, model, device)
-    channel.progress(WARM_UP, 0, job.warmups, "runs")
-    for done in range(job.warmups):
-        cell.run()
-        channel.progress(WARM_UP, done + 1, job.warmups, "runs")
-    samples = []
-    channel.progress(RUNS, 0, job.runs, "runs")
-    gc.disable()
-    for done in range(job.runs):
-        samples.append(cell.run())
-        channel.progress(RUNS, done + 1, job.runs, "runs")
-    gc.enable()
+    samples = sampled_runs(cell.run, job, channel)
     on_gpu = device == "cuda"
     memory = channel.memory_usage()
     return CellMeasurement(
