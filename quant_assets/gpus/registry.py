@@ -25,6 +25,13 @@ _MAKER_WORDS = re.compile(r"\b(?:nvidia|geforce|tesla|amd|ati|intel|apple)\b|\((
 _GIGABYTES = re.compile(r"(\d)\s*gb?\b")
 _SEPARATORS = re.compile(r"[^a-z0-9.]+")
 
+_USUAL_FP32_LANES = 128
+"""NVIDIA since Maxwell except `_FP32_LANES`; Intel's Xe cores; Apple's GPU cores."""
+_GCN_FP32_LANES = 64
+"""Of a compute unit, from GCN to RDNA 4 and CDNA 4."""
+_FP32_LANES = {"3.5": 192, "3.7": 192, "6.0": 64, "7.0": 64, "7.5": 64, "8.0": 64}
+"""By compute capability: CUDA C++ Programming Guide, "Arithmetic Instructions"."""
+
 Watts = Annotated[int, Field(ge=5, le=3000)]
 
 
@@ -56,6 +63,21 @@ class Gpu(BaseModel):
     """Data rate per pin."""
     tdp_w: Watts | None = None
     """Board power; for a superchip or an SoC, that of the whole package, if published."""
+    multiprocessors: int | None = Field(default=None, ge=1, le=1024)
+    """Streaming multiprocessors (NVIDIA), compute units (AMD), Xe cores (Intel), GPU cores (Apple).
+
+    Where a chip is sold with several counts at one memory size, the largest.
+    """
+    boost_clock_mhz: int | None = Field(default=None, ge=500, le=4000)
+    """Highest specified clock of the multiprocessors; None for Apple, which publishes none."""
+    fp32_vector_tflops: float | None = Field(default=None, gt=0, le=1000)
+    """Dense FP32 throughput of the vector units, outside tensor and matrix units, in 10^12
+    operations/s: multiprocessors x `fp32_lanes` x 2 (multiplication and addition) x boost clock.
+
+    Instructions issued in pairs and packed FP32 (RDNA 3, CDNA 2 and later) count once: ordinary
+    kernels seldom reach the doubled rate. For Apple, the published figure, or cores x clock under
+    load.
+    """
     fp16_dense_tflops: float | None = Field(default=None, gt=0, le=10_000)
     int8_dense_tops: float | None = Field(default=None, gt=0, le=20_000)
     devices: int = Field(default=1, ge=1, le=8)
@@ -82,6 +104,13 @@ class Gpu(BaseModel):
         plain = (self.canonical_name, *self.aliases)
         memory = f"{self.vram_gb:g}GB"
         return (*plain, *(f"{name} {memory}" for name in plain if memory not in name))
+
+    @property
+    def fp32_lanes(self) -> int:
+        """FP32 operations that a multiprocessor starts per clock."""
+        if self.compute_capability is not None:
+            return _FP32_LANES.get(self.compute_capability, _USUAL_FP32_LANES)
+        return _GCN_FP32_LANES if self.vendor == "AMD" else _USUAL_FP32_LANES
 
     @property
     def mig_capable(self) -> bool:

@@ -15,6 +15,11 @@ WITH_MEMORY_CLOCK = [
     for gpu in REGISTRY.all
     if gpu.memory_bandwidth_gb_s and gpu.memory_bus_width_bit and gpu.memory_data_rate_gbit_s
 ]
+WITH_CLOCK = [
+    gpu
+    for gpu in REGISTRY.all
+    if gpu.fp32_vector_tflops and gpu.multiprocessors and gpu.boost_clock_mhz
+]
 
 
 def entry(**changes: object) -> dict[str, object]:
@@ -45,6 +50,41 @@ def test_bandwidth_is_bus_width_times_data_rate(gpu: Gpu) -> None:
     assert gpu.memory_bus_width_bit and gpu.memory_data_rate_gbit_s
     expected = gpu.memory_bus_width_bit * gpu.memory_data_rate_gbit_s / 8
     assert gpu.memory_bandwidth_gb_s == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("gpu", WITH_CLOCK, ids=lambda gpu: gpu.canonical_name)
+def test_vector_throughput_is_lanes_times_clock(gpu: Gpu) -> None:
+    assert gpu.multiprocessors and gpu.boost_clock_mhz
+    operations = gpu.multiprocessors * gpu.fp32_lanes * 2 * gpu.boost_clock_mhz * 1e6
+    assert gpu.fp32_vector_tflops == pytest.approx(operations / 1e12, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "tflops"),
+    [
+        ("GeForce RTX 3090", 35.6),
+        ("GeForce RTX 4090", 82.6),
+        ("A100 PCIe 80GB", 19.5),
+        ("H200 SXM 141GB", 66.9),
+        ("Tesla P40", 11.8),
+        ("Tesla P100 PCIe 16GB", 9.3),
+        ("Tesla K80", 8.73),
+        ("Radeon RX 7900 XTX", 30.7),
+        ("Instinct MI210", 22.6),
+        ("Arc Pro B60", 12.3),
+        ("M1 Max 64GB", 10.4),
+        ("M2 Ultra 192GB", 27.2),
+    ],
+)
+def test_vector_throughput_is_the_published_figure(name: str, tflops: float) -> None:
+    assert REGISTRY.get(name).fp32_vector_tflops == pytest.approx(tflops, rel=0.01)
+
+
+def test_every_gpu_has_a_vector_throughput() -> None:
+    # Gaudi's vector units (TPC) have no published FP32 rate.
+    without = [gpu.canonical_name for gpu in REGISTRY.all if gpu.fp32_vector_tflops is None]
+    assert without == ["Gaudi 2", "Gaudi 3 OAM", "Gaudi 3 PCIe"]
+    assert len(WITH_CLOCK) >= 235
 
 
 @pytest.mark.parametrize("gpu", REGISTRY.all, ids=lambda gpu: gpu.canonical_name)
