@@ -79,7 +79,14 @@ class Gpu(BaseModel):
     load.
     """
     fp16_dense_tflops: float | None = Field(default=None, gt=0, le=10_000)
+    """FP16 throughput on tensor or matrix units, with FP32 accumulation.
+
+    Chips without them: that of packed FP16 vector instructions, or of FP32 where FP16 is no faster
+    (Kepler, Maxwell, Pascal with compute capability 6.1, GCN 4, Apple M1 to M4).
+    """
     int8_dense_tops: float | None = Field(default=None, gt=0, le=20_000)
+    """INT8 throughput on tensor or matrix units, or of vector instructions that add four products
+    (DP4A); None where the chip has neither, and for Volta, whose tensor units have no INT8."""
     devices: int = Field(default=1, ge=1, le=8)
     """GPUs that a board presents to the system; all figures above are the board's total."""
     compute_capability: str | None = Field(default=None, pattern=r"^\d{1,2}\.\d$")

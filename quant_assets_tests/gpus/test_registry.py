@@ -87,6 +87,62 @@ def test_every_gpu_has_a_vector_throughput() -> None:
     assert len(WITH_CLOCK) >= 235
 
 
+def test_matrix_throughput_is_missing_only_where_it_is_not_published() -> None:
+    # RTX 5090 D: tensor rate reduced by an undisclosed factor; Gaudi: BF16 and FP8 only.
+    without = {gpu.family for gpu in REGISTRY.all if gpu.fp16_dense_tflops is None}
+    assert without == {"GeForce RTX 5090 D", "GeForce RTX 5090 D V2", "Gaudi 2", "Gaudi 3"}
+
+
+# FP16 on matrix units (else packed, else FP32) and INT8 (else DP4A; None: neither), as multiples of
+# FP32 outside them. Several: full and halved rates of cards with one architecture.
+RATIOS: dict[str, tuple[set[float], set[float] | None]] = {
+    "Kepler": ({1}, None),
+    "Maxwell": ({1}, None),
+    "Pascal 6.0": ({2}, None),
+    "Pascal 6.1": ({1}, {4}),
+    "Volta": ({8}, None),
+    "Turing": ({2, 4, 8}, {4, 16}),
+    "Ampere 8.0": ({16}, {32}),
+    "Ampere 8.6": ({2, 4}, {4, 8}),
+    "Ada Lovelace": ({2, 4}, {4, 8}),
+    "Blackwell 12.0": ({2, 4}, {8}),
+    "GCN 4": ({1}, None),
+    "GCN 5": ({2}, None),
+    "GCN 5.1": ({2}, {4}),
+    "CDNA": ({8}, {8}),
+    "CDNA 2": ({8}, {8}),
+    "CDNA 3": ({16}, {32}),
+    "RDNA": ({2}, {4}),
+    "RDNA 2": ({2}, {4}),
+    "RDNA 3": ({4}, {4}),
+    "RDNA 4": ({8}, {16}),
+    "Xe2-HPG": ({8}, {16}),
+    "Xe-HPC": ({16}, {32}),
+    "Apple M1": ({1}, None),
+    "Apple M4": ({1}, None),
+}
+
+
+@pytest.mark.parametrize("architecture", RATIOS)
+def test_matrix_throughput_is_a_multiple_of_vector_throughput(architecture: str) -> None:
+    fp16_ratios, int8_ratios = RATIOS[architecture]
+    found = [
+        gpu
+        for gpu in REGISTRY.all
+        if architecture in (gpu.architecture, f"{gpu.architecture} {gpu.compute_capability}")
+        and gpu.fp16_dense_tflops
+    ]
+    assert found
+    for gpu in found:
+        assert gpu.fp16_dense_tflops and gpu.fp32_vector_tflops
+        ratio = gpu.fp16_dense_tflops / gpu.fp32_vector_tflops
+        assert min(abs(ratio / r - 1) for r in fp16_ratios) < 0.08, gpu.canonical_name
+        if gpu.int8_dense_tops is not None:
+            assert int8_ratios is not None, gpu.canonical_name
+            ratio = gpu.int8_dense_tops / gpu.fp32_vector_tflops
+            assert min(abs(ratio / r - 1) for r in int8_ratios) < 0.08, gpu.canonical_name
+
+
 @pytest.mark.parametrize("gpu", REGISTRY.all, ids=lambda gpu: gpu.canonical_name)
 def test_figures_are_plausible(gpu: Gpu) -> None:
     if gpu.memory_bandwidth_gb_s is not None:
