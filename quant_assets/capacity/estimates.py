@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Final
 
 from quant_assets.capacity.memory import (
-    DEVICE_RESERVE_GB,
-    GpuFit,
     MemoryEstimate,
     Serving,
     Weights,
     estimate_memory,
-    fit,
     weights_at_level,
 )
+from quant_assets.capacity.placement import ON_GPUS, GpuFit, Offload, fit
 from quant_assets.capacity.reference_models import nearest_reference, reference_models
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_levels import parse_level
@@ -22,6 +20,7 @@ from quant_assets.formats.group_quantization import parse_group_quantization
 from quant_assets.gpus.registry import GpuRegistry
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.models.source import resolve_source
+from quant_assets.models.weight_parts import stored_parts
 from quant_assets.quantize.gguf.job import GgufPlanJob, plan_gguf
 from quant_assets.settings import Settings
 
@@ -88,7 +87,10 @@ def estimate_of_model(
             f"Use --params 7B, a local path, or one of {', '.join(reference_models())}.",
         )
     shape = inspect_model(path)
-    return estimate_memory(path.name, shape, _weights(path, shape, level, settings), serving)
+    weights = _weights(path, shape, level, settings).model_copy(
+        update={"parts": stored_parts(path, shape)}
+    )
+    return estimate_memory(path.name, shape, weights, serving)
 
 
 def _weights(path: Path, shape: ModelShape, level: str | None, settings: Settings) -> Weights:
@@ -99,6 +101,7 @@ def _weights(path: Path, shape: ModelShape, level: str | None, settings: Setting
             level=f"as stored (mostly {stored})",
             weights_bytes=shape.weights_bytes,
             basis="the tensors of the files",
+            checkpoint=path.is_dir(),
         )
     is_float = set(shape.weight_types) <= _FLOAT_TYPES
     if parse_group_quantization(level) is not None or not is_float:
@@ -125,16 +128,19 @@ def fits(
     estimate: MemoryEstimate,
     registry: GpuRegistry,
     gpu_names: Sequence[str] = (),
-    reserve_gb: float = DEVICE_RESERVE_GB,
+    reserve_gb: float | None = None,
+    *,
+    cards: int = 1,
+    offload: Offload = ON_GPUS,
 ) -> list[GpuFit]:
-    """How the named GPUs fit `estimate`; without names, every GPU that fits at least one copy.
+    """How `cards` cards of each named GPU fit `estimate`; without names, of every GPU that holds a copy.
 
     A family's name selects all its variants. Smallest memory first. Raises `InputError` for an
     unknown name.
     """
     if gpu_names:
         gpus = [gpu for name in gpu_names for gpu in registry.variants(name)]
-        return [fit(estimate, gpu, reserve_gb) for gpu in gpus]
-    every = [fit(estimate, gpu, reserve_gb) for gpu in registry.all]
+        return [fit(estimate, gpu, reserve_gb, cards=cards, offload=offload) for gpu in gpus]
+    every = [fit(estimate, gpu, reserve_gb, cards=cards, offload=offload) for gpu in registry.all]
     holding = [candidate for candidate in every if candidate.copies]
     return sorted(holding, key=lambda candidate: (candidate.vram_gb, candidate.gpu))

@@ -1,7 +1,7 @@
-"""Memory of a served model: weights, KV cache, compute buffers; and the GPUs that hold it.
+"""Memory of a served model: weights, KV cache, compute buffers.
 
 KV cache and compute buffers follow llama.cpp's own allocation. All sizes are bytes; GB are 10^9
-bytes. A GPU's nominal "GB" are 2^30 bytes, so every fit has a hidden margin of 7%.
+bytes. `placement` says which GPUs hold it.
 """
 
 from math import ceil
@@ -14,8 +14,8 @@ from quant_assets.errors import InputError
 from quant_assets.formats.ggml_types import GgmlType, ggml_type
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.formats.group_quantization import UNQUANTIZED_BITS, parse_group_quantization
-from quant_assets.gpus.registry import Gpu
 from quant_assets.models.inspection import ModelShape
+from quant_assets.models.weight_parts import WeightParts
 
 KV_CACHE_TYPES: Final = (
     "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL",
@@ -29,17 +29,9 @@ MAX_CONTEXT: Final = 100_000_000
 MAX_BATCH: Final = 100_000
 """Bounds that catch typos; no model comes near them."""
 
-DEVICE_RESERVE_GB: Final = 1.0
-"""Assumed for memory outside this arithmetic: driver context, kernels, allocator slack."""
-
 _CELL_MULTIPLE = 256  # llama.cpp rounds the context of a sequence up to it (llama-context.cpp)
 _F16_BYTES = 2
 _F32_BYTES = 4
-# macOS lets the GPU use about two thirds of a small unified memory and three quarters of a large
-# one (Metal's recommendedMaxWorkingSetSize).
-_SMALL_UNIFIED_MEMORY_GB = 32
-_SMALL_UNIFIED_SHARE = 2 / 3
-_UNIFIED_SHARE = 3 / 4
 
 
 class Serving(BaseModel):
@@ -64,17 +56,26 @@ class Serving(BaseModel):
 
 
 class Weights(BaseModel):
-    """Bytes of a model's weights at one level, and the basis of the figure."""
+    """Bytes of a model's weights at one level, and the basis of the figure.
+
+    `parts` are the bytes by layer as stored; None for a model without files. Engines of `checkpoint`
+    formats keep the input embedding on the GPU, llama.cpp in host memory.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     level: str
     weights_bytes: int
     basis: str
+    parts: WeightParts | None = None
+    checkpoint: bool = False
 
 
 class MemoryEstimate(BaseModel):
-    """Memory of one served copy of a model, in bytes."""
+    """Memory of one served copy of a model, in bytes.
+
+    `shape`, `serving` and `weights` are what it was computed from, for the split over devices.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -89,6 +90,9 @@ class MemoryEstimate(BaseModel):
     weights_bytes: int
     kv_cache_bytes: int
     compute_bytes: int
+    shape: ModelShape = Field(exclude=True, repr=False)
+    serving: Serving = Field(exclude=True, repr=False)
+    weights: Weights = Field(exclude=True, repr=False)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -101,22 +105,6 @@ class MemoryEstimate(BaseModel):
     def total_bytes(self) -> int:
         """Weights, KV cache and compute buffers."""
         return self.weights_bytes + self.kv_cache_bytes + self.compute_bytes
-
-
-class GpuFit(BaseModel):
-    """How one GPU fits an estimate.
-
-    `copies` independent copies run on one card; `cards_for_one_copy` is the number of cards over
-    which one copy is split, by memory alone (None if the reserve takes up a card's memory).
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    gpu: str
-    vram_gb: float
-    usable_gb: float
-    copies: int
-    cards_for_one_copy: int | None
 
 
 def weights_at_level(shape: ModelShape, level: str) -> Weights:
@@ -136,6 +124,7 @@ def weights_at_level(shape: ModelShape, level: str) -> Weights:
             level=group.name,
             weights_bytes=round((linear_bits + other_bits) / 8),
             basis="block layout; embeddings and norms at 16 bits",
+            checkpoint=True,
         )
     name = parse_level(level).name
     reference = nearest_reference(shape.n_parameters)
@@ -163,6 +152,9 @@ def estimate_memory(
         weights_bytes=weights.weights_bytes,
         kv_cache_bytes=kv_cache_bytes(shape, serving),
         compute_bytes=compute_buffer_bytes(shape, serving),
+        shape=shape,
+        serving=serving,
+        weights=weights,
     )
 
 
@@ -221,38 +213,6 @@ def compute_buffer_bytes(shape: ModelShape, serving: Serving) -> int:
         attention = _F32_BYTES * tokens * (shape.n_heads * cells + cells + 5 * hidden + 2 * kv_row)
     logits_kept = _F32_BYTES * serving.batch * shape.vocab_size
     return max(output, feed_forward, attention) + logits_kept
-
-
-def device_usable_gb(device_gb: float, *, unified: bool, reserve_gb: float) -> float:
-    """GB of one device that models can use, never below 0.
-
-    `unified` memory is shared with the CPU: the system keeps a share of it instead of a reserve.
-    """
-    if unified:
-        small = device_gb <= _SMALL_UNIFIED_MEMORY_GB
-        return device_gb * (_SMALL_UNIFIED_SHARE if small else _UNIFIED_SHARE)
-    return max(0.0, device_gb - reserve_gb)
-
-
-def copies_on_device(usable_gb: float, needed_gb: float) -> int:
-    """How many copies of `needed_gb` fit on one device."""
-    return int(usable_gb // needed_gb)
-
-
-def fit(estimate: MemoryEstimate, gpu: Gpu, reserve_gb: float = DEVICE_RESERVE_GB) -> GpuFit:
-    """How `gpu` fits `estimate`; `reserve_gb` stays free on every device."""
-    usable_gb = device_usable_gb(
-        gpu.vram_gb / gpu.devices, unified=gpu.form_factor == "soc", reserve_gb=reserve_gb
-    )
-    needed_gb = estimate.total_bytes / 1e9
-    devices_needed = ceil(needed_gb / usable_gb) if usable_gb else None
-    return GpuFit(
-        gpu=gpu.canonical_name,
-        vram_gb=gpu.vram_gb,
-        usable_gb=usable_gb * gpu.devices,
-        copies=copies_on_device(usable_gb, needed_gb) * gpu.devices,
-        cards_for_one_copy=ceil(devices_needed / gpu.devices) if devices_needed else None,
-    )
 
 
 def _kv_type(name: str) -> GgmlType:

@@ -5,20 +5,15 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from quant_assets.capacity.device_memory import placement_settings
 from quant_assets.capacity.estimates import (
     estimate_of_model,
     estimate_of_size,
     fits,
     parse_parameter_count,
 )
-from quant_assets.capacity.memory import (
-    DEVICE_RESERVE_GB,
-    MAX_BATCH,
-    MAX_CONTEXT,
-    GpuFit,
-    MemoryEstimate,
-    Serving,
-)
+from quant_assets.capacity.memory import MAX_BATCH, MAX_CONTEXT, MemoryEstimate, Serving
+from quant_assets.capacity.placement import MAX_CARDS, GpuFit
 from quant_assets.cli.options import CommandOptions, takes_models
 from quant_assets.cli.output import output_console
 from quant_assets.cli.presentation import Reply
@@ -77,9 +72,17 @@ def estimate(
         list[str] | None,
         typer.Option(help="GPU or family; repeatable (default: every GPU that holds the model)."),
     ] = None,
+    gpus: Annotated[
+        int, typer.Option(help="Number of cards of each GPU.", min=1, max=MAX_CARDS)
+    ] = 1,
     reserve_gb: Annotated[
-        float, typer.Option(help="GB kept free per device for driver and context.", min=0)
-    ] = DEVICE_RESERVE_GB,
+        float | None,
+        typer.Option(
+            help="GB kept free by every copy on each GPU, for driver and context "
+            "(default: data/placement.yaml).",
+            min=0,
+        ),
+    ] = None,
 ) -> Reply[EstimateDocument]:
     """Estimate the memory to serve MODEL (weights, KV cache, buffers) and the GPUs that hold it."""
     if (model is None) == (params is None):
@@ -90,9 +93,10 @@ def estimate(
     else:
         assert model is not None
         result = estimate_of_model(model, level, serving, get_settings())
-    found = fits(result, load_registry(), gpu or (), reserve_gb)
+    found = fits(result, load_registry(), gpu or (), reserve_gb, cards=gpus)
     document = EstimateDocument(**dict(result), gpus=found)
-    return Reply(document, lambda _: _show(document, serving, reserve_gb))
+    kept_gb = placement_settings().reserve_gb if reserve_gb is None else reserve_gb
+    return Reply(document, lambda _: _show(document, serving, kept_gb))
 
 
 def _show(result: EstimateDocument, serving: Serving, reserve_gb: float) -> None:

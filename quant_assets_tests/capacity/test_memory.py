@@ -10,14 +10,11 @@ import pytest
 from quant_assets.capacity.memory import (
     Serving,
     compute_buffer_bytes,
-    estimate_memory,
-    fit,
     kv_cache_bytes,
     weights_at_level,
 )
 from quant_assets.capacity.reference_models import mixture_bits, reference_models
 from quant_assets.errors import InputError
-from quant_assets.gpus.registry import Gpu, load_registry
 
 LLAMA_3_8B = reference_models()["Llama 3 8B"].shape
 LLAMA_2_7B = reference_models()["Llama 2 7B"].shape
@@ -127,43 +124,3 @@ def test_weights_of_a_level_and_of_groups() -> None:
     other = LLAMA_3_8B.n_parameters - LLAMA_3_8B.n_linear_parameters
     linear_bits = (8 * gptq.weights_bytes - 16 * other) / LLAMA_3_8B.n_linear_parameters
     assert linear_bits == pytest.approx(4 + 20 / 128 + 32 / 4096, abs=1e-6)
-
-
-def test_fits() -> None:
-    registry = load_registry()
-    serving = Serving(context=8192)
-    weights = weights_at_level(LLAMA_3_8B, "Q4_K_M")
-    estimate = estimate_memory("8B", LLAMA_3_8B, weights, serving)
-    needed_gb = estimate.total_bytes / 1e9
-    on_l4 = fit(estimate, registry.get("L4"))
-    assert on_l4.copies == int(23 / needed_gb) == 3
-    assert on_l4.cards_for_one_copy == 1
-    # Four devices of 16 GB hold two copies each; the board is not one device of 64 GB.
-    assert fit(estimate, registry.get("A16")).copies == 4 * int(15 / needed_gb) == 8
-    assert fit(estimate, registry.get("T400 4GB")).copies == 0
-    assert fit(estimate, registry.get("T400 4GB")).cards_for_one_copy == 3
-
-
-def test_a_model_larger_than_a_card_needs_several() -> None:
-    shape = reference_models()["Llama 3 70B"].shape
-    estimate = estimate_memory("70B", shape, weights_at_level(shape, "F16"), Serving(context=4096))
-    answer = fit(estimate, load_registry().get("A100 SXM4 80GB"))
-    assert (answer.copies, answer.cards_for_one_copy) == (0, 2)
-
-
-def test_the_reserve_can_take_a_whole_card() -> None:
-    estimate = estimate_memory(
-        "8B", LLAMA_3_8B, weights_at_level(LLAMA_3_8B, "Q2_K"), Serving(context=256)
-    )
-    answer = fit(estimate, load_registry().get("T400 2GB"), reserve_gb=2)
-    assert (answer.copies, answer.cards_for_one_copy, answer.usable_gb) == (0, None, 0)
-
-
-def test_unified_memory_is_shared_with_the_system() -> None:
-    gpus: list[Gpu] = [load_registry().get(name) for name in ("M1 16GB", "M2 Ultra 192GB")]
-    estimate = estimate_memory(
-        "8B", LLAMA_3_8B, weights_at_level(LLAMA_3_8B, "Q4_K_M"), Serving(context=256)
-    )
-    small, large = (fit(estimate, gpu).usable_gb for gpu in gpus)
-    assert small == pytest.approx(16 * 2 / 3)
-    assert large == pytest.approx(192 * 3 / 4)

@@ -7,7 +7,8 @@ import pytest
 
 from quant_assets.capacity.heuristics.catalog import make_strategy
 from quant_assets.capacity.heuristics.strategy import GpuFacts, apply_strategies
-from quant_assets.capacity.memory import Serving, estimate_memory, fit, weights_at_level
+from quant_assets.capacity.memory import Serving, estimate_memory, weights_at_level
+from quant_assets.capacity.placement import fit
 from quant_assets.capacity.reference_models import reference_models
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import load_registry
