@@ -24,6 +24,13 @@ class GgufLevel(BaseModel):
     def __str__(self) -> str:
         return self.name
 
+    @property
+    def main_type(self) -> str:
+        """The tensor type of most weights, `Q4_K` for Q4_K_M (`llama_ftype_get_default_type`)."""
+        if (main := _MAIN_TYPES.get(self.name)) is not None:
+            return main
+        return self.name.rsplit("_", 1)[0] if "_K_" in self.name else self.name
+
 
 GGUF_LEVELS: Final[tuple[GgufLevel, ...]] = (
     GgufLevel(name="F32", ftype=0),
@@ -58,6 +65,10 @@ GGUF_LEVELS: Final[tuple[GgufLevel, ...]] = (
     GgufLevel(name="IQ1_S", ftype=24, needs_imatrix=True),
 )
 
+_MAIN_TYPES: Final = {
+    "IQ3_M": "IQ3_S", "IQ3_XS": "IQ3_S", "IQ2_M": "IQ2_S", "IQ2_S": "IQ2_XS",
+}  # fmt: skip
+"""The IQ levels whose main type has another name; Q4_K_M and its kind are named after theirs."""
 # The short names that llama-quantize accepts for its medium mixtures.
 _ALIASES: Final = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 _BY_NAME: Final = {level.name: level for level in GGUF_LEVELS}

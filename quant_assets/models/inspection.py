@@ -1,6 +1,7 @@
 """The shape of a model, read from headers only: no weight is loaded, none of its code runs."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -35,6 +36,33 @@ from quant_assets.models.stored_quantization import quantization_config
 _PACKED_WEIGHT: Final = f".{PACKED_PARTS[0]}"
 _PACKED_SIDE_TENSORS: Final = tuple(f".{part}" for part in PACKED_PARTS[1:])
 _ATTENTION_LAYERS: Final = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+_INPUT_EMBEDDING: Final = re.compile(
+    r"(?:^|\.)(?:token_embd|embed_tokens|wte|embed_in|word_embeddings)\.weight$"
+)
+_OUTPUT_HEAD: Final = re.compile(r"^output\.weight$|(?:^|\.)(?:lm_head|embed_out)\.weight$")
+_LOOKUP_TABLE: Final = re.compile(
+    r"(?:^|\.)(?:per_layer_token_embd|embed_tokens_per_layer)\.weight$"
+)
+"""Embeddings per layer (Gemma 3n), which no output head shares."""
+_EXPERT: Final = re.compile(r"_exps\.|\.ffn_(?:gate|up|down)\.\d+\.|\.experts\.")
+"""Routed experts in GGUF (stacked, and one by one in older files) and Hugging Face names; shared
+experts, which every token uses, have other names."""
+
+
+class TensorRoles(BaseModel):
+    """What a pass reads of the stored tensors, by their roles.
+
+    Of an input embedding that is not the output head as well (`lookup_bytes`) only the rows of the
+    tokens are read; of the routed experts (`expert_bytes`, `expert_parameters`) only those chosen.
+    `main_type` is the stored type of most weights.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    main_type: str
+    lookup_bytes: int = Field(ge=0)
+    expert_bytes: int = Field(ge=0)
+    expert_parameters: int = Field(ge=0)
 
 
 class ModelShape(BaseModel):
@@ -70,6 +98,8 @@ class ModelShape(BaseModel):
     """Bytes of the tensors' data as stored; None for a shape without files."""
     weight_types: dict[str, int] = Field(default_factory=dict)
     """Number of tensors by stored type."""
+    tensor_roles: TensorRoles | None = None
+    """What a pass reads of the stored tensors; None for a shape without files."""
 
     @property
     def n_kv_heads(self) -> int:
@@ -268,7 +298,29 @@ def _totals(tensors: Iterable[_Tensor]) -> dict[str, Any]:
         "n_linear_parameters": sum(tensor.n_elements for tensor in listed if tensor.is_linear),
         "weights_bytes": sum(tensor.n_bytes for tensor in listed),
         "weight_types": types,
+        "tensor_roles": _roles(listed) if listed else None,
     }
+
+
+def _roles(tensors: Sequence[_Tensor]) -> TensorRoles:
+    weights_by_type: dict[str, int] = {}
+    for tensor in tensors:
+        weights_by_type[tensor.type_name] = (
+            weights_by_type.get(tensor.type_name, 0) + tensor.n_elements
+        )
+    experts = [tensor for tensor in tensors if _EXPERT.search(tensor.name)]
+    has_head = any(_OUTPUT_HEAD.search(tensor.name) for tensor in tensors)
+    return TensorRoles(
+        main_type=max(weights_by_type, key=lambda name: weights_by_type[name]),
+        lookup_bytes=sum(
+            tensor.n_bytes
+            for tensor in tensors
+            if (has_head and _INPUT_EMBEDDING.search(tensor.name))
+            or _LOOKUP_TABLE.search(tensor.name)
+        ),
+        expert_bytes=sum(tensor.n_bytes for tensor in experts),
+        expert_parameters=sum(tensor.n_elements for tensor in experts if tensor.is_linear),
+    )
 
 
 def _missing(path: Path, key: str) -> InputError:

@@ -1,12 +1,12 @@
-"""Memory, traffic and operations of one served copy of a variant: the roofline model's input.
+"""Memory, traffic and operations of one served copy of a variant: the input of the speed model.
 
-The roofline model (Williams, Waterman and Patterson, 2009) bounds a step's time from below by the
-larger of bytes over memory bandwidth and operations over peak throughput.
+They bound a step's time from below, too: by the larger of bytes over memory bandwidth and operations
+over peak throughput (the roofline model of Williams, Waterman and Patterson, 2009).
 """
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -19,7 +19,12 @@ from quant_assets.capacity.memory import (
     kv_row_bytes,
 )
 from quant_assets.errors import InputError
+from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.models.inspection import ModelShape
+from quant_assets.speed.workload import GpuBackend, Workload
+
+ENGINE_OF_BACKEND: Final[dict[str, str]] = {"llamacpp": "llama.cpp", "torch": "transformers"}
+"""The engine that runs a variant's backend, as the speed model names it."""
 
 
 class ServingGrid(BaseModel):
@@ -61,9 +66,11 @@ class ServingNeeds(BaseModel):
     """One copy of a variant serving `batch_size` sequences of up to `context_tokens` tokens.
 
     Memory holds `weights_bytes`, `kv_cache_bytes` and `compute_bytes`. A decoding step of
-    all sequences reads `decode_bytes` and computes `decode_flops`, at the middle of the generated
-    part. The prefill of `prompt_tokens` tokens of every sequence computes `prefill_flops` and
-    reads the weights at least once (`prefill_bytes`). `source`: a point of the serving
+    all sequences reads `decode_bytes`, of which `decode_kv_bytes` are the KV cache, and computes
+    `decode_flops`, at the middle of the generated part. The prefill of `prompt_tokens` tokens of
+    every sequence passes `prefill_pass_tokens` tokens at a time, of which each pass reads
+    `prefill_bytes`, and computes `prefill_flops`. The `*_attention_flops` are the part of Q x K and
+    weights x V; `*_parameters` multiply each token. `source`: a point of the serving
     grid, or the lengths of measured runs.
     """
 
@@ -78,10 +85,55 @@ class ServingNeeds(BaseModel):
     weights_bytes: int
     kv_cache_bytes: int
     compute_bytes: int
+    weight_type: str
+    n_layers: int
+    is_sparse: bool
     decode_bytes: int
+    decode_kv_bytes: int
+    decode_parameters: int
     decode_flops: int
+    decode_attention_flops: int
     prefill_bytes: int
+    prefill_pass_tokens: int
+    prefill_parameters: int
     prefill_flops: int
+    prefill_attention_flops: int
+
+    def decode_workload(self, gpu_backend: GpuBackend) -> Workload:
+        """A decoding step of all sequences."""
+        return Workload(
+            phase="decode",
+            engine=ENGINE_OF_BACKEND[self.backend],
+            backend=gpu_backend,
+            weight_type=self.weight_type,
+            weight_bytes=self.decode_bytes - self.decode_kv_bytes,
+            parameters=self.decode_parameters,
+            layers=self.n_layers,
+            batch=self.batch_size,
+            tokens=self.batch_size,
+            tokens_per_pass=self.batch_size,
+            kv_bytes=self.decode_kv_bytes,
+            attention_flops=self.decode_attention_flops,
+            sparse=self.is_sparse,
+        )
+
+    def prefill_workload(self, gpu_backend: GpuBackend) -> Workload:
+        """The prefill of all sequences' prompts."""
+        return Workload(
+            phase="prefill",
+            engine=ENGINE_OF_BACKEND[self.backend],
+            backend=gpu_backend,
+            weight_type=self.weight_type,
+            weight_bytes=self.prefill_bytes,
+            parameters=self.prefill_parameters,
+            layers=self.n_layers,
+            batch=self.batch_size,
+            tokens=self.batch_size * self.prompt_tokens,
+            tokens_per_pass=self.prefill_pass_tokens,
+            kv_bytes=0,
+            attention_flops=self.prefill_attention_flops,
+            sparse=self.is_sparse,
+        )
 
 
 class _ServingPoint(NamedTuple):
@@ -141,18 +193,18 @@ def _needs(
         kv_type_k=variant.cache_type_k.upper(),
         kv_type_v=variant.cache_type_v.upper(),
     )
-    bytes_per_parameter = weights.tensor_bytes / shape.n_parameters
     head = shape.vocab_size * shape.hidden_size
-    step_parameters = touched_linear_parameters(shape, batch) + head
     token_parameters = touched_linear_parameters(shape, 1)
-    step_weights = step_parameters * bytes_per_parameter
     kv_read = batch * kv_read_bytes(shape, serving, point.read_tokens)
-    decode_flops = batch * (
-        2 * (token_parameters + head) + attention_flops(shape, point.read_tokens)
-    )
+    decode_attention = batch * attention_flops(shape, point.read_tokens)
+    decode_flops = batch * 2 * (token_parameters + head) + decode_attention
     # Only the last token's logits are needed; an average token attends to half the prompt.
-    prefill_flops = batch * (
-        prompt * (2 * token_parameters + attention_flops(shape, prompt / 2)) + 2 * head
+    prefill_attention = batch * prompt * attention_flops(shape, prompt / 2)
+    prefill_flops = batch * (prompt * 2 * token_parameters + 2 * head) + prefill_attention
+    prefill_tokens = batch * prompt
+    # llama.cpp passes a micro-batch at a time, transformers the whole prompts.
+    pass_tokens = (
+        min(serving.micro_batch, prefill_tokens) if variant.format == "gguf" else prefill_tokens
     )
     return ServingNeeds(
         model=model,
@@ -166,31 +218,75 @@ def _needs(
         weights_bytes=weights.tensor_bytes,
         kv_cache_bytes=kv_cache_bytes(shape, serving),
         compute_bytes=compute_buffer_bytes(shape, serving),
-        decode_bytes=round(step_weights + kv_read),
+        weight_type=weight_type(shape, variant),
+        n_layers=shape.n_layers,
+        is_sparse=shape.n_experts > 0,
+        decode_bytes=round(pass_weight_bytes(shape, weights.tensor_bytes, batch) + kv_read),
+        decode_kv_bytes=round(kv_read),
+        decode_parameters=round(token_parameters + head),
         decode_flops=round(decode_flops),
-        prefill_bytes=round(
-            (touched_linear_parameters(shape, batch * prompt) + head) * bytes_per_parameter
-        ),
+        decode_attention_flops=round(decode_attention),
+        prefill_bytes=round(pass_weight_bytes(shape, weights.tensor_bytes, pass_tokens)),
+        prefill_pass_tokens=pass_tokens,
+        prefill_parameters=round(token_parameters),
         prefill_flops=round(prefill_flops),
+        prefill_attention_flops=round(prefill_attention),
     )
+
+
+def weight_type(shape: ModelShape, variant: Variant) -> str:
+    """The type of most weights, as the speed model names it: a ggml type, `gptq-4bit`, `awq-4bit`.
+
+    That of the file where `shape` comes from one: rows that a K-quant's blocks do not divide are
+    stored in another type than the level's. Raises `InputError` for an unknown level.
+    """
+    if (group := variant.quantization) is not None:
+        return f"{group.method}-{group.bits}bit"
+    roles = shape.tensor_roles
+    return roles.main_type if roles is not None else parse_level(variant.level).main_type
+
+
+def pass_weight_bytes(shape: ModelShape, tensor_bytes: int, tokens: int) -> float:
+    """Bytes of weights that a pass of `tokens` tokens reads, of `tensor_bytes` in total.
+
+    All but an input embedding that is not the output head too, and the experts that none of the
+    tokens uses. A shape without files takes the average bytes of a parameter for both.
+    """
+    roles = shape.tensor_roles
+    if roles is not None:
+        return tensor_bytes - roles.lookup_bytes - roles.expert_bytes * unused_share(shape, tokens)
+    read = touched_linear_parameters(shape, tokens) + shape.vocab_size * shape.hidden_size
+    return read * tensor_bytes / shape.n_parameters
+
+
+def unused_share(shape: ModelShape, tokens: int) -> float:
+    """The expected share of routed experts that none of `tokens` tokens uses: (1 - k / E)^tokens.
+
+    E experts, of which each token uses k, evenly spread; 0 in a dense model, and where k is unknown.
+    """
+    if not shape.n_experts or not shape.n_experts_used:
+        return 0.0
+    return (1 - min(1.0, shape.n_experts_used / shape.n_experts)) ** tokens
 
 
 def touched_linear_parameters(shape: ModelShape, tokens: int) -> float:
     """Parameters of the blocks' matrices that at least one of `tokens` tokens uses.
 
-    All of them in a dense model. In a mixture of E experts of which each token uses k, the
-    expected share is 1 - (1 - k / E)^tokens if tokens spread evenly.
+    All but the experts that none of them uses. A shape without files takes all matrices of a mixture
+    for routed experts, except those of plain attention.
     """
     if not shape.n_experts:
         return shape.n_linear_parameters
-    attention = sum(
-        shape.hidden_size
-        * (2 * shape.n_heads * shape.head_dim_k + heads * (shape.head_dim_k + shape.head_dim_v))
-        for heads in shape.kv_heads_by_layer
-    )
-    attention = min(attention, shape.n_linear_parameters)
-    unused = (1 - shape.n_experts_used / shape.n_experts) ** tokens
-    return attention + (shape.n_linear_parameters - attention) * (1 - unused)
+    if shape.tensor_roles is not None:
+        experts = shape.tensor_roles.expert_parameters
+    else:
+        attention = sum(
+            shape.hidden_size
+            * (2 * shape.n_heads * shape.head_dim_k + heads * (shape.head_dim_k + shape.head_dim_v))
+            for heads in shape.kv_heads_by_layer
+        )
+        experts = shape.n_linear_parameters - min(attention, shape.n_linear_parameters)
+    return shape.n_linear_parameters - experts * unused_share(shape, tokens)
 
 
 def kv_read_bytes(shape: ModelShape, serving: Serving, tokens: float) -> float:

@@ -51,7 +51,47 @@ create table if not exists raw.serving_needs (
     decode_bytes bigint not null,
     decode_flops bigint not null,
     prefill_bytes bigint not null,
-    prefill_flops hugeint not null
+    prefill_flops hugeint not null,
+    weight_type varchar,
+    n_layers integer,
+    is_sparse boolean,
+    decode_kv_bytes bigint,
+    decode_parameters bigint,
+    decode_attention_flops bigint,
+    prefill_pass_tokens bigint,
+    prefill_parameters bigint,
+    prefill_attention_flops hugeint
+);
+
+alter table raw.serving_needs add column if not exists weight_type varchar;
+alter table raw.serving_needs add column if not exists n_layers integer;
+alter table raw.serving_needs add column if not exists is_sparse boolean;
+alter table raw.serving_needs add column if not exists decode_kv_bytes bigint;
+alter table raw.serving_needs add column if not exists decode_parameters bigint;
+alter table raw.serving_needs add column if not exists decode_attention_flops bigint;
+alter table raw.serving_needs add column if not exists prefill_pass_tokens bigint;
+alter table raw.serving_needs add column if not exists prefill_parameters bigint;
+alter table raw.serving_needs add column if not exists prefill_attention_flops hugeint;
+
+-- What the speed model predicts for each GPU of the registry at each point of the serving grid
+-- (quant_assets/warehouse/loads/speed.py), all sequences of a copy together, with 90 % intervals.
+-- Prefill is null where the model needs a figure of the GPU that the registry lacks.
+create table if not exists raw.speed_predictions (
+    gpu varchar not null,
+    model varchar not null,
+    variant varchar not null,
+    context_tokens integer not null,
+    batch_size integer not null,
+    decode_tokens_per_s double not null,
+    decode_tokens_per_s_low double not null,
+    decode_tokens_per_s_high double not null,
+    decode_rests_on varchar not null,
+    decode_runs integer not null,
+    prefill_tokens_per_s double,
+    prefill_tokens_per_s_low double,
+    prefill_tokens_per_s_high double,
+    prefill_rests_on varchar,
+    prefill_runs integer
 );
 
 -- One row per measurement: perplexity and divergence, or obedience.

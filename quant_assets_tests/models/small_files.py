@@ -63,6 +63,9 @@ def write_gguf(path: Path, **extra: Any) -> Path:
     packed = np.zeros((96, 64 // 32 * 18), np.uint8)
     writer.add_tensor("blk.0.ffn_up.weight", packed, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
     writer.add_tensor("blk.0.attn_norm.weight", np.ones(64, np.float32))
+    for name, values in extra.get("more", {}).items():
+        q4_0 = gguf.GGMLQuantizationType.Q4_0 if values.dtype == np.uint8 else None
+        writer.add_tensor(name, values, raw_dtype=q4_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -15,7 +15,7 @@ from quant_assets.capacity.reference_models import reference_models
 from quant_assets.capacity.update_gguf_mixtures import write_metadata_gguf
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_header import MAX_ARRAY_KEPT, read_gguf_header
-from quant_assets.models.inspection import inspect_model
+from quant_assets.models.inspection import TensorRoles, inspect_model
 from quant_assets_tests.models.small_files import CONFIG, hf_tensors, write_gguf, write_hf
 
 
@@ -71,7 +71,7 @@ def test_a_published_shape_survives_its_own_file(name: str, tmp_path: Path) -> N
     model = reference_models()[name]
     write_metadata_gguf(model, tmp_path / "model.gguf")
     read = inspect_model(tmp_path / "model.gguf")
-    own = {"weights_bytes", "weight_types"}
+    own = {"weights_bytes", "weight_types", "tensor_roles"}
     assert read.model_dump(exclude=own) == model.shape.model_dump(exclude=own)
 
 
@@ -128,6 +128,49 @@ def test_packed_weights_count_as_the_weights_they_store(tmp_path: Path) -> None:
     shape = inspect_model(folder)
     assert shape.n_parameters == shape.n_linear_parameters == 64 * 64
     assert shape.weights_bytes == 4 * (8 * 64 + 8 + 64) + 2 * 64
+
+
+def test_roles_in_a_folder_of_a_mixture(tmp_path: Path) -> None:
+    folder = write_hf(tmp_path / "model", {**CONFIG, "num_experts": 2, "num_experts_per_tok": 1})
+    assert inspect_model(folder).tensor_roles == TensorRoles(
+        main_type="F16", lookup_bytes=0, expert_bytes=0, expert_parameters=0
+    )  # without a head of its own, the embedding is the head
+    layer = "model.layers.0.mlp."
+    tensors = {
+        **hf_tensors(),
+        "lm_head.weight": np.zeros((100, 64), np.float16),
+        **{f"{layer}experts.{n}.up_proj.weight": np.zeros((96, 64), np.float16) for n in (0, 1)},
+        f"{layer}shared_experts.up_proj.weight": np.zeros((96, 64), np.float16),
+        f"{layer}gate.weight": np.zeros((2, 64), np.float16),
+    }
+    save_file(tensors, folder / "model.safetensors")
+    assert inspect_model(folder).tensor_roles == TensorRoles(
+        main_type="F16",
+        lookup_bytes=2 * 100 * 64,
+        expert_bytes=2 * 2 * 96 * 64,
+        expert_parameters=2 * 96 * 64,
+    )
+
+
+def test_roles_in_a_gguf_file_of_a_mixture(tmp_path: Path) -> None:
+    packed = np.zeros((4, 96, 64 // 32 * 18), np.uint8)  # four experts in Q4_0
+    shared = np.ones((96, 64), np.float16)
+    path = write_gguf(
+        tmp_path / "model.gguf",
+        more={
+            "output.weight": np.ones((100, 64), np.float16),
+            "per_layer_token_embd.weight": np.ones((100, 32), np.float16),
+            "blk.1.ffn_up_exps.weight": packed,
+            "blk.1.ffn_up_shexp.weight": shared,
+            "blk.1.ffn_gate_inp.weight": np.ones((4, 64), np.float32),
+        },
+    )
+    assert inspect_model(path).tensor_roles == TensorRoles(
+        main_type="Q4_0",
+        lookup_bytes=2 * 100 * (64 + 32),
+        expert_bytes=packed.nbytes,
+        expert_parameters=4 * 96 * 64,
+    )
 
 
 def test_an_index_decides_which_files_count(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
-from quant_assets.models.inspection import ModelShape
+from quant_assets.models.inspection import ModelShape, TensorRoles
 from quant_assets.settings import PROJECT_ROOT
 from quant_assets.speed.needs import (
     ServingGrid,
@@ -76,6 +76,44 @@ def test_a_batch_touches_the_expected_share_of_experts():
         attention + experts * (1 - (3 / 4) ** 2)
     )
     assert touched_linear_parameters(SHAPE, 1) == LINEAR
+
+
+def test_files_say_what_a_pass_reads():
+    roles = TensorRoles(
+        main_type="Q5_0", lookup_bytes=64_000, expert_bytes=600_000, expert_parameters=900_000
+    )
+    mixture = SHAPE.model_copy(
+        update={
+            "n_experts": 8, "n_experts_used": 2, "n_linear_parameters": 1_000_000,
+            "tensor_roles": roles,
+        }
+    )  # fmt: skip
+    weights = StoredWeights("artifact", 1_000_000)
+    q4 = Variant(name="q4", format="gguf", level="Q4_K_M")
+    (need,) = run_needs("m", mixture, q4, weights, [(100, 20, 2)])
+    step, prefill = need.decode_workload("CUDA"), need.prefill_workload("HIP")
+    unused = (3 / 4) ** 2
+    assert step.weight_bytes == pytest.approx(1_000_000 - 64_000 - 600_000 * unused, abs=1)
+    assert prefill.weight_bytes == pytest.approx(1_000_000 - 64_000, abs=1)
+    # One token multiplies the shared matrices, a quarter of the experts and, decoding, the head.
+    assert prefill.parameters == 100_000 + 900_000 / 4
+    assert step.parameters == prefill.parameters + HEAD
+    assert (step.weight_type, step.sparse, step.layers) == ("Q5_0", True, 2)
+    assert (step.tokens, step.tokens_per_pass, step.batch) == (2, 2, 2)
+    assert (prefill.tokens, prefill.tokens_per_pass) == (200, 200)
+    assert step.kv_bytes == 2 * 110 * KV_TOKEN and prefill.kv_bytes == 0
+    assert step.attention_flops == 2 * 2 * 2 * 4 * 32 * 110
+    assert prefill.attention_flops == 200 * 2 * 2 * 4 * 32 * 50
+    assert (step.backend, prefill.backend, step.engine) == ("CUDA", "HIP", "llama.cpp")
+
+
+def test_a_prefill_passes_micro_batches_and_transformers_whole_prompts():
+    gptq = Variant(name="gptq", format="gptq", level="4bit-g64")
+    (ours,) = run_needs("m", SHAPE, F16, WEIGHTS, [(800, 20, 2)])
+    (theirs,) = run_needs("m", SHAPE, gptq, WEIGHTS, [(800, 20, 2)])
+    assert (ours.weight_type, ours.prefill_pass_tokens) == ("F16", 512)
+    assert (theirs.weight_type, theirs.prefill_pass_tokens) == ("gptq-4bit", 1600)
+    assert theirs.prefill_workload("CUDA").engine == "transformers"
 
 
 def test_the_grid_is_capped_at_the_models_context_length():

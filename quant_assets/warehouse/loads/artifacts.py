@@ -1,7 +1,7 @@
 """Tables from the artifact store: manifests, shapes of models, and the needs of serving them."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import duckdb
@@ -22,6 +22,8 @@ from quant_assets.speed.needs import (
     run_needs,
 )
 from quant_assets.warehouse.loads.tables import replace_rows
+
+_ReadShape = Callable[[ArtifactManifest], ModelShape | None]
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ def load_models(connection: duckdb.DuckDBPyConnection, store: ArtifactStore) -> 
     """Load `raw.models`, the shape of every model that has an artifact; return its row count."""
     rows = [
         {"model": model, **{name: getattr(shape, name) for name in _SHAPE_COLUMNS}}
-        for model, shape in _shapes(store).items()
+        for model, shape in _shapes(store, _shape_reader(store)).items()
     ]
     return replace_rows(connection, "models", rows)
 
@@ -82,12 +84,14 @@ def load_serving_needs(
         cell = (run.prompt_tokens, run.generated_tokens, run.batch_size)
         lengths.setdefault((run.model, run.variant), set()).add(cell)
     needs: list[ServingNeeds] = []
-    for model, shape in _shapes(store).items():
+    shape_of = _shape_reader(store)
+    for model in _shapes(store, shape_of):
         find_artifact = artifact_finder(store, model)
         for variant in variants.values():
             located = find_artifact(variant)
             manifest = store.find(located.artifact_id) if located else None
-            if manifest is None:
+            shape = shape_of(manifest) if manifest else None
+            if manifest is None or shape is None:
                 continue
             tensor_bytes = round(manifest.bits_per_weight * manifest.n_parameters / 8)
             weights = StoredWeights(manifest.job_id, tensor_bytes)
@@ -100,17 +104,35 @@ def load_serving_needs(
     return replace_rows(connection, "serving_needs", [need.model_dump() for need in needs])
 
 
-def _shapes(store: ArtifactStore) -> dict[str, ModelShape]:
+def _shapes(store: ArtifactStore, shape_of: _ReadShape) -> dict[str, ModelShape]:
     """The shape of every model with a valid artifact, from the newest readable one."""
     shapes: dict[str, ModelShape] = {}
     for manifest in sorted(store.all(), key=lambda item: recency(item.created_at), reverse=True):
         model = manifest.job.model_name
         if manifest.status == "valid" and model not in shapes:
+            shape = shape_of(manifest)
+            if shape is not None:
+                shapes[model] = shape
+    return shapes
+
+
+def _shape_reader(store: ArtifactStore) -> _ReadShape:
+    """A function that reads the headers of an artifact once.
+
+    It returns None, with a warning, where they are damaged.
+    """
+    known: dict[str, ModelShape | None] = {}
+
+    def shape_of(manifest: ArtifactManifest) -> ModelShape | None:
+        if manifest.job_id not in known:
+            known[manifest.job_id] = None
             try:
-                shapes[model] = inspect_model(_model_path(store, manifest))
+                known[manifest.job_id] = inspect_model(_model_path(store, manifest))
             except InputError as error:
                 _log.warning("The artifact %s is ignored. %s", manifest.job_id, error)
-    return shapes
+        return known[manifest.job_id]
+
+    return shape_of
 
 
 def _model_path(store: ArtifactStore, manifest: ArtifactManifest) -> Path:

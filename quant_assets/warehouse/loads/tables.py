@@ -16,9 +16,20 @@ def replace_rows(
 
     Raises `InputError` for a value that does not fit its column.
     """
-    frame = pd.DataFrame(list(rows))
+    return replace_frames(connection, table, [pd.DataFrame(list(rows))])
+
+
+def replace_frames(
+    connection: duckdb.DuckDBPyConnection, table: str, frames: Iterable[pd.DataFrame]
+) -> int:
+    """Replace the content of `raw.<table>` by the rows of `frames`, one after the other.
+
+    Returns the table's row count; raises `InputError` for a value that does not fit its column.
+    """
     connection.execute(f"delete from raw.{table}").fetchall()  # noqa: S608
-    if not frame.empty:
+    for frame in frames:
+        if frame.empty:
+            continue
         connection.register("incoming_rows", frame)
         try:
             insert = f"insert into raw.{table} by name select * from incoming_rows"  # noqa: S608
