@@ -19,7 +19,7 @@ from quant_assets.settings import get_settings
 
 Vendor = Literal["NVIDIA", "AMD", "Intel", "Apple"]
 Segment = Literal["data_center", "workstation", "consumer", "soc"]
-FormFactor = Literal["pcie", "sxm", "oam", "superchip", "module", "soc"]
+FormFactor = Literal["pcie", "sxm", "oam", "superchip", "module", "soc", "laptop"]
 
 _MAKER_WORDS = re.compile(r"\b(?:nvidia|geforce|tesla|amd|ati|intel|apple)\b|\((?:r|tm)\)|[®™]")
 _GIGABYTES = re.compile(r"(\d)\s*gb?\b")
@@ -62,7 +62,10 @@ class Gpu(BaseModel):
     memory_data_rate_gbit_s: float | None = Field(default=None, ge=1, le=40)
     """Data rate per pin."""
     tdp_w: Watts | None = None
-    """Board power; for a superchip or an SoC, that of the whole package, if published."""
+    """Board power; for a superchip or an SoC, that of the whole package, if published.
+
+    For a laptop GPU, the highest power that the vendor specifies; its clock belongs to that power.
+    """
     multiprocessors: int | None = Field(default=None, ge=1, le=1024)
     """Streaming multiprocessors (NVIDIA), compute units (AMD), Xe cores (Intel), GPU cores (Apple).
 
@@ -146,6 +149,11 @@ class GpuRegistry(BaseModel):
         if twice := {name for name in reported if reported.count(name) > 1}:
             raise ValueError(f"{sorted(twice)[0]!r} is the driver's name of two GPUs")
         return self
+
+    @cached_property
+    def sold_alone(self) -> "GpuRegistry":
+        """The GPUs that sellers offer by themselves: all but those of laptops."""
+        return GpuRegistry(all=tuple(gpu for gpu in self.all if gpu.form_factor != "laptop"))
 
     @cached_property
     def by_name(self) -> Mapping[str, Gpu]:

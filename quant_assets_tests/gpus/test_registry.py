@@ -120,6 +120,10 @@ RATIOS: dict[str, tuple[set[float], set[float] | None]] = {
     "Xe-HPC": ({16}, {32}),
     "Apple M1": ({1}, None),
     "Apple M4": ({1}, None),
+    "Apple M5": ({4}, {7.2}),
+    "Ampere (Tegra)": ({8}, {16}),
+    "Blackwell (Tegra)": ({32}, {64}),
+    "RDNA 3.5": ({4}, {4}),
 }
 
 
@@ -156,6 +160,20 @@ def test_figures_are_plausible(gpu: Gpu) -> None:
     if memory:
         assert memory == [f"{gpu.vram_gb:g}GB"]
     assert gpu.canonical_name.startswith(gpu.family)
+
+
+def test_laptop_gpus_are_not_sold_alone() -> None:
+    laptop = {gpu.canonical_name for gpu in REGISTRY.all if gpu.form_factor == "laptop"}
+    assert {"GeForce RTX 4060 Laptop GPU", "GeForce RTX 2050", "RTX A5000 Laptop GPU"} <= laptop
+    assert {gpu.canonical_name for gpu in REGISTRY.all} - laptop == set(REGISTRY.sold_alone.by_name)
+    # GeForce: a smaller chip than the desktop card of that name, with at most a higher clock.
+    for gpu in REGISTRY.all:
+        if gpu.segment != "consumer":
+            continue
+        desktop = REGISTRY.find(gpu.family.removesuffix(" Laptop GPU"))
+        if gpu.canonical_name in laptop and desktop is not None and desktop != gpu:
+            assert gpu.fp32_vector_tflops and desktop.fp32_vector_tflops
+            assert gpu.fp32_vector_tflops < 1.05 * desktop.fp32_vector_tflops, gpu.canonical_name
 
 
 def test_architecture_decides_the_compute_capability() -> None:
@@ -210,6 +228,14 @@ def test_a_family_name_means_its_own_card_or_all_of_them() -> None:
         ("AMD Instinct MI300X", "Instinct MI300X"),
         ("Apple M2 Ultra 192 GB", "M2 Ultra 192GB"),
         ("RTX PRO 6000 Blackwell", "RTX PRO 6000 Blackwell Workstation"),
+        ("NVIDIA GeForce RTX 4060 Laptop GPU", "GeForce RTX 4060 Laptop GPU"),
+        ("NVIDIA GeForce RTX 4060", "GeForce RTX 4060"),
+        ("RTX 3080 10GB", "GeForce RTX 3080 10GB"),
+        ("RTX 3080 Laptop GPU 16GB", "GeForce RTX 3080 Laptop GPU 16GB"),
+        ("NVIDIA RTX A5000 Laptop GPU", "RTX A5000 Laptop GPU"),
+        ("NVIDIA RTX A5000", "RTX A5000"),
+        ("GeForce GTX 1070 with Max-Q Design", "GeForce GTX 1070 with Max-Q Design"),
+        ("Radeon 8060S 128GB", "Ryzen AI Max+ 395 (Radeon 8060S) 128GB"),
     ],
 )
 def test_lookup(text: str, canonical: str) -> None:

@@ -77,9 +77,9 @@ class TitleMatcher:
     """Matches titles to the cards of one registry; build it once and reuse it."""
 
     def __init__(self, registry: GpuRegistry) -> None:
-        """Index the names of `registry`."""
-        self._registry = registry
+        """Index the names of `registry`; its laptop GPUs never match."""
         self._index = NameIndex(registry)
+        self._registry = self._index.registry
         self._variants = VariantChooser(self._index)
 
     def match(self, text: str) -> TitleMatch:
@@ -105,6 +105,8 @@ class TitleMatcher:
 
     def _match_by_rules(self, title: Title) -> _Found | Refusal:
         tokens = core_tokens(title.tokens)
+        if self._index.names_laptop_gpu(tokens):
+            return Refusal(QuarantineReason.LAPTOP)
         mentions = self._index.mentions(tokens, title)
         families = {mention.family for mention in mentions.found if mention.family is not None}
         if len(families) > 1:

@@ -37,11 +37,14 @@ class Mentions(NamedTuple):
 
 
 class NameIndex:
-    """The families of a registry by the tokens of their names, full and shortened; read-only."""
+    """The families of a registry by the tokens of their names, full and shortened; read-only.
+
+    Laptop GPUs are no cards: their names are known only to be refused.
+    """
 
     def __init__(self, registry: GpuRegistry) -> None:
         """Index all names of `registry`."""
-        self.registry = registry
+        self.registry = registry.sold_alone
         self.family_of: dict[Key, str] = {}
         self.shared: dict[Key, set[str]] = defaultdict(set)
         """Shortened names that several families share."""
@@ -60,6 +63,9 @@ class NameIndex:
         for key in (*self.family_of, *self.shared):
             lengths[key[0]].add(len(key))
         self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        laptop = [gpu for gpu in registry.all if gpu.form_factor == "laptop"]
+        names = {self.key(name) for gpu in laptop for name in (gpu.canonical_name, *gpu.aliases)}
+        self._laptop_names = names - self.family_of.keys()
 
     def key(self, name: str) -> Key:
         """The key of a registry name; each name is tokenized once."""
@@ -67,6 +73,10 @@ class NameIndex:
         if key is None:
             key = self._keys[name] = core_tokens(read_title(name).tokens)
         return key
+
+    def names_laptop_gpu(self, tokens: Key) -> bool:
+        """Whether the whole name of a laptop GPU, such as RTX 2050 or RX 7700S, is in a title."""
+        return any(_contains(tokens, name) for name in self._laptop_names)
 
     def mentions(self, tokens: Key, title: Title) -> Mentions:
         """The names in a title, the longest at each position."""
