@@ -11,16 +11,8 @@ from typing import Annotated, Any, Literal
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel, ConfigDict, Field
 
-# The most frequent function words, without those that two of these languages share.
-_FUNCTION_WORDS = {
-    "en": {"the", "and", "is", "of", "to", "that", "it", "with", "are", "this", "for", "you"},
-    "es": {"el", "los", "las", "y", "es", "que", "una", "con", "por", "para", "muy", "está"},
-    "fr": {"le", "les", "et", "est", "une", "dans", "pour", "avec", "sur", "qui", "nous", "il"},
-    "de": {"der", "das", "und", "ist", "ein", "eine", "nicht", "mit", "für", "auf", "ich", "sie"},
-    "it": {"il", "che", "è", "di", "un", "una", "con", "sono", "della", "gli", "molto", "nel"},
-    "pt": {"o", "os", "e", "é", "que", "uma", "com", "não", "para", "muito", "são", "em"},
-}
-_LETTER = re.compile(r"[^\W\d_]+")
+from quant_assets.bench.obedience.function_words import Language, is_in_language, words_of
+
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s|$)")
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*)\n```$", re.DOTALL)
 
@@ -90,7 +82,7 @@ class WordsCheck(_Check):
     minimum_words: int = 1
 
     def _failure(self, answer: str) -> str | None:
-        words = {word.casefold() for word in _LETTER.findall(answer)}
+        words = set(words_of(answer))
         missing = [word for word in self.required if word.casefold() not in words]
         present = [word for word in self.forbidden if word.casefold() in words]
         if missing:
@@ -103,24 +95,18 @@ class WordsCheck(_Check):
 
 
 class LanguageCheck(_Check):
-    """The answer is in a language, detected by its function words."""
+    """The answer is in a language, and not as likely in another one (`is_in_language`)."""
 
     kind: Literal["language"]
-    language: Literal["en", "es", "fr", "de", "it", "pt"]
+    language: Language
     minimum_words: int = 4
 
     def _failure(self, answer: str) -> str | None:
-        words = [word.casefold() for word in _LETTER.findall(answer)]
-        if len(words) < self.minimum_words:
+        if len(words_of(answer)) < self.minimum_words:
             return f"it has fewer than {self.minimum_words} words"
-        hits = {
-            language: sum(word in known for word in words)
-            for language, known in _FUNCTION_WORDS.items()
-        }
-        best = max(hits.values())
-        if best > 0 and hits[self.language] == best:
+        if is_in_language(answer, self.language):
             return None
-        return f"its words are not {self.language}"
+        return f"its words are not clearly {self.language}"
 
 
 class JsonCheck(_Check):

@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import BaseModel, Field, TypeAdapter, computed_field
 
 from quant_assets.bench.jobs import ChatJob, ChatReplies
 from quant_assets.bench.obedience.prompts import ObediencePrompt
+from quant_assets.bench.statistics import RateInterval, wilson_interval
 from quant_assets.bench.subject import Subject, machine_lock
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
@@ -31,7 +32,10 @@ class Transcript(BaseModel):
 
 
 class ObedienceResult(BaseModel):
-    """Obedience of a variant; rates are fractions of prompts whose answers passed."""
+    """Obedience of a variant; rates are fractions of prompts whose answers passed.
+
+    The intervals are 95% Wilson intervals, derived from the transcripts.
+    """
 
     variant: str
     model: str
@@ -39,7 +43,26 @@ class ObedienceResult(BaseModel):
     timestamp: UtcTime
     pass_rate: float
     pass_rate_by_category: dict[str, float]
-    transcripts: list[Transcript]
+    transcripts: list[Transcript] = Field(min_length=1)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def pass_rate_interval(self) -> RateInterval:
+        """The interval of `pass_rate`."""
+        return _interval(self.transcripts)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def pass_rate_interval_by_category(self) -> dict[str, RateInterval]:
+        """The intervals of `pass_rate_by_category`."""
+        return {
+            category: _interval([item for item in self.transcripts if item.category == category])
+            for category in self.pass_rate_by_category
+        }
+
+
+def _interval(transcripts: Sequence[Transcript]) -> RateInterval:
+    return wilson_interval(sum(item.failure is None for item in transcripts), len(transcripts))
 
 
 _RESULT = TypeAdapter(ObedienceResult)
@@ -52,8 +75,9 @@ def check_answers(
     variant: str,
     model: str,
     artifact_id: str,
+    timestamp: datetime.datetime | None = None,
 ) -> ObedienceResult:
-    """Check every answer and compute the pass rates."""
+    """Check every answer and compute the pass rates; without `timestamp`, they were given now."""
     transcripts = [
         Transcript(
             id=prompt.id,
@@ -71,7 +95,7 @@ def check_answers(
         variant=variant,
         model=model,
         artifact_id=artifact_id,
-        timestamp=datetime.datetime.now(datetime.UTC),
+        timestamp=timestamp or datetime.datetime.now(datetime.UTC),
         pass_rate=sum(item.failure is None for item in transcripts) / len(transcripts),
         pass_rate_by_category={
             category: sum(passed) / len(passed) for category, passed in by_category.items()
@@ -91,7 +115,8 @@ def measure_obedience(
     """Have a variant answer all prompts, or return the result of an earlier run.
 
     Results with their transcripts are kept under `results/obedience/`, keyed by artifact, KV cache
-    types and the prompts' content. A damaged result is measured again and replaced.
+    types and the prompts' content. The answers of an earlier run are checked again, since a check
+    may have been corrected meanwhile. A damaged result is measured again and replaced.
     """
     variant, artifact = subject.variant, subject.artifact
     identity = json.dumps(
@@ -102,8 +127,20 @@ def measure_obedience(
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     path = results / _FOLDER / f"{variant.name}_{key}.json"
     known = _known(path) if path.exists() else None
-    if known is not None:
-        return known
+    if known is not None and [item.id for item in known.transcripts] == [
+        prompt.id for prompt in prompts
+    ]:
+        checked = check_answers(
+            prompts,
+            [item.answer for item in known.transcripts],
+            variant=variant.name,
+            model=subject.model_name,
+            artifact_id=artifact.artifact_id,
+            timestamp=known.timestamp,
+        )
+        if checked != known:
+            write_record(path, checked.model_dump_json(indent=2), "obedience result")
+        return checked
     worker, environment = subject.worker("chat")
     job = ChatJob(
         model_path=str(artifact.path),
