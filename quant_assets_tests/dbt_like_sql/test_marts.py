@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 from quant_assets.warehouse.connection import Warehouse
-from quant_assets_tests.marts_world import CPU_EFFICIENCIES, dbt
+from quant_assets_tests.marts_world import CPU_EFFICIENCIES, dbt, insert, run
 
 
 def rows(warehouse: Warehouse, query: str) -> list[tuple[Any, ...]]:
@@ -237,3 +237,53 @@ def test_a_run_with_a_wrong_clock_is_not_the_newest(marts_warehouse: Warehouse, 
         ).fetchall()
     assert len(newest_last) > 1
     assert newest_last[0] == (record_id,)
+
+
+def test_one_contended_measurement_of_the_peaks_loses_no_run(
+    marts_warehouse: Warehouse, tmp_path: Path
+):
+    copy = tmp_path / marts_warehouse.path.name
+    shutil.copyfile(marts_warehouse.path, copy)
+    with duckdb.connect(str(copy)) as connection:
+        insert(
+            connection,
+            "benchmark_runs",
+            [run(number, decode_tokens_per_s=1.0 + number / 1000) for number in range(100, 108)],
+        )
+        connection.execute("delete from raw.hosts where not contended").fetchall()
+        connection.execute(
+            "update raw.hosts set triad_gb_s = 2, read_gb_s = 1, matmul_gflop_s = 2"
+        ).fetchall()
+    built = dbt(copy, tmp_path, "build", "--select", "stg_hosts+")
+    assert built.returncode == 0, built.stdout
+    with duckdb.connect(str(copy)) as connection:
+        ((threads, contended),) = connection.execute(
+            "select threads, peaks_contended from intermediate.int_processors "
+            "where processor_kind = 'cpu'"
+        ).fetchall()
+        points = connection.execute(
+            "select decode_efficiency, prefill_efficiency from intermediate.int_speed_points "
+            "where processor_kind = 'cpu'"
+        ).fetchall()
+        bases = connection.execute(
+            "select distinct calibrated_on from marts.expected_speed where gpu = 'A'"
+        ).fetchall()
+    assert (threads, contended) == (2, True)
+    assert len(points) == len(CPU_EFFICIENCIES) + 8
+    # No run is faster than its processor: what a run reached bounds the peaks from below.
+    assert all(0 < share <= 1 + 1e-9 for point in points for share in point)
+    assert not any("assumption, since" in basis for (basis,) in bases)
+
+
+def test_peaks_of_the_same_processor_on_another_machine_serve(
+    marts_warehouse: Warehouse, tmp_path: Path
+):
+    copy = tmp_path / marts_warehouse.path.name
+    shutil.copyfile(marts_warehouse.path, copy)
+    with duckdb.connect(str(copy)) as connection:
+        connection.execute("update raw.hosts set host_id = 'other' where not contended").fetchall()
+        connection.execute("update raw.hosts set host_id = 'this' where contended").fetchall()
+        found = connection.execute(
+            "select memory_bandwidth_gb_s, peaks_contended from staging.stg_hosts"
+        ).fetchall()
+    assert found == [(20.0, False)]
