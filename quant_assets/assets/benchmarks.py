@@ -160,6 +160,8 @@ def _record_metadata(record: BenchmarkRecord) -> dict[str, dg.MetadataValue]:
         "KV cache (MB)": record.kv_cache_bytes and record.kv_cache_bytes / 1e6,
         "perplexity": record.perplexity,
         "obedience pass rate": record.obedience_pass_rate,
+        "obedience pass rate, low": record.obedience_pass_rate_low,
+        "obedience pass rate, high": record.obedience_pass_rate_high,
     }
     metadata = record.metadata
     return {
@@ -176,4 +178,5 @@ def _record_metadata(record: BenchmarkRecord) -> dict[str, dg.MetadataValue]:
         ),
         "artifact": dg.MetadataValue.text(metadata.artifact_id),
         "processor": dg.MetadataValue.text(str(metadata.gpu_name or metadata.cpu_name)),
+        "host": dg.MetadataValue.text(metadata.host_id or "unknown"),
     }

@@ -128,6 +128,8 @@ def _quality_metadata(
         "KL divergence from F16 (nats)": measurement.kl_divergence,
         "top-1 agreement with F16": measurement.top1_agreement,
         "obedience pass rate": obedience.pass_rate if obedience else None,
+        "obedience pass rate, low": obedience.pass_rate_interval.low if obedience else None,
+        "obedience pass rate, high": obedience.pass_rate_interval.high if obedience else None,
     }
     by_category = obedience.pass_rate_by_category if obedience else {}
     answered = f"{len(obedience.transcripts)} of {known_prompts}" if obedience else "none"

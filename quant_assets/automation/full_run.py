@@ -273,5 +273,10 @@ def _run_lengths(settings: BenchSettings | RecordMetadata) -> tuple[int, int, in
 def _obeyed(record: BenchmarkRecord) -> str:
     if record.obedience_pass_rate is None:
         return ""
-    of = "" if record.obedience_prompts is None else f" of {record.obedience_prompts} prompts"
-    return f", obeyed {record.obedience_pass_rate:.0%}{of}"
+    low, high = record.obedience_pass_rate_low, record.obedience_pass_rate_high
+    if low is None or high is None:
+        return f", obeyed {record.obedience_pass_rate:.0%}"
+    return (
+        f", obeyed {record.obedience_pass_rate:.0%} of {record.obedience_prompts} prompts "
+        f"({low:.0%} to {high:.0%})"
+    )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from quant_assets.bench.jobs import CellJob, CellMeasurement, RunSample
 from quant_assets.bench.record import BenchmarkRecord, RecordOrigin, make_record
 from quant_assets.bench.subject import Subject, machine_lock
+from quant_assets.host.identity import host_id
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 
@@ -62,6 +63,7 @@ def run_cell(
         artifact_id=subject.artifact.artifact_id,
         backend=variant.backend,
         threads=job.threads,
+        host_id=host_id(),
     )
     record = make_record(
         measurement, origin, settings, batch_size, command_duration_ms=command_duration_ms

@@ -18,6 +18,7 @@ from quant_assets.bench.obedience.measurement import ObedienceResult
 from quant_assets.bench.subject import Subject, machine_lock
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
+from quant_assets.host.identity import host_id
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, readable_record, recency, write_record
@@ -29,7 +30,10 @@ _log = logging.getLogger(__name__)
 
 
 class QualityResult(BaseModel):
-    """The quality of a variant on a text, measured against a baseline artifact."""
+    """The quality of a variant on a text, measured against a baseline artifact.
+
+    `host_id`: the machine that took `measurement.seconds`; null in older results.
+    """
 
     variant: str
     model: str
@@ -38,6 +42,7 @@ class QualityResult(BaseModel):
     text: str
     text_sha256: str
     timestamp: UtcTime
+    host_id: str | None = None
     measurement: QualityMeasurement
 
 
@@ -168,6 +173,7 @@ def measure_quality(
         text=text.name,
         text_sha256=text.sha256,
         timestamp=datetime.datetime.now(datetime.UTC),
+        host_id=host_id(),
         measurement=measurement,
     )
     store.save(variant, key, result)

@@ -10,7 +10,12 @@ from quant_assets.bench.jobs import CellMeasurement
 from quant_assets.bench.obedience.measurement import ObedienceResult
 from quant_assets.bench.quality import QualityResult
 from quant_assets.bench.settings import BenchSettings
-from quant_assets.bench.statistics import MINIMUM_RUNS_FOR_P95, summarize
+from quant_assets.bench.statistics import (
+    MINIMUM_RUNS_FOR_P95,
+    RateInterval,
+    summarize,
+    wilson_interval,
+)
 from quant_assets.bench.variants import Backend, Variant
 from quant_assets.formats.artifact_formats import ArtifactFormat
 from quant_assets.host.conditions import HostConditions
@@ -49,6 +54,13 @@ class RecordMetadata(BaseModel):
     build_flags: str | None
     cpu_name: str | None
     gpu_name: str | None
+    host_id: str | None = Field(
+        default=None,
+        description=(
+            "Anonymous id of the machine (quant_assets/host/identity.py); null for endpoints and "
+            "in older records."
+        ),
+    )
     host_load: HostConditions | None
 
 
@@ -65,8 +77,8 @@ class BenchmarkRecord(BaseModel):
     95th percentile.
 
     `p50`, `p95`, `peak_rss`, `token_throughput`, `variant`, `batch_size`, `warmups`, `runs` and
-    `timestamp` repeat fields with more exact names, or of `metadata`. They are written, and
-    derived again when a record is read, so records from before these names have them as well.
+    `timestamp` repeat fields with more exact names, or of `metadata`. They, and the interval of the
+    pass rate, are written, and derived again when a record is read, so older records have them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -174,6 +186,27 @@ class BenchmarkRecord(BaseModel):
         """Decoded tokens/s, all sequences together (`decode_tokens_per_s`)."""
         return self.decode_tokens_per_s
 
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def obedience_pass_rate_low(self) -> float | None:
+        """Lower bound of the 95% Wilson interval of `obedience_pass_rate`."""
+        interval = self._obedience_interval()
+        return interval and interval.low
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def obedience_pass_rate_high(self) -> float | None:
+        """Upper bound of the 95% Wilson interval of `obedience_pass_rate`."""
+        interval = self._obedience_interval()
+        return interval and interval.high
+
+    def _obedience_interval(self) -> RateInterval | None:
+        """None where the number of prompts is unknown, as in older records."""
+        rate, prompts = self.obedience_pass_rate, self.obedience_prompts
+        if rate is None or not prompts:
+            return None
+        return wilson_interval(round(rate * prompts), prompts)
+
     def with_quality(
         self, quality: QualityResult | None = None, obedience: ObedienceResult | None = None
     ) -> Self:
@@ -216,7 +249,8 @@ class BenchmarkRecord(BaseModel):
 class RecordOrigin(NamedTuple):
     """Where a record's numbers come from.
 
-    An endpoint has neither `variant` nor `threads`, and its address stands for the artifact id.
+    An endpoint has neither `variant` nor `threads` nor `host_id`, and its address stands for the
+    artifact id.
     """
 
     model_name: str
@@ -225,6 +259,7 @@ class RecordOrigin(NamedTuple):
     artifact_id: str
     backend: Backend
     threads: int | None
+    host_id: str | None = None
 
 
 def make_record(
@@ -291,6 +326,7 @@ def make_record(
             build_flags=measurement.build_flags or None,
             cpu_name=measurement.cpu_name,
             gpu_name=measurement.gpu_name,
+            host_id=origin.host_id,
             host_load=conditions,
         ),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel
@@ -44,6 +45,24 @@ class Ratio:
     ratio: float
     low: float
     high: float
+
+
+class RateInterval(NamedTuple):
+    """The bounds of a rate's interval, fractions from 0 to 1."""
+
+    low: float
+    high: float
+
+
+def wilson_interval(successes: int, trials: int) -> RateInterval:
+    """The 95% Wilson score interval of `successes` out of at least one trial (Wilson, 1927).
+
+    Unlike the normal approximation it stays within 0 and 1 and has a width at rates of 0 and 1.
+    """
+    from scipy.stats import binomtest  # takes most of a second, and most commands need no interval
+
+    interval = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")
+    return RateInterval(float(interval.low), float(interval.high))
 
 
 def bootstrap_median_ratio(

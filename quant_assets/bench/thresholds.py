@@ -17,7 +17,8 @@ class Threshold(BaseModel):
     """Limits of a record; null: no limit.
 
     `p95_ms`, `rss_max_mb` (MB = 10^6 bytes) and `perplexity_ratio` are upper limits,
-    `obedience_pass_rate` is a lower one.
+    `obedience_pass_rate` is a lower one, breached when the upper bound of the rate's 95% interval
+    is below it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -73,12 +74,20 @@ class Thresholds(BaseModel):
             ("perplexity_ratio", record.perplexity_ratio, limits.perplexity_ratio),
         )
         rate, lowest = record.obedience_pass_rate, limits.obedience_pass_rate
+        highest_rate = record.obedience_pass_rate_high
+        if highest_rate is None:  # an older record does not say how many prompts it had
+            highest_rate = rate
         found = [
             (name, value, limit)
             for name, value, limit in upper
             if value is not None and limit is not None and value > limit
         ]
-        if rate is not None and lowest is not None and rate < lowest:
+        if (
+            rate is not None
+            and highest_rate is not None
+            and lowest is not None
+            and highest_rate < lowest
+        ):
             found.append(("obedience_pass_rate", rate, lowest))
         return [
             Breach(metadata.model, metadata.variant, metadata.batch_size, record.record_id, *item)

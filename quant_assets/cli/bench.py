@@ -312,10 +312,17 @@ def _show_records(document: BenchDocument) -> None:
             _number(record.kv_cache_bytes, ".2f", 1e6),
             _number(record.perplexity, ".3f"),
             _number(record.kl_divergence, ".4f"),
-            _number(record.obedience_pass_rate, ".0%"),
+            _obedience(record),
             ", ".join(notes),
         )
     _print(table)
+
+
+def _obedience(record: BenchmarkRecord) -> str:
+    """The pass rate with its interval, where the number of prompts is known."""
+    rate = _number(record.obedience_pass_rate, ".0%")
+    low, high = record.obedience_pass_rate_low, record.obedience_pass_rate_high
+    return rate if low is None or high is None else f"{rate} ({low:.0%} to {high:.0%})"
 
 
 def _number(value: float | None, form: str, divisor: float = 1.0) -> str:

@@ -113,8 +113,13 @@ create table if not exists raw.variant_quality (
     kl_divergence_p99 double,
     top1_agreement double,
     obedience_prompts integer,
-    obedience_pass_rate double
+    obedience_pass_rate double,
+    obedience_pass_rate_low double,
+    obedience_pass_rate_high double
 );
+
+alter table raw.variant_quality add column if not exists obedience_pass_rate_low double;
+alter table raw.variant_quality add column if not exists obedience_pass_rate_high double;
 
 create table if not exists raw.hosts (
     cpu_name varchar,
@@ -123,8 +128,11 @@ create table if not exists raw.hosts (
     read_gb_s double not null,
     matmul_gflop_s double not null,
     contended boolean not null,
+    host_id varchar,
     measured_at timestamp with time zone not null
 );
+
+alter table raw.hosts add column if not exists host_id varchar;
 
 -- One row per offer and snapshot; a snapshot is taken when an offer or a price changed.
 create table if not exists raw.listing_history (
@@ -190,6 +198,7 @@ create table if not exists raw.benchmark_runs (
     cpu_name varchar,
     gpu_name varchar,
     gpu varchar,
+    host_id varchar,
     p50 double,
     p50_ms double not null,
     p95 double,
@@ -214,6 +223,8 @@ create table if not exists raw.benchmark_runs (
     kv_cache_bytes bigint,
     kv_cache_bytes_expected bigint,
     obedience_pass_rate double,
+    obedience_pass_rate_low double,
+    obedience_pass_rate_high double,
     obedience_prompts integer,
     perplexity double,
     perplexity_ratio double,
@@ -228,6 +239,9 @@ create table if not exists raw.benchmark_runs (
 );
 
 alter table raw.benchmark_runs add column if not exists gpu varchar;
+alter table raw.benchmark_runs add column if not exists host_id varchar;
+alter table raw.benchmark_runs add column if not exists obedience_pass_rate_low double;
+alter table raw.benchmark_runs add column if not exists obedience_pass_rate_high double;
 alter table raw.benchmark_runs add column if not exists command_duration_ms double;
 alter table raw.benchmark_runs add column if not exists obedience_prompts integer;
 alter table raw.benchmark_runs add column if not exists p50 double;

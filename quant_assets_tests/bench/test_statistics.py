@@ -1,7 +1,8 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quant_assets.bench.statistics import bootstrap_median_ratio, summarize
+from quant_assets.bench.statistics import bootstrap_median_ratio, summarize, wilson_interval
 
 TIMES = st.lists(st.floats(0.1, 1e6), min_size=1, max_size=50)
 
@@ -42,3 +43,15 @@ def test_equal_samples_give_an_interval_around_one() -> None:
     ratio = bootstrap_median_ratio(values, values)
     assert ratio.ratio == 1.0
     assert ratio.low < 1.0 < ratio.high
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    # Wilson's closed form with z = 1.959964: (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n).
+    [(12, 24, 0.314274, 0.685726), (0, 24, 0.0, 0.137975), (24, 24, 0.862025, 1.0)],
+)
+def test_wilson_intervals_follow_the_closed_form(
+    successes: int, trials: int, low: float, high: float
+) -> None:
+    interval = wilson_interval(successes, trials)
+    assert (interval.low, interval.high) == pytest.approx((low, high), abs=1e-5)

@@ -55,3 +55,14 @@ def test_the_shipped_file_is_valid_and_an_invalid_one_is_named(tmp_path: Path) -
     path.write_text("models: {a: {b: {p96_ms: 4}}}", encoding="utf-8")
     with pytest.raises(InputError, match=r"limits\.yaml"):
         load_thresholds(path)
+
+
+def test_obedience_breaches_its_limit_only_beyond_its_interval(new_record: Any) -> None:
+    limits = Thresholds(models={"*": {"*": Threshold(obedience_pass_rate=0.6)}})
+    # 12 of 24 is 31 to 69 %, 120 of 240 is 44 to 56 %.
+    few, many = (
+        new_record(obedience_pass_rate=0.5, obedience_prompts=prompts)[0] for prompts in (24, 240)
+    )
+    assert limits.breaches(few) == []
+    (breach,) = limits.breaches(many)
+    assert (breach.name, breach.value, breach.limit) == ("obedience_pass_rate", 0.5, 0.6)

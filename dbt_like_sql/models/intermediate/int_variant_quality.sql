@@ -14,6 +14,8 @@ select
     quality.scored_tokens,
     quality.measured_at as quality_measured_at,
     obedience.obedience_pass_rate,
+    obedience.obedience_pass_rate_low,
+    obedience.obedience_pass_rate_high,
     obedience.obedience_prompts,
     obedience.measured_at as obedience_measured_at
 from {{ ref('int_variant_artifacts') }} as variants

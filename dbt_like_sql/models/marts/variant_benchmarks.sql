@@ -34,6 +34,8 @@ select
     runs.peak_vram_bytes,
     runs.kv_cache_bytes,
     runs.obedience_pass_rate,
+    runs.obedience_pass_rate_low,
+    runs.obedience_pass_rate_high,
     runs.obedience_prompts,
     runs.contended,
     runs.contended_reasons,

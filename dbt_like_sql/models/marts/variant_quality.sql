@@ -20,6 +20,8 @@ select
     scored_tokens,
     quality_measured_at,
     obedience_pass_rate,
+    obedience_pass_rate_low,
+    obedience_pass_rate_high,
     obedience_prompts,
     obedience_measured_at
 from {{ ref('int_variant_quality') }}

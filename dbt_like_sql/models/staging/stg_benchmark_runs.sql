@@ -39,6 +39,8 @@ select
     peak_vram_bytes,
     kv_cache_bytes,
     obedience_pass_rate,
+    obedience_pass_rate_low,
+    obedience_pass_rate_high,
     obedience_prompts,
     perplexity,
     perplexity_ratio,

@@ -26,8 +26,26 @@ class VariantFigures(BaseModel):
     quality_loss: float | None
     quality_basis: str
     obedience_pass_rate: float | None
+    obedience_pass_rate_low: float | None
+    obedience_pass_rate_high: float | None
     is_pareto: bool | None
     dominated_by: str | None
+
+    @property
+    def obedience(self) -> str:
+        """The pass rate with its 95% interval, or a dash."""
+        rate, low, high = (
+            self.obedience_pass_rate,
+            self.obedience_pass_rate_low,
+            self.obedience_pass_rate_high,
+        )
+        if rate is None:
+            return "–"
+        return (
+            f"{rate:.0%}"
+            if low is None or high is None
+            else f"{rate:.0%} ({low:.0%} to {high:.0%})"
+        )
 
 
 class Cell(BaseModel):
@@ -117,7 +135,8 @@ def gather(
         connection,
         VariantFigures,
         """
-        select pareto.*, quality.obedience_pass_rate
+        select pareto.*, quality.obedience_pass_rate, quality.obedience_pass_rate_low,
+            quality.obedience_pass_rate_high
         from marts.pareto_variants as pareto
         inner join marts.variant_quality as quality using (model, variant)
         order by model, size_gb desc, variant

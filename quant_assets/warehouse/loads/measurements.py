@@ -57,6 +57,8 @@ def load_variant_quality(
             "measured_at": result.timestamp,
             "obedience_prompts": len(result.transcripts),
             "obedience_pass_rate": result.pass_rate,
+            "obedience_pass_rate_low": result.pass_rate_interval.low,
+            "obedience_pass_rate_high": result.pass_rate_interval.high,
             **result.model_dump(include={"model", "variant", "artifact_id"}),
         }
         for result in obedience_results(results)
