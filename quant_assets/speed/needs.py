@@ -300,7 +300,12 @@ def kv_read_bytes(shape: ModelShape, serving: Serving, tokens: float) -> float:
 
 
 def attention_flops(shape: ModelShape, tokens: float) -> float:
-    """Operations of one token's attention to `tokens` others: Q x K and weights x V, 2 each."""
+    """Operations of one token's attention to `tokens` others: Q x K and weights x V, 2 each.
+
+    Layers with a sliding window attend to no more tokens than it holds.
+    """
     layers = sum(heads > 0 for heads in shape.kv_heads_by_layer)
+    sliding = min(shape.n_sliding_layers, layers) if shape.sliding_window is not None else 0
+    attended = (layers - sliding) * tokens + sliding * min(tokens, shape.sliding_window or tokens)
     head_dims = shape.head_dim_k + (shape.head_dim_v or shape.head_dim_k)
-    return 2 * layers * shape.n_heads * head_dims * tokens
+    return 2 * shape.n_heads * head_dims * attended
