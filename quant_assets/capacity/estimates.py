@@ -20,7 +20,6 @@ from quant_assets.formats.group_quantization import parse_group_quantization
 from quant_assets.gpus.registry import GpuRegistry
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.models.source import resolve_source
-from quant_assets.models.weight_parts import stored_parts
 from quant_assets.quantize.gguf.job import GgufPlanJob, plan_gguf
 from quant_assets.settings import Settings
 
@@ -87,10 +86,7 @@ def estimate_of_model(
             f"Use --params 7B, a local path, or one of {', '.join(reference_models())}.",
         )
     shape = inspect_model(path)
-    weights = _weights(path, shape, level, settings).model_copy(
-        update={"parts": stored_parts(path, shape)}
-    )
-    return estimate_memory(path.name, shape, weights, serving)
+    return estimate_memory(path.name, shape, _weights(path, shape, level, settings), serving)
 
 
 def _weights(path: Path, shape: ModelShape, level: str | None, settings: Settings) -> Weights:

@@ -15,7 +15,6 @@ from quant_assets.formats.ggml_types import GgmlType, ggml_type
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.formats.group_quantization import UNQUANTIZED_BITS, parse_group_quantization
 from quant_assets.models.inspection import ModelShape
-from quant_assets.models.weight_parts import WeightParts
 
 KV_CACHE_TYPES: Final = (
     "F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL",
@@ -58,8 +57,7 @@ class Serving(BaseModel):
 class Weights(BaseModel):
     """Bytes of a model's weights at one level, and the basis of the figure.
 
-    `parts` are the bytes by layer as stored; None for a model without files. Engines of `checkpoint`
-    formats keep the input embedding on the GPU, llama.cpp in host memory.
+    Engines of `checkpoint` formats keep the input embedding on the GPU, llama.cpp in host memory.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -67,7 +65,6 @@ class Weights(BaseModel):
     level: str
     weights_bytes: int
     basis: str
-    parts: WeightParts | None = None
     checkpoint: bool = False
 
 

@@ -20,7 +20,8 @@ from quant_assets.errors import InputError
 from quant_assets.formats.ggml_types import ggml_type
 from quant_assets.formats.group_quantization import UNQUANTIZED_BITS
 from quant_assets.gpus.registry import Gpu
-from quant_assets.models.weight_parts import LayerWeights, WeightParts, spread, typical_parts
+from quant_assets.models.inspection import LayerWeights
+from quant_assets.models.weight_parts import WeightParts, spread, stored_parts, typical_parts
 
 MAX_CARDS: Final = 1024
 """A bound that catches typos."""
@@ -359,9 +360,10 @@ def _filled(sizes: Iterable[int], limit: int) -> list[int]:
 def _weight_parts(estimate: MemoryEstimate) -> WeightParts:
     """The parts at the estimate's level: those of the files, scaled to its bytes."""
     weights, typical = estimate.weights, typical_parts(estimate.shape)
-    stored = weights.parts or typical
-    if weights.parts is not None and weights.parts.total == weights.weights_bytes:
-        return weights.parts
+    stored = stored_parts(estimate.shape)
+    if stored is not None and stored.total == weights.weights_bytes:
+        return stored
+    stored = stored or typical
     if weights.checkpoint:
         return stored.rescaled(
             weights.weights_bytes,

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -47,6 +47,20 @@ _LOOKUP_TABLE: Final = re.compile(
 _EXPERT: Final = re.compile(r"_exps\.|\.ffn_(?:gate|up|down)\.\d+\.|\.experts\.")
 """Routed experts in GGUF (stacked, and one by one in older files) and Hugging Face names; shared
 experts, which every token uses, have other names."""
+
+
+_LAYER: Final = re.compile(
+    r"^(?:blk|(?:(?:model|language_model|text_model|transformer|gpt_neox|backbone|decoder)\.)*"
+    r"(?:layers|h|blocks))\.(\d+)\."
+)
+"""The layers of the language model; those of other modalities are nested deeper."""
+
+
+class LayerWeights(NamedTuple):
+    """Bytes of one layer's weights; `experts` are those of which a router chooses some per token."""
+
+    dense: int
+    experts: int = 0
 
 
 class TensorRoles(BaseModel):
@@ -100,6 +114,8 @@ class ModelShape(BaseModel):
     """Number of tensors by stored type."""
     tensor_roles: TensorRoles | None = None
     """What a pass reads of the stored tensors; None for a shape without files."""
+    layer_weights: tuple[LayerWeights, ...] = ()
+    """Stored bytes of each layer, in order; empty for a shape without files."""
 
     @property
     def n_kv_heads(self) -> int:
@@ -299,6 +315,7 @@ def _totals(tensors: Iterable[_Tensor]) -> dict[str, Any]:
         "weights_bytes": sum(tensor.n_bytes for tensor in listed),
         "weight_types": types,
         "tensor_roles": _roles(listed) if listed else None,
+        "layer_weights": _layers(listed),
     }
 
 
@@ -321,6 +338,20 @@ def _roles(tensors: Sequence[_Tensor]) -> TensorRoles:
         expert_bytes=sum(tensor.n_bytes for tensor in experts),
         expert_parameters=sum(tensor.n_elements for tensor in experts if tensor.is_linear),
     )
+
+
+def _layers(tensors: Sequence[_Tensor]) -> tuple[LayerWeights, ...]:
+    sizes: dict[int, tuple[int, int]] = {}
+    for tensor in tensors:
+        if (layer := _LAYER.match(tensor.name)) is None:
+            continue
+        number = min(int(layer[1]), MAX_LAYERS - 1)
+        dense, experts = sizes.get(number, (0, 0))
+        if _EXPERT.search(tensor.name):
+            sizes[number] = dense, experts + tensor.n_bytes
+        else:
+            sizes[number] = dense + tensor.n_bytes, experts
+    return tuple(LayerWeights(*sizes.get(n, (0, 0))) for n in range(max(sizes, default=-1) + 1))
 
 
 def _missing(path: Path, key: str) -> InputError:

@@ -1,30 +1,9 @@
-"""Bytes of a model's weights by layer, read from headers: what a split over devices moves apart."""
+"""Bytes of a model's weights by part: what a split over devices moves apart."""
 
-import re
 from collections.abc import Iterable
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from quant_assets.formats.gguf_header import read_gguf_header
-from quant_assets.formats.safetensors_header import tensors_of_folder
-from quant_assets.models.inspection import ModelShape
-
-_GGUF_LAYER: Final = re.compile(r"^blk\.(\d+)\.")
-_GGUF_EXPERTS: Final = re.compile(r"\.ffn_(?:up|down|gate|gate_up)_(?:ch)?exps\b")
-"""What `--n-cpu-moe` keeps in host memory (llama.cpp, common/common.h): not the shared experts."""
-_GGUF_INPUT: Final = ("token_embd", "token_types", "position_embd", "per_layer_token_embd")
-
-_FOLDER_LAYER: Final = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
-_FOLDER_EXPERTS: Final = re.compile(r"\.experts\.")
-_FOLDER_INPUT: Final = re.compile(r"\b(?:embed_tokens|wte|word_embeddings|embed_in)\b")
-_FOLDER_OTHER_MODALITY: Final = re.compile(r"^(?:model\.)?(?:vision|visual|audio|multi_modal)")
-
-
-class LayerWeights(NamedTuple):
-    """Bytes of one layer's weights; `experts` are those of which a router chooses some per token."""
-
-    dense: int
-    experts: int = 0
+from quant_assets.models.inspection import LayerWeights, ModelShape
 
 
 class WeightParts(NamedTuple):
@@ -86,30 +65,26 @@ def spread(total: int, proportions: Iterable[float]) -> list[int]:
     return shares
 
 
-def stored_parts(path: Path, shape: ModelShape) -> WeightParts:
-    """The parts of the Hugging Face folder or GGUF file at `path`, whose shape is `shape`.
+def stored_parts(shape: ModelShape) -> WeightParts | None:
+    """The parts of the files that `shape` was read from; None for a shape without files.
 
-    Raises `InputError` when a file is missing or damaged.
+    Layers beyond the model's own, as of a draft head, count with its last.
     """
-    dense, experts = [0] * shape.n_layers, [0] * shape.n_layers
-    embedding = output = head = 0
-    sizes = _folder_sizes(path) if path.is_dir() else _gguf_sizes(path)
-    for part, layer, size in sizes:
-        if part == "input":
-            embedding += size
-        elif layer is None:
-            output += size
-            head += part == "head"
-        elif part == "experts":
-            experts[min(layer, shape.n_layers - 1)] += size
-        else:
-            dense[min(layer, shape.n_layers - 1)] += size
-    if not head:  # the embedding is the output head as well
-        embedding, output = 0, output + embedding
+    roles = shape.tensor_roles
+    if roles is None or shape.weights_bytes is None or not shape.layer_weights:
+        return None
+    layers = [*shape.layer_weights[: shape.n_layers]]
+    layers += [LayerWeights(0)] * (shape.n_layers - len(layers))
+    beyond = shape.layer_weights[shape.n_layers :]
+    layers[-1] = LayerWeights(
+        layers[-1].dense + sum(layer.dense for layer in beyond),
+        layers[-1].experts + sum(layer.experts for layer in beyond),
+    )
+    inside = sum(layer.dense + layer.experts for layer in layers)
     return WeightParts(
-        layers=tuple(LayerWeights(*pair) for pair in zip(dense, experts, strict=True)),
-        embedding=embedding,
-        output=output,
+        layers=tuple(layers),
+        embedding=roles.lookup_bytes,
+        output=shape.weights_bytes - inside - roles.lookup_bytes,
     )
 
 
@@ -132,30 +107,3 @@ def typical_parts(shape: ModelShape) -> WeightParts:
         layers.append(LayerWeights(dense, size - dense))
     embedding = 0 if tied else min(head, other)
     return WeightParts(tuple(layers), embedding, max(0, other - embedding))
-
-
-def _gguf_sizes(path: Path) -> Iterable[tuple[str, int | None, int]]:
-    for tensor in read_gguf_header(path).tensors:
-        layer = _GGUF_LAYER.match(tensor.name)
-        if layer is not None:
-            part = "experts" if _GGUF_EXPERTS.search(tensor.name) else "dense"
-            yield part, int(layer[1]), tensor.n_bytes
-        elif tensor.name.startswith(_GGUF_INPUT):
-            yield "input", None, tensor.n_bytes
-        else:
-            yield "head" if tensor.name == "output.weight" else "other", None, tensor.n_bytes
-
-
-def _folder_sizes(folder: Path) -> Iterable[tuple[str, int | None, int]]:
-    for _, tensor in tensors_of_folder(folder).values():
-        layer = _FOLDER_LAYER.search(f".{tensor.name}")
-        if _FOLDER_OTHER_MODALITY.match(tensor.name):
-            yield "other", None, tensor.n_bytes
-        elif layer is not None:
-            part = "experts" if _FOLDER_EXPERTS.search(tensor.name) else "dense"
-            yield part, int(layer[1]), tensor.n_bytes
-        elif _FOLDER_INPUT.search(tensor.name):
-            yield "input", None, tensor.n_bytes
-        else:
-            head = ".lm_head." in f".{tensor.name}" or ".embed_out." in f".{tensor.name}"
-            yield "head" if head else "other", None, tensor.n_bytes
