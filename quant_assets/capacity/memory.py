@@ -10,6 +10,7 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from quant_assets.capacity.reference_models import mixture_bits, nearest_reference
+from quant_assets.capacity.transformer_graph import GraphSize, transformer_buffer_bytes
 from quant_assets.errors import InputError
 from quant_assets.formats.ggml_types import GgmlType, ggml_type
 from quant_assets.formats.gguf_levels import parse_level
@@ -29,7 +30,6 @@ MAX_BATCH: Final = 100_000
 """Bounds that catch typos; no model comes near them."""
 
 _CELL_MULTIPLE = 256  # llama.cpp rounds the context of a sequence up to it (llama-context.cpp)
-_F16_BYTES = 2
 _F32_BYTES = 4
 
 
@@ -52,6 +52,11 @@ class Serving(BaseModel):
     def cells(self) -> int:
         """Cache cells of one sequence: the context, rounded up as llama.cpp does."""
         return ceil(self.context / _CELL_MULTIPLE) * _CELL_MULTIPLE
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of the largest micro-batch: no more than all cells hold."""
+        return min(self.micro_batch, self.cells * self.batch)
 
 
 class Weights(BaseModel):
@@ -167,16 +172,16 @@ def kv_cache_bytes(shape: ModelShape, serving: Serving) -> int:
             "llama.cpp refuses a quantized V cache without it.",
             "Turn it on with --flash-attention, or keep V in F16 with --kv-type-v f16.",
         )
-    sliding_cells = serving.cells
-    if shape.sliding_window is not None:
-        kept = shape.sliding_window + serving.micro_batch
-        sliding_cells = min(sliding_cells, ceil(kept / _CELL_MULTIPLE) * _CELL_MULTIPLE)
-    total = 0
-    for layer, kv_heads in enumerate(sorted(shape.kv_heads_by_layer, reverse=True)):
-        # The order does not matter: all layers with attention have the same heads.
-        cells = sliding_cells if layer < shape.n_sliding_layers else serving.cells
-        total += cells * kv_row_bytes(shape, serving, kv_heads)
-    return total * serving.batch
+    return sum(layer_cache_bytes(shape, serving, layer) for layer in range(shape.n_layers))
+
+
+def layer_cache_bytes(shape: ModelShape, serving: Serving, layer: int) -> int:
+    """Bytes of the KV cache of one layer, for all sequences."""
+    cells = _cells(shape, serving)[shape.layer_slides(layer)]
+    heads, (dim_k, dim_v) = shape.kv_heads(layer), shape.head_dims(layer)
+    row_k = _row_bytes(serving.kv_type_k, heads, dim_k)
+    row_v = _row_bytes(serving.kv_type_v, heads, dim_v)
+    return serving.batch * cells * (row_k + row_v)
 
 
 def kv_row_bytes(shape: ModelShape, serving: Serving, kv_heads: int) -> int:
@@ -189,27 +194,30 @@ def kv_row_bytes(shape: ModelShape, serving: Serving, kv_heads: int) -> int:
 def compute_buffer_bytes(shape: ModelShape, serving: Serving) -> int:
     """Bytes of llama.cpp's compute buffer and of the logits that it keeps per sequence.
 
-    The buffer is reserved for the worst micro-batch of T tokens and reused along the graph, so the
-    largest stage determines it (F32 activations; measured on graphs that llama.cpp reserves for Llama
-    shapes):
-
-    - output: T x (vocabulary + 2 hidden)
-    - feed-forward: T x (4 hidden + 3 intermediate), and the F16 mask of T x cells
-    - attention without flash attention: T x (heads x cells + cells + 5 hidden + 2 KV rows)
+    The buffer is reserved for the worst micro-batch; its tensors are laid out as ggml's allocator
+    does (`graph_allocator`).
     """
-    tokens = min(serving.micro_batch, serving.cells)
-    hidden, cells = shape.hidden_size, serving.cells
-    output = _F32_BYTES * tokens * (shape.vocab_size + 2 * hidden)
-    inner = shape.intermediate_size * max(1, shape.n_experts_used)
-    feed_forward = _F32_BYTES * tokens * (4 * hidden + 3 * inner)
-    if serving.flash_attention:
-        attention = 0
-        feed_forward += _F16_BYTES * tokens * cells
-    else:
-        kv_row = shape.n_kv_heads * shape.head_dim_k
-        attention = _F32_BYTES * tokens * (shape.n_heads * cells + cells + 5 * hidden + 2 * kv_row)
-    logits_kept = _F32_BYTES * serving.batch * shape.vocab_size
-    return max(output, feed_forward, attention) + logits_kept
+    buffer_bytes = transformer_buffer_bytes(
+        shape,
+        GraphSize(
+            tokens=serving.micro_batch_tokens,
+            streams=serving.batch,
+            cells=_cells(shape, serving),
+            kv_type_k=_kv_type(serving.kv_type_k).name,
+            kv_type_v=_kv_type(serving.kv_type_v).name,
+            flash_attention=serving.flash_attention,
+        ),
+    )
+    return buffer_bytes + _F32_BYTES * serving.batch * shape.vocab_size
+
+
+def _cells(shape: ModelShape, serving: Serving) -> tuple[int, int]:
+    """Cache cells of one sequence, in a layer without and in one with a sliding window."""
+    cells = serving.cells
+    if shape.sliding_window is None:
+        return cells, cells
+    kept = shape.sliding_window + serving.micro_batch_tokens
+    return cells, ceil(min(cells, kept) / _CELL_MULTIPLE) * _CELL_MULTIPLE
 
 
 def _kv_type(name: str) -> GgmlType:

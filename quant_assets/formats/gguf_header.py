@@ -80,6 +80,12 @@ class GgufHeader:
     data_start: int
 
     @property
+    def file_bytes(self) -> int:
+        """Size of a file with this header and all data of its tensors."""
+        last = self.tensors[-1] if self.tensors else None
+        return self.data_start + last.offset + last.n_bytes if last else 0
+
+    @property
     def n_parts(self) -> int:
         """Number of files that the model is split into."""
         parts = self.values.get("split.count", 1)
@@ -163,8 +169,8 @@ def require_gguf(path: Path) -> None:
         )
 
 
-def read_gguf_header(path: Path) -> GgufHeader:
-    """The header of `path`, checked against itself and the file's size.
+def read_gguf_header(path: Path, *, require_data: bool = True) -> GgufHeader:
+    """The header of `path`, checked against itself and, with `require_data`, the file's size.
 
     Raises `InputError` when it is not a GGUF file, is damaged or cut off.
     """
@@ -186,12 +192,10 @@ def read_gguf_header(path: Path) -> GgufHeader:
             f"It is cut off or overwritten ({error}).",
             "Fetch or convert the file again.",
         ) from error
-    last = header.tensors[-1] if header.tensors else None
-    expected = header.data_start + last.offset + last.n_bytes if last else 0
-    if size < expected:
+    if require_data and size < header.file_bytes:
         raise InputError(
             f"The file {path} is cut off.",
-            f"Its header describes {expected} bytes, it has {size}.",
+            f"Its header describes {header.file_bytes} bytes, it has {size}.",
             "Fetch or convert the file again.",
         )
     return header

@@ -1,7 +1,7 @@
 """The shape of a model, read from headers only: no weight is loaded, none of its code runs."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
@@ -10,13 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_header import (
-    GgufHeader,
     Value,
     read_gguf_header,
     require_single_file,
 )
 from quant_assets.formats.group_quantization import PACKED_PARTS
 from quant_assets.formats.safetensors_header import StoredTensor, tensors_of_folder
+from quant_assets.models.graph_traits import GraphTraits, LayerKind, gguf_traits, hf_traits
 from quant_assets.models.hf_config import (
     CONFIG_NAME,
     LIMITS,
@@ -31,10 +31,29 @@ from quant_assets.models.hf_config import (
     read_config,
     text_config,
 )
+from quant_assets.models.sliding_windows import (
+    gguf_sliding_window,
+    hf_sliding_window,
+    listed_layer_types,
+)
 from quant_assets.models.stored_quantization import quantization_config
 
+GGUF_PADDING: Final = 32
+"""Tensors of a GGUF file begin at multiples of it, and so they do in memory."""
 _PACKED_WEIGHT: Final = f".{PACKED_PARTS[0]}"
 _PACKED_SIDE_TENSORS: Final = tuple(f".{part}" for part in PACKED_PARTS[1:])
+_HF_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    # Published configurations of Gemma 3 leave these to transformers.
+    "gemma3_text": {
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262_208,
+        "max_position_embeddings": 131_072,
+    },
+}
+_CACHES_FROM_START: Final = {"gemma3n": 20}
+"""Layers with a cache of their own, where the file does not say so (llama.cpp's src/models/)."""
 _ATTENTION_LAYERS: Final = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 _INPUT_EMBEDDING: Final = re.compile(
     r"(?:^|\.)(?:token_embd|embed_tokens|wte|embed_in|word_embeddings)\.weight$"
@@ -82,10 +101,11 @@ class TensorRoles(BaseModel):
 class ModelShape(BaseModel):
     """The figures that determine a model's memory. Counts are of numbers, not bytes.
 
-    `kv_heads_by_layer` holds 0 for a layer without attention. `head_dim_v` is 0 where V is a view
-    of K (multi-head latent attention). `n_sliding_layers` layers cache only the last
-    `sliding_window` tokens. `n_linear_parameters` counts the matrices inside the blocks, which every
-    quantizer quantizes; embeddings, output head, norms and biases are the rest.
+    `kv_heads_by_layer` holds 0 for a layer without a cache of its own. `head_dim_v` is 0 where V is a
+    view of K (multi-head latent attention). `n_sliding_layers` layers cache only the last
+    `sliding_window` tokens; `sliding_layers` says which ones, the first ones where it is empty. Their
+    heads may have sizes of their own. `n_linear_parameters` counts the matrices inside the blocks,
+    which every quantizer quantizes; embeddings, output head, norms and biases are the rest.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -104,12 +124,16 @@ class ModelShape(BaseModel):
     context_length: int | None = Field(default=None, gt=0, le=MAX_CONTEXT_LENGTH)
     sliding_window: int | None = Field(default=None, gt=0, le=MAX_CONTEXT_LENGTH)
     n_sliding_layers: int = Field(default=0, ge=0, le=MAX_LAYERS)
+    sliding_layers: tuple[bool, ...] = Field(default=(), max_length=MAX_LAYERS)
+    sliding_head_dims: tuple[int, int] | None = None
+    """Sizes of a head of K and of V in a sliding layer, where they differ from the others."""
+    graph: GraphTraits = GraphTraits()
     n_experts: int = Field(default=0, ge=0, le=MAX_EXPERTS)
     n_experts_used: int = Field(default=0, ge=0, le=MAX_EXPERTS)
     n_parameters: int = Field(gt=0)
     n_linear_parameters: int = Field(ge=0)
     weights_bytes: int | None = None
-    """Bytes of the tensors' data as stored; None for a shape without files."""
+    """Bytes of the tensors' data as stored, in GGUF with their padding; None without files."""
     weight_types: dict[str, int] = Field(default_factory=dict)
     """Number of tensors by stored type."""
     tensor_roles: TensorRoles | None = None
@@ -122,6 +146,33 @@ class ModelShape(BaseModel):
         """Key and value heads of the layer with the most."""
         return max(self.kv_heads_by_layer)
 
+    @property
+    def slides(self) -> bool:
+        """Whether any layer has a sliding window."""
+        return self.sliding_window is not None and self.n_sliding_layers > 0
+
+    def kv_heads(self, layer: int) -> int:
+        """Key and value heads of a layer; 0 without a cache of its own."""
+        return self.kv_heads_by_layer[layer]
+
+    def layer_slides(self, layer: int) -> bool:
+        """Whether a layer caches only the last `sliding_window` tokens."""
+        if self.sliding_window is None:
+            return False
+        return self.sliding_layers[layer] if self.sliding_layers else layer < self.n_sliding_layers
+
+    def head_dims(self, layer: int) -> tuple[int, int]:
+        """Sizes of a head of K and of V in a layer; V's is 0 where it is a view of K."""
+        if self.sliding_head_dims is not None and self.layer_slides(layer):
+            return self.sliding_head_dims
+        return self.head_dim_k, self.head_dim_v
+
+    def layer_kind(self, layer: int) -> LayerKind:
+        """The feed-forward part of a layer."""
+        if not self.n_experts or layer in self.graph.dense_layers:
+            return LayerKind.DENSE
+        return LayerKind.EXPERTS
+
 
 @dataclass(frozen=True)
 class _Tensor:
@@ -132,15 +183,15 @@ class _Tensor:
     type_name: str
 
 
-def inspect_model(path: Path) -> ModelShape:
+def inspect_model(path: Path, *, require_data: bool = True) -> ModelShape:
     """The shape of the Hugging Face folder or GGUF file at `path`.
 
-    Raises `InputError` when a file is missing, damaged, or does not describe a language model.
+    Without `require_data` a GGUF file may end after its header. Raises `InputError` when a file is missing, damaged, or does not describe a language model.
     """
     try:
         if path.is_dir():
             return _inspect_folder(path)
-        return _inspect_gguf(path)
+        return _inspect_gguf(path, require_data)
     except ValidationError as error:
         raise InputError(
             f"The model at {path} declares an impossible shape.",
@@ -149,8 +200,8 @@ def inspect_model(path: Path) -> ModelShape:
         ) from error
 
 
-def _inspect_gguf(path: Path) -> ModelShape:
-    header = read_gguf_header(path)
+def _inspect_gguf(path: Path, require_data: bool) -> ModelShape:
+    header = read_gguf_header(path, require_data=require_data)
     architecture = header.values.get("general.architecture")
     if not isinstance(architecture, str):
         raise _missing(path, "general.architecture")
@@ -170,12 +221,30 @@ def _inspect_gguf(path: Path) -> ModelShape:
     n_heads = number("attention.head_count")
     head_dim = number("attention.key_length", hidden_size // max(1, n_heads))
     latent = f"{architecture}.attention.key_length_mla" in header.values
-    sliding_window, n_sliding_layers = _gguf_sliding(header, architecture, n_layers)
+    head_dim_v = 0 if latent else number("attention.value_length", head_dim)
+    sliding = gguf_sliding_window(
+        architecture,
+        header.values.get(f"{architecture}.attention.sliding_window"),
+        header.values.get(f"{architecture}.attention.sliding_window_pattern"),
+        n_layers,
+    )
+    sliding_dims = (
+        number("attention.key_length_swa", head_dim),
+        number("attention.value_length_swa", head_dim_v) if head_dim_v else 0,
+    )
+    kv_heads = _by_layer(
+        header.values.get(f"{architecture}.attention.head_count_kv", n_heads),
+        n_layers,
+        number("attention.head_count_kv", n_heads),
+    )
+    own_cache = n_layers - number("attention.shared_kv_layers", 0)
+    if architecture in _CACHES_FROM_START:
+        own_cache = min(n_layers, _CACHES_FROM_START[architecture])
     tensors = [
         _Tensor(
             name=tensor.name,
             n_elements=tensor.n_elements,
-            n_bytes=tensor.n_bytes,
+            n_bytes=-(-tensor.n_bytes // GGUF_PADDING) * GGUF_PADDING,
             is_linear=tensor.name.startswith("blk.") and sum(d > 1 for d in tensor.shape) >= 2,
             type_name=tensor.type_name,
         )
@@ -188,17 +257,22 @@ def _inspect_gguf(path: Path) -> ModelShape:
         hidden_size=hidden_size,
         intermediate_size=number("feed_forward_length", 0),
         n_heads=n_heads,
-        kv_heads_by_layer=_by_layer(
-            header.values.get(f"{architecture}.attention.head_count_kv", n_heads),
-            n_layers,
-            number("attention.head_count_kv", n_heads),
-        ),
+        kv_heads_by_layer=kv_heads[:own_cache] + (0,) * (len(kv_heads) - own_cache),
         head_dim_k=head_dim,
-        head_dim_v=0 if latent else number("attention.value_length", head_dim),
+        head_dim_v=head_dim_v,
         vocab_size=tokens if tokens else number("vocab_size"),
         context_length=number("context_length", 0) or None,
-        sliding_window=sliding_window,
-        n_sliding_layers=n_sliding_layers,
+        sliding_window=sliding.tokens,
+        n_sliding_layers=sum(sliding.layers),
+        sliding_layers=sliding.layers if any(sliding.layers) else (),
+        sliding_head_dims=sliding_dims if sliding_dims != (head_dim, head_dim_v) else None,
+        graph=gguf_traits(
+            architecture,
+            header.values,
+            {tensor.name: tensor.shape for tensor in header.tensors},
+            n_layers=n_layers,
+            width=number("feed_forward_length", 0),
+        ),
         n_experts=number("expert_count", 0),
         n_experts_used=number("expert_used_count", 0),
         **_totals(tensors),
@@ -212,27 +286,11 @@ def _by_layer(value: Value, n_layers: int, largest: int) -> tuple[int, ...]:
     return (largest,) * n_layers
 
 
-def _gguf_sliding(header: GgufHeader, architecture: str, n_layers: int) -> tuple[int | None, int]:
-    """The sliding window and the number of layers that use it.
-
-    Files of many architectures leave the pattern to the runtime; all layers then count as full
-    attention, which may overstate the cache but never understates it.
-    """
-    window = header.values.get(f"{architecture}.attention.sliding_window")
-    pattern = header.values.get(f"{architecture}.attention.sliding_window_pattern")
-    if not isinstance(window, int) or window <= 0:
-        return None, 0
-    if isinstance(pattern, tuple):
-        return window, sum(bool(item) for item in pattern)
-    if isinstance(pattern, int) and pattern > 1:
-        return window, n_layers - n_layers // pattern
-    return window, 0
-
-
 def _inspect_folder(folder: Path) -> ModelShape:
     config_path = folder / CONFIG_NAME
     config = read_config(folder)
     fields = {**config, **text_config(config)}
+    fields = {**_HF_DEFAULTS.get(str(fields.get("model_type")), {}), **fields}
 
     def number(*keys: str, default: int | None = None) -> int:
         for key in keys:
@@ -251,39 +309,40 @@ def _inspect_folder(folder: Path) -> ModelShape:
         # Multi-head latent attention: one compressed row a token, of which V is a view.
         n_kv_heads, head_dim_v = 1, 0
         head_dim_k = latent_rank + number("qk_rope_head_dim", default=0)
-    layer_types = fields.get("layer_types")
-    if (
-        not isinstance(layer_types, list)
-        or len(layer_types) != n_layers
-        or not all(isinstance(kind, str) for kind in layer_types)
-    ):
-        layer_types = ["full_attention"] * n_layers
-    sliding_window = fields.get("sliding_window")
-    if type(sliding_window) is not int or sliding_window <= 0:
-        sliding_window = None  # some models disable it with -1
-    if fields.get("use_sliding_window") is False:
-        sliding_window = None
+    layer_types = listed_layer_types(fields, n_layers) or ["full_attention"] * n_layers
+    sliding = hf_sliding_window(fields, n_layers)
+    shared = number("num_kv_shared_layers", default=0)
+    width = number("intermediate_size", "n_inner", default=4 * hidden_size)
+    stored = {tensor.name: tensor for _, tensor in tensors_of_folder(folder).values()}
     quantization = quantization_config(config)
     return ModelShape(
         architecture=str(fields.get("model_type", "unknown")),
         n_layers=n_layers,
         hidden_size=hidden_size,
-        intermediate_size=number("intermediate_size", "n_inner", default=4 * hidden_size),
+        intermediate_size=width,
         n_heads=n_heads,
         kv_heads_by_layer=tuple(
-            n_kv_heads if kind in _ATTENTION_LAYERS else 0 for kind in layer_types
+            n_kv_heads if kind in _ATTENTION_LAYERS and layer < n_layers - shared else 0
+            for layer, kind in enumerate(layer_types)
         ),
         head_dim_k=head_dim_k,
         head_dim_v=head_dim_v,
         vocab_size=number("vocab_size"),
         context_length=number("max_position_embeddings", "n_positions", default=0) or None,
-        sliding_window=sliding_window,
-        n_sliding_layers=layer_types.count("sliding_attention") if sliding_window else 0,
+        sliding_window=sliding.tokens,
+        n_sliding_layers=sum(sliding.layers),
+        sliding_layers=sliding.layers if any(sliding.layers) else (),
+        graph=hf_traits(
+            fields,
+            {name: tensor.shape for name, tensor in stored.items()},
+            n_layers=n_layers,
+            width=width,
+        ),
         n_experts=number("num_local_experts", "num_experts", "n_routed_experts", default=0),
         n_experts_used=number("num_experts_per_tok", default=0),
         **_totals(
             _safetensors_tensor(tensor, quantization.bits if quantization else None)
-            for _, tensor in tensors_of_folder(folder).values()
+            for tensor in stored.values()
         ),
     )
 

@@ -1,0 +1,249 @@
+"""Traits of a transformer's layers that decide how much memory its computation takes."""
+
+from collections.abc import Callable, Collection, Mapping
+from enum import StrEnum
+from typing import Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from quant_assets.models.hf_config import MAX_EXPERTS, MAX_WIDTH
+
+_SIGMOID_GATE: Final = 2  # llama_expert_gating_func_type
+_UNNORMED_EXPERTS: Final = frozenset({"olmoe", "qwen2moe", "deepseek", "deepseek2"})
+"""Architectures whose experts' weights are not normalized unless the file says so."""
+
+
+class LayerKind(StrEnum):
+    """The feed-forward part of a layer."""
+
+    DENSE = "dense"
+    EXPERTS = "experts"
+
+
+class LatentAttention(BaseModel):
+    """Multi-head latent attention: sizes of the compressed rows and of a head's parts.
+
+    A query is compressed to `query_rank` numbers (0: not at all), K and V together to `rank`. A head
+    has `plain_dim` numbers without and `rope_dim` with rotation; its value has `value_dim`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    query_rank: int = Field(ge=0, le=MAX_WIDTH)
+    rank: int = Field(gt=0, le=MAX_WIDTH)
+    plain_dim: int = Field(gt=0, le=MAX_WIDTH)
+    rope_dim: int = Field(gt=0, le=MAX_WIDTH)
+    value_dim: int = Field(gt=0, le=MAX_WIDTH)
+
+
+class GraphTraits(BaseModel):
+    """How the layers of a family differ from Llama's, whose traits are the defaults.
+
+    `query_key_norms` normalizes queries and keys by head or flat. `post_norms` follow attention and
+    feed-forward, `post_norms_only` without a norm before them. `parallel_blocks` run attention and
+    feed-forward side by side; `centred_norms` subtract the mean. A `fused` feed-forward has gate and
+    up in one matrix, a `plain` one has no gate. Widths are those of one expert and of the shared
+    experts together; `dense_layers` have no experts.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    fused_qkv: bool = False
+    query_key_norms: Literal["none", "heads", "flat"] = "none"
+    post_norms: bool = False
+    post_norms_only: bool = False
+    parallel_blocks: bool = False
+    centred_norms: bool = False
+    feed_forward: Literal["gated", "fused", "plain"] = "gated"
+    latent: LatentAttention | None = None
+    dense_layers: tuple[int, ...] = ()
+    expert_width: int = Field(default=0, ge=0, le=MAX_WIDTH)
+    shared_width: int = Field(default=0, ge=0, le=MAX_WIDTH)
+    gated_shared_experts: bool = False
+    merged_experts: bool = False
+    sigmoid_gate: bool = False
+    biased_selection: bool = False
+    normed_expert_weights: bool = True
+    scaled_expert_weights: bool = False
+    expert_groups: int = Field(default=0, ge=0, le=MAX_EXPERTS)
+    expert_groups_used: int = Field(default=0, ge=0, le=MAX_EXPERTS)
+
+
+def gguf_traits(
+    architecture: str,
+    values: Mapping[str, object],
+    tensors: Mapping[str, tuple[int, ...]],
+    *,
+    n_layers: int,
+    width: int,
+) -> GraphTraits:
+    """The traits of a GGUF file with these key-values and shapes of tensors.
+
+    `width` is that of its dense feed-forward.
+    """
+
+    def value(key: str) -> int:
+        found = values.get(f"{architecture}.{key}")
+        return int(found) if isinstance(found, int | float) else 0
+
+    roles: dict[str, tuple[int, ...]] = {}
+    expert_layers: set[int] = set()
+    for name, shape in tensors.items():
+        prefix, _, rest = name.partition(".")
+        number, _, role = rest.partition(".")
+        if prefix == "blk" and number.isdigit():
+            roles.setdefault(role, shape)
+            if role == "ffn_gate_inp.weight":
+                expert_layers.add(int(number))
+    down = roles.get("ffn_down_exps.weight", ())
+    shared = roles.get("ffn_down_shexp.weight", ())
+    normed = values.get(f"{architecture}.expert_weights_norm")
+    scale = values.get(f"{architecture}.expert_weights_scale")
+    up = roles.get("ffn_up.weight", ())
+    pre_norms = "attn_norm.weight" in roles or not roles
+    post_norms = "post_attention_norm.weight" in roles and "post_ffw_norm.weight" in roles
+    return GraphTraits(
+        fused_qkv="attn_qkv.weight" in roles,
+        query_key_norms=_norm_kind(roles.get("attn_q_norm.weight"), roles.get("attn_q.weight")),
+        post_norms=post_norms,
+        post_norms_only=post_norms and not pre_norms,
+        parallel_blocks=bool(roles)
+        and not post_norms
+        and "ffn_norm.weight" not in roles
+        and "post_attention_norm.weight" not in roles
+        and "ffn_up.weight" in roles
+        and "attn_norm.weight" in roles
+        and "attn_output.weight" in roles,
+        centred_norms=f"{architecture}.attention.layer_norm_epsilon" in values,
+        feed_forward=_feed_forward("ffn_gate.weight" in roles, up, width),
+        latent=_gguf_latent(value, roles),
+        dense_layers=_dense_layers(expert_layers, n_layers),
+        expert_width=down[0] if down else 0,
+        shared_width=shared[0] if shared else 0,
+        gated_shared_experts="ffn_gate_inp_shexp.weight" in roles,
+        merged_experts="ffn_gate_up_exps.weight" in roles,
+        sigmoid_gate=value("expert_gating_func") == _SIGMOID_GATE,
+        biased_selection="exp_probs_b.bias" in roles,
+        normed_expert_weights=(
+            bool(normed) if normed is not None else architecture not in _UNNORMED_EXPERTS
+        ),
+        scaled_expert_weights=isinstance(scale, int | float) and scale not in (0, 1),
+        expert_groups=value("expert_group_count"),
+        expert_groups_used=value("expert_group_used_count"),
+    )
+
+
+def hf_traits(
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, tuple[int, ...]],
+    *,
+    n_layers: int,
+    width: int,
+) -> GraphTraits:
+    """The traits of a Hugging Face folder with these fields of config.json and shapes of tensors."""
+
+    def value(*keys: str) -> int:
+        return next((fields[key] for key in keys if type(fields.get(key)) is int), 0)
+
+    roles: dict[str, tuple[int, ...]] = {}
+    expert_layers: set[int] = set()
+    for name, shape in tensors.items():
+        _, _, rest = name.partition("layers.")
+        number, _, role = rest.partition(".")
+        if number.isdigit():
+            roles.setdefault(role, shape)
+            if ".experts." in role or role.endswith((".gate.weight", ".router.weight")):
+                expert_layers.add(int(number))
+    n_experts = value("num_local_experts", "num_experts", "n_routed_experts")
+    expert_width = value("moe_intermediate_size") or (width if n_experts else 0)
+    shared = value("shared_expert_intermediate_size") or (
+        value("n_shared_experts") * value("moe_intermediate_size")
+    )
+    scale = fields.get("routed_scaling_factor")
+    normed = fields.get("norm_topk_prob")
+    post_norms = "post_feedforward_layernorm.weight" in roles
+    query = roles.get("self_attn.q_proj.weight")
+    return GraphTraits(
+        fused_qkv="self_attn.qkv_proj.weight" in roles,
+        query_key_norms=_norm_kind(
+            roles.get("self_attn.q_norm.weight"), query[::-1] if query else None
+        ),
+        post_norms=post_norms,
+        post_norms_only=post_norms and "input_layernorm.weight" not in roles,
+        parallel_blocks=bool(query)
+        and "post_attention_layernorm.weight" not in roles
+        and "input_layernorm.weight" in roles
+        and "input_layernorm.bias" in roles,
+        centred_norms="input_layernorm.bias" in roles,
+        feed_forward=(
+            "fused"
+            if "mlp.gate_up_proj.weight" in roles
+            else "plain"
+            if roles.keys() & {"mlp.fc1.weight", "mlp.c_fc.weight", "mlp.dense_h_to_4h.weight"}
+            else "gated"
+        ),
+        latent=_hf_latent(value),
+        dense_layers=_dense_layers(expert_layers, n_layers) if n_experts else (),
+        expert_width=expert_width,
+        shared_width=shared if n_experts else 0,
+        gated_shared_experts="mlp.shared_expert_gate.weight" in roles,
+        sigmoid_gate=fields.get("scoring_func") == "sigmoid",
+        biased_selection=any(role.endswith("e_score_correction_bias") for role in roles),
+        normed_expert_weights=bool(normed) if normed is not None else True,
+        scaled_expert_weights=isinstance(scale, int | float) and scale not in (0, 1),
+        expert_groups=value("n_group"),
+        expert_groups_used=value("topk_group"),
+    )
+
+
+def _norm_kind(
+    norm: tuple[int, ...] | None, query: tuple[int, ...] | None
+) -> Literal["none", "heads", "flat"]:
+    """How queries are normalized, from the shape of the norm and of the query matrix."""
+    if norm is None:
+        return "none"
+    return "flat" if query is not None and norm[0] == query[-1] else "heads"
+
+
+def _feed_forward(
+    gated: bool, up: tuple[int, ...], width: int
+) -> Literal["gated", "fused", "plain"]:
+    if gated or not up:
+        return "gated"
+    return "fused" if len(up) > 1 and up[1] == 2 * width else "plain"
+
+
+def _dense_layers(expert_layers: Collection[int], n_layers: int) -> tuple[int, ...]:
+    if not expert_layers:
+        return ()
+    return tuple(layer for layer in range(n_layers) if layer not in expert_layers)
+
+
+def _gguf_latent(
+    value: Callable[[str], int], roles: Mapping[str, tuple[int, ...]]
+) -> LatentAttention | None:
+    head, value_dim = value("attention.key_length_mla"), value("attention.value_length_mla")
+    rank, rope = value("attention.kv_lora_rank"), value("rope.dimension_count")
+    if not (head and value_dim and rank and 0 < rope < head):
+        return None
+    return LatentAttention(
+        query_rank=0 if "attn_q.weight" in roles else value("attention.q_lora_rank"),
+        rank=rank,
+        plain_dim=head - rope,
+        rope_dim=rope,
+        value_dim=value_dim,
+    )
+
+
+def _hf_latent(value: Callable[..., int]) -> LatentAttention | None:
+    rank, rope = value("kv_lora_rank"), value("qk_rope_head_dim")
+    plain, value_dim = value("qk_nope_head_dim"), value("v_head_dim")
+    if not (rank and rope and plain and value_dim):
+        return None
+    return LatentAttention(
+        query_rank=value("q_lora_rank"),
+        rank=rank,
+        plain_dim=plain,
+        rope_dim=rope,
+        value_dim=value_dim,
+    )
