@@ -172,7 +172,9 @@ def kv_cache_bytes(shape: ModelShape, serving: Serving) -> int:
             "llama.cpp refuses a quantized V cache without it.",
             "Turn it on with --flash-attention, or keep V in F16 with --kv-type-v f16.",
         )
-    if shape.graph.latent is not None and _kv_type(serving.kv_type_k) != _kv_type(serving.kv_type_v):
+    if shape.graph.latent is not None and _kv_type(serving.kv_type_k) != _kv_type(
+        serving.kv_type_v
+    ):
         raise InputError(
             f"The KV cache of this model cannot be {serving.kv_type_k} and {serving.kv_type_v}.",
             "With multi-head latent attention V is a part of K, and llama.cpp refuses two types.",

@@ -1,6 +1,6 @@
 """Traits of a transformer's layers that decide how much memory its computation takes."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping, Set
 from enum import StrEnum
 from typing import Any, Final, Literal
 
@@ -56,7 +56,7 @@ class GraphTraits(BaseModel):
     centred_norms: bool = False
     feed_forward: Literal["gated", "fused", "plain"] = "gated"
     latent: LatentAttention | None = None
-    dense_layers: tuple[int, ...] = ()
+    dense_layers: frozenset[int] = frozenset()
     expert_width: int = Field(default=0, ge=0, le=MAX_WIDTH)
     shared_width: int = Field(default=0, ge=0, le=MAX_WIDTH)
     gated_shared_experts: bool = False
@@ -84,7 +84,7 @@ def gguf_traits(
 
     def value(key: str) -> int:
         found = values.get(f"{architecture}.{key}")
-        return int(found) if isinstance(found, int | float) else 0
+        return found if type(found) is int else 0
 
     roles: dict[str, tuple[int, ...]] = {}
     expert_layers: set[int] = set()
@@ -183,7 +183,7 @@ def hf_traits(
             else "gated"
         ),
         latent=_hf_latent(value),
-        dense_layers=_dense_layers(expert_layers, n_layers) if n_experts else (),
+        dense_layers=_dense_layers(expert_layers, n_layers) if n_experts else frozenset(),
         expert_width=expert_width,
         shared_width=shared if n_experts else 0,
         gated_shared_experts="mlp.shared_expert_gate.weight" in roles,
@@ -200,9 +200,9 @@ def _norm_kind(
     norm: tuple[int, ...] | None, query: tuple[int, ...] | None
 ) -> Literal["none", "heads", "flat"]:
     """How queries are normalized, from the shape of the norm and of the query matrix."""
-    if norm is None:
+    if not norm:
         return "none"
-    return "flat" if query is not None and norm[0] == query[-1] else "heads"
+    return "flat" if query and norm[0] == query[-1] else "heads"
 
 
 def _feed_forward(
@@ -213,10 +213,8 @@ def _feed_forward(
     return "fused" if len(up) > 1 and up[1] == 2 * width else "plain"
 
 
-def _dense_layers(expert_layers: Collection[int], n_layers: int) -> tuple[int, ...]:
-    if not expert_layers:
-        return ()
-    return tuple(layer for layer in range(n_layers) if layer not in expert_layers)
+def _dense_layers(expert_layers: Set[int], n_layers: int) -> frozenset[int]:
+    return frozenset(range(n_layers)) - expert_layers if expert_layers else frozenset()
 
 
 def _gguf_latent(

@@ -30,7 +30,8 @@ LIMITS: Final[Mapping[str, int]] = {
     **dict.fromkeys(
         ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_encoder_layers",
          "num_decoder_layers", "encoder_layers", "decoder_layers", "num_nextn_predict_layers",
-         "block_count", "nextn_predict_layers"),
+         "block_count", "nextn_predict_layers", "num_kv_shared_layers",
+         "attention.shared_kv_layers"),
         MAX_LAYERS,
     ),
     **dict.fromkeys(
@@ -48,7 +49,8 @@ LIMITS: Final[Mapping[str, int]] = {
          "moe_intermediate_size", "shared_expert_intermediate_size", "kv_lora_rank", "q_lora_rank",
          "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "embedding_length",
          "feed_forward_length", "expert_feed_forward_length", "attention.key_length",
-         "attention.value_length", "attention.key_length_mla", "attention.value_length_mla",
+         "attention.value_length", "attention.key_length_swa",
+         "attention.value_length_swa", "attention.key_length_mla", "attention.value_length_mla",
          "rope.dimension_count"),
         MAX_WIDTH,
     ),

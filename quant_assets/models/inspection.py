@@ -153,13 +153,15 @@ class ModelShape(BaseModel):
 
     def kv_heads(self, layer: int) -> int:
         """Key and value heads of a layer; 0 without a cache of its own."""
-        return self.kv_heads_by_layer[layer]
+        return self.kv_heads_by_layer[layer] if layer < len(self.kv_heads_by_layer) else 0
 
     def layer_slides(self, layer: int) -> bool:
         """Whether a layer caches only the last `sliding_window` tokens."""
         if self.sliding_window is None:
             return False
-        return self.sliding_layers[layer] if self.sliding_layers else layer < self.n_sliding_layers
+        if self.sliding_layers:
+            return layer < len(self.sliding_layers) and self.sliding_layers[layer]
+        return layer < self.n_sliding_layers
 
     def head_dims(self, layer: int) -> tuple[int, int]:
         """Sizes of a head of K and of V in a layer; V's is 0 where it is a view of K."""
@@ -281,9 +283,8 @@ def _inspect_gguf(path: Path, require_data: bool) -> ModelShape:
 
 def _by_layer(value: Value, n_layers: int, largest: int) -> tuple[int, ...]:
     """The heads per layer, from one number for all or a list with the maximum `largest`."""
-    if isinstance(value, tuple):
-        return tuple(int(heads) for heads in value)
-    return (largest,) * n_layers
+    listed = tuple(int(heads) for heads in value) if isinstance(value, tuple) else ()
+    return (*listed, *(largest,) * n_layers)[:n_layers]
 
 
 def _inspect_folder(folder: Path) -> ModelShape:
