@@ -11,9 +11,6 @@ from quant_assets.errors import InputError
 from quant_assets.gpus.registry import Gpu, Vendor
 from quant_assets.settings import get_settings
 
-BYTES_PER_NOMINAL_GB: Final = 2**30
-"""Memory is sold in GB of 2^30 bytes."""
-
 _SYSTEM_MEMORY: Final = "LPDDR"
 _UNITED_FAMILIES: Final = ("Instinct MI300A",)
 """Superchips whose CPU has no memory of its own, beside those with LPDDR."""
@@ -85,7 +82,7 @@ def device_budget(gpu: Gpu, reserve_gb: float | None = None) -> DeviceBudget:
     Of memory that it shares with the system a GPU has a share instead, without a reserve.
     """
     settings = placement_settings()
-    capacity_bytes = device_memory_bytes(gpu)
+    capacity_bytes = gpu.device_memory_bytes
     if shares_memory_with_system(gpu):
         for entry in settings.shared_memory[gpu.vendor]:
             if entry.up_to_gb is None or gpu.vram_gb <= entry.up_to_gb:
@@ -98,11 +95,6 @@ def plain_budget(capacity_bytes: int, reserve_gb: float | None = None) -> Device
     if reserve_gb is None:
         reserve_gb = placement_settings().reserve_gb
     return DeviceBudget(capacity_bytes, round(reserve_gb * 1e9))
-
-
-def device_memory_bytes(gpu: Gpu) -> int:
-    """Bytes of each device of `gpu`."""
-    return round(gpu.vram_gb / gpu.devices * BYTES_PER_NOMINAL_GB)
 
 
 def shares_memory_with_system(gpu: Gpu) -> bool:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -24,6 +24,9 @@ FormFactor = Literal["pcie", "sxm", "oam", "superchip", "module", "soc", "laptop
 _MAKER_WORDS = re.compile(r"\b(?:nvidia|geforce|tesla|amd|ati|intel|apple)\b|\((?:r|tm)\)|[®™]")
 _GIGABYTES = re.compile(r"(\d)\s*gb?\b")
 _SEPARATORS = re.compile(r"[^a-z0-9.]+")
+
+BYTES_PER_NOMINAL_GB: Final = 2**30
+"""Memory is sold in GB of 2^30 bytes."""
 
 _USUAL_FP32_LANES = 128
 """NVIDIA since Maxwell except `_FP32_LANES`; Intel's Xe cores; Apple's GPU cores."""
@@ -56,6 +59,11 @@ class Gpu(BaseModel):
     driver_names: tuple[str, ...] = ()
     """Names reported by the driver that would be ambiguous in a seller's title."""
     vram_gb: float = Field(gt=0, le=1024)
+    reported_memory_bytes: int | None = Field(default=None, gt=0)
+    """Total memory that the driver reports for one device, with ECC as the card is delivered.
+
+    It lacks what ECC and the driver keep. Known for some cards only; see `device_memory_bytes`.
+    """
     memory_type: str
     memory_bandwidth_gb_s: float | None = Field(default=None, ge=10, le=30_000)
     memory_bus_width_bit: int | None = Field(default=None, ge=32, le=16_384)
@@ -108,12 +116,31 @@ class Gpu(BaseModel):
             raise ValueError("only NVIDIA cards have MIG and NVLink")
         return self
 
+    @model_validator(mode="after")
+    def _reports_at_most_what_it_has(self) -> Self:
+        if (self.reported_memory_bytes or 0) > self._nominal_device_bytes:
+            raise ValueError("the driver cannot report more memory than the card is sold with")
+        return self
+
     @property
     def names(self) -> tuple[str, ...]:
         """All names of exactly this GPU: its name and aliases, with and without its memory size."""
         plain = (self.canonical_name, *self.aliases)
         memory = f"{self.vram_gb:g}GB"
         return (*plain, *(f"{name} {memory}" for name in plain if memory not in name))
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """Bytes of memory of each of the board's devices.
+
+        As reported by the driver, else as sold, a GB counting 2^30 bytes: the driver may keep some
+        percent of that.
+        """
+        return self.reported_memory_bytes or self._nominal_device_bytes
+
+    @property
+    def _nominal_device_bytes(self) -> int:
+        return round(self.vram_gb / self.devices * BYTES_PER_NOMINAL_GB)
 
     @property
     def fp32_lanes(self) -> int:

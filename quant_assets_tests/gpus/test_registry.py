@@ -162,6 +162,35 @@ def test_figures_are_plausible(gpu: Gpu) -> None:
     assert gpu.canonical_name.startswith(gpu.family)
 
 
+@pytest.mark.parametrize(
+    ("name", "device_bytes"),
+    [
+        ("L4", 23034 * 2**20),
+        ("Tesla T4", 15843721216),
+        ("H200 SXM 141GB", 143771 * 2**20),
+        ("A16", 15356 * 2**20),
+        ("Tesla K80", 11441 * 2**20),
+        ("Instinct MI250X", 65520 * 2**20),
+        ("Radeon RX 7900 XTX", 24560 * 2**20),
+        ("Tesla M10", 8 * 2**30),
+        ("Arc Pro B60 Dual 48GB", 24 * 2**30),
+        ("M2 Ultra 192GB", 192 * 2**30),
+    ],
+)
+def test_device_memory_is_reported_or_as_sold(name: str, device_bytes: int) -> None:
+    assert REGISTRY.get(name).device_memory_bytes == device_bytes
+
+
+def test_reported_memory_is_little_less_than_sold() -> None:
+    reported = [gpu for gpu in REGISTRY.all if gpu.reported_memory_bytes]
+    assert len(reported) >= 100
+    for gpu in reported:
+        # ECC in GDDR takes one sixteenth; the driver some more.
+        sold = gpu.vram_gb / gpu.devices * 2**30
+        assert 0.91 <= gpu.device_memory_bytes / sold <= 1, gpu.canonical_name
+        assert gpu.form_factor != "soc", gpu.canonical_name
+
+
 def test_laptop_gpus_are_not_sold_alone() -> None:
     laptop = {gpu.canonical_name for gpu in REGISTRY.all if gpu.form_factor == "laptop"}
     assert {"GeForce RTX 4060 Laptop GPU", "GeForce RTX 2050", "RTX A5000 Laptop GPU"} <= laptop
@@ -275,6 +304,7 @@ def test_one_name_for_two_cards_is_refused() -> None:
         {"tdp_w": 1},
         {"release_year": 1999},
         {"memory_bandwith_gb_s": 1000},
+        {"reported_memory_bytes": 8 * 2**30 + 1},
     ],
     ids=str,
 )

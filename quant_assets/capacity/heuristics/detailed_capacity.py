@@ -6,12 +6,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from quant_assets.capacity.device_memory import (
-    BYTES_PER_NOMINAL_GB,
-    DeviceBudget,
-    device_budget,
-    plain_budget,
-)
+from quant_assets.capacity.device_memory import DeviceBudget, device_budget, plain_budget
 from quant_assets.capacity.heuristics.strategy import (
     ColumnType,
     GpuFacts,
@@ -23,7 +18,7 @@ from quant_assets.capacity.heuristics.strategy import (
 from quant_assets.capacity.memory import Serving, estimate_memory, weights_at_level
 from quant_assets.capacity.placement import CopyParts, copies_held, copy_parts
 from quant_assets.capacity.reference_models import reference_models
-from quant_assets.gpus.registry import load_registry
+from quant_assets.gpus.registry import BYTES_PER_NOMINAL_GB, load_registry
 
 
 class DetailedCapacity(HeuristicStrategy):
