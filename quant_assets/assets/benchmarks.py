@@ -23,7 +23,7 @@ from quant_assets.assets.partitions import (
 from quant_assets.bench.artifact_finder import artifact_finder
 from quant_assets.bench.matrix import first_failure
 from quant_assets.bench.obedience.measurement import obedience_results
-from quant_assets.bench.quality import QualityStore, newest_by_artifact
+from quant_assets.bench.quality import QualityStore, newest_by_artifact, on_one_text
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.subject import Subject
@@ -101,7 +101,19 @@ def build_benchmark_results(
             settings = config.applied_to(defaults)
             find_artifact = artifact_finder(data_root.artifacts, model.name)
             results, root = data_root.results, data_root.settings
-            quality = newest_by_artifact(QualityStore(root.results, root.cache).all())
+            current = {
+                (name, artifact.artifact_id)
+                for name, variant in variants.items()
+                if (artifact := find_artifact(variant)) is not None
+            }
+            quality = on_one_text(
+                (
+                    result
+                    for result in QualityStore(root.results, root.cache).all()
+                    if result.model == model.name
+                ),
+                current,
+            )
             obedience = newest_by_artifact(obedience_results(root.results))
             cells = ProgressLog(context.log.info)
             for number, key in enumerate(context.partition_keys):
@@ -159,6 +171,10 @@ def _record_metadata(record: BenchmarkRecord) -> dict[str, dg.MetadataValue]:
         "command duration (ms)": record.command_duration_ms,
         "KV cache (MB)": record.kv_cache_bytes and record.kv_cache_bytes / 1e6,
         "perplexity": record.perplexity,
+        "perplexity, standard error": record.perplexity_standard_error,
+        "perplexity ratio to F16": record.perplexity_ratio,
+        "perplexity ratio to F16, low": record.perplexity_ratio_low,
+        "perplexity ratio to F16, high": record.perplexity_ratio_high,
         "obedience pass rate": record.obedience_pass_rate,
         "obedience pass rate, low": record.obedience_pass_rate_low,
         "obedience pass rate, high": record.obedience_pass_rate_high,

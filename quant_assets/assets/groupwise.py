@@ -220,8 +220,13 @@ def _artifact_metadata(
         "size (MB)": manifest.size_bytes / 1e6,
         "bits per weight": manifest.bits_per_weight,
         "perplexity": manifest.perplexity,
+        "perplexity, standard error": checks.get("perplexity_standard_error"),
         "perplexity over the source's": checks.get("ratio_to_source"),
+        "perplexity over the source's, low": checks.get("ratio_to_source_low"),
+        "perplexity over the source's, high": checks.get("ratio_to_source_high"),
         "perplexity over rounding's": checks.get("ratio_to_rounding"),
+        "perplexity over rounding's, low": checks.get("ratio_to_rounding_low"),
+        "perplexity over rounding's, high": checks.get("ratio_to_rounding_high"),
         "seconds": manifest.seconds,
     }
     return {

@@ -122,10 +122,20 @@ def _quality_metadata(
     quality: QualityResult, obedience: ObedienceResult | None, known_prompts: int
 ) -> dict[str, dg.MetadataValue]:
     measurement = quality.measurement
+    ratio, divergence = measurement.perplexity_ratio_interval, measurement.kl_divergence_interval
+    p99 = measurement.kl_divergence_p99_interval
     numbers = {
         "perplexity": measurement.perplexity,
+        "perplexity, standard error": measurement.perplexity_standard_error,
         "perplexity ratio to F16": measurement.perplexity_ratio,
+        "perplexity ratio to F16, low": ratio and ratio.low,
+        "perplexity ratio to F16, high": ratio and ratio.high,
         "KL divergence from F16 (nats)": measurement.kl_divergence,
+        "KL divergence from F16, low": divergence and divergence.low,
+        "KL divergence from F16, high": divergence and divergence.high,
+        "KL divergence from F16, p99": measurement.kl_divergence_p99,
+        "KL divergence from F16, p99, low": p99 and p99.low,
+        "KL divergence from F16, p99, high": p99 and p99.high,
         "top-1 agreement with F16": measurement.top1_agreement,
         "obedience pass rate": obedience.pass_rate if obedience else None,
         "obedience pass rate, low": obedience.pass_rate_interval.low if obedience else None,
@@ -144,6 +154,8 @@ def _quality_metadata(
             for category, rate in by_category.items()
         },
         "obedience prompts": dg.MetadataValue.text(answered),
-        "text": dg.MetadataValue.text(quality.text),
+        "text": dg.MetadataValue.text(
+            f"{quality.text}, {measurement.windows} windows of {measurement.context} tokens"
+        ),
         "artifact": dg.MetadataValue.text(quality.artifact_id),
     }

@@ -10,7 +10,7 @@ from quant_assets.assets.conventions import (
     gguf_artifacts_key,
     variant_quality_key,
 )
-from quant_assets.bench.quality import QualityStore, gate_breach
+from quant_assets.bench.quality import QualityStore, gate_breach, on_one_text
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.thresholds import load_thresholds
 from quant_assets.errors import CheckFailed
@@ -202,17 +202,19 @@ def _quality_is_kept(model: ModelConfig) -> dg.AssetChecksDefinition:
         name="quality_is_kept",
         description=(
             "For models of 1B parameters and up, the perplexity of Q4_K_M is at most "
-            f"{GATE_PERPLEXITY_RATIO} times that of F16."
+            f"{GATE_PERPLEXITY_RATIO} times that of F16, as far as its 95% interval tells."
         ),
     )
     def quality_is_kept(data_root: DataRoot) -> dg.AssetCheckResult:
         settings = data_root.settings
         artifacts = {found.job_id: found for found in data_root.artifacts.all()}
-        results = [
+        known = [
             result
             for result in QualityStore(settings.results, settings.cache).all()
             if result.model == model.name and result.artifact_id in artifacts
         ]
+        current = {(result.variant, result.artifact_id) for result in known}
+        results = list(on_one_text(known, current).values())
         breaches = [
             breach
             for result in results

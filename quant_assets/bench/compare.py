@@ -7,6 +7,13 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from quant_assets.bench.jobs import RunSample
+from quant_assets.bench.quality import (
+    QualityResult,
+    TextIdentity,
+    quality_results,
+    text_identity,
+)
+from quant_assets.bench.quality import compare as compare_quality
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.results import ResultStore, read_records
 from quant_assets.bench.statistics import Ratio, bootstrap_median_ratio
@@ -30,7 +37,8 @@ class Side(NamedTuple):
 class Comparison(BaseModel):
     """A cell of A over the same cell of B: ratios of medians with 95% bootstrap intervals.
 
-    A time ratio below 1 means that A is faster.
+    A time ratio below 1 means that A is faster. `perplexity` is paired by window, on the newest
+    text that both sides were measured on; null where there is none.
     """
 
     model: str
@@ -40,6 +48,7 @@ class Comparison(BaseModel):
     run_time: Ratio
     time_to_first_token: Ratio
     token_time: Ratio | None
+    perplexity: Ratio | None = None
     contended: bool
 
 
@@ -114,8 +123,34 @@ def _compare_cell(
             [run.time_to_first_token_ms for run in other_samples],
         ),
         token_time=bootstrap_median_ratio(steps, other_steps) if steps and other_steps else None,
+        perplexity=_perplexity(record, store, other, other_store),
         contended=bool(record.contended or other.contended),
     )
+
+
+def _perplexity(
+    record: BenchmarkRecord, store: ResultStore, other: BenchmarkRecord, other_store: ResultStore
+) -> Ratio | None:
+    """A's perplexity over B's on the newest text that both have."""
+    ours, theirs = _quality(record, store), _quality(other, other_store)
+    shared = sorted(set(ours) & set(theirs), key=lambda text: recency(ours[text].timestamp))
+    for text in reversed(shared):
+        ratio = compare_quality(ours[text], theirs[text])
+        if ratio is not None:
+            return ratio
+    return None
+
+
+def _quality(record: BenchmarkRecord, store: ResultStore) -> dict[TextIdentity, QualityResult]:
+    """The newest quality result of a record's artifact on each text."""
+    found = [
+        result
+        for result in quality_results(store.folder)
+        if (result.model, result.variant, result.artifact_id)
+        == (record.metadata.model, record.metadata.variant, record.metadata.artifact_id)
+    ]
+    ordered = sorted(found, key=lambda result: recency(result.timestamp))
+    return {text_identity(result): result for result in ordered}
 
 
 def _mean_steps(samples: Sequence[RunSample]) -> list[float]:

@@ -8,6 +8,12 @@ from quant_assets.formats.artifact_formats import RunnableFormat
 from quant_assets.host.conditions import HostConditions
 from quant_assets.host.devices import Device
 from quant_assets.record_files import Count
+from quant_assets.window_intervals import (
+    Interval,
+    mean_interval,
+    percentile_interval,
+    ratio_interval,
+)
 
 LOAD: Final = "load"
 WARM_UP: Final = "warm-up"
@@ -89,11 +95,27 @@ class QualityJob(BaseModel):
     cache_type_v: str = "f16"
 
 
+class WindowSums(BaseModel):
+    """Sums over the scored tokens of each window, in the order of the text, in nats.
+
+    Every window has the same number of scored tokens. `tokens_over_p99` counts those of a window
+    whose KL divergence is over the 99th percentile of all. All but `nll` need a baseline.
+    """
+
+    nll: list[float]
+    baseline_nll: list[float] | None = None
+    kl_divergence: list[float] | None = None
+    tokens_over_p99: list[Count] | None = None
+
+
 class QualityMeasurement(BaseModel):
     """Quality of a model on a text. Divergences are in nats; null: no baseline was given.
 
-    `perplexity_ratio` is over the baseline's perplexity on the same tokens; its standard error is
-    that of paired tokens, much smaller than the two perplexities' own (null in older records).
+    `perplexity_ratio` is over the baseline's perplexity on the same tokens. Standard errors are
+    llama.cpp's, of single tokens (of paired ones for the ratio). The intervals are at 95%, with the
+    window as the unit: see `window_intervals.py`. Older records have no `window_sums`, and
+    therefore no intervals. `kl_divergence_largest` has the largest divergences of single tokens, in
+    descending order, as many as the interval of the 99th percentile needs.
     """
 
     perplexity: float
@@ -110,7 +132,42 @@ class QualityMeasurement(BaseModel):
     kl_divergence_p99: float | None = None
     kl_divergence_max: float | None = None
     top1_agreement: float | None = None
+    window_sums: WindowSums | None = None
+    kl_divergence_largest: list[float] | None = None
     seconds: float
+
+    @property
+    def perplexity_ratio_interval(self) -> Interval | None:
+        """The interval of `perplexity_ratio`, paired by window."""
+        sums = self.window_sums
+        if sums is None or sums.baseline_nll is None:
+            return None
+        return ratio_interval(self._per_token(sums.nll), self._per_token(sums.baseline_nll))
+
+    @property
+    def kl_divergence_interval(self) -> Interval | None:
+        """The interval of `kl_divergence`, in nats."""
+        sums = self.window_sums
+        if sums is None or sums.kl_divergence is None:
+            return None
+        return mean_interval(self._per_token(sums.kl_divergence))
+
+    @property
+    def kl_divergence_p99_interval(self) -> Interval | None:
+        """The interval of `kl_divergence_p99`, in nats."""
+        sums = self.window_sums
+        if sums is None or sums.tokens_over_p99 is None or self.kl_divergence_largest is None:
+            return None
+        shares = [count * self.windows / self.scored_tokens for count in sums.tokens_over_p99]
+        return percentile_interval(shares, self.kl_divergence_largest, self.scored_tokens, 99)
+
+    @property
+    def window_nll(self) -> list[float] | None:
+        """The mean negative log-likelihood per token of each window, in nats."""
+        return None if self.window_sums is None else self._per_token(self.window_sums.nll)
+
+    def _per_token(self, sums: list[float]) -> list[float]:
+        return [value * len(sums) / self.scored_tokens for value in sums]
 
 
 class ChatJob(BaseModel):

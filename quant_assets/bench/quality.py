@@ -4,9 +4,9 @@ import datetime
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -15,14 +15,16 @@ from quant_assets.bench.artifact_finder import LocatedArtifact
 from quant_assets.bench.divergence import Baseline
 from quant_assets.bench.jobs import QualityJob, QualityMeasurement
 from quant_assets.bench.obedience.measurement import ObedienceResult
+from quant_assets.bench.statistics import Ratio
 from quant_assets.bench.subject import Subject, machine_lock
-from quant_assets.bench.variants import Variant
+from quant_assets.bench.variants import BASELINE_VARIANT, Variant
 from quant_assets.errors import InputError
 from quant_assets.host.identity import host_id
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.record_files import UtcTime, readable_record, recency, write_record
 from quant_assets.texts.evaluation import WINDOW_TOKENS, EvaluationText
+from quant_assets.window_intervals import ratio_interval
 
 DEFAULT_WINDOWS = 30
 
@@ -75,8 +77,7 @@ class QualityStore:
 
     def all(self) -> list[QualityResult]:
         """All readable results; a warning names the others."""
-        found = map(_known, sorted(self.folder.glob("*.json")))
-        return [result for result in found if result is not None]
+        return quality_results(self.folder.parent)
 
     def has_valid_baseline(self, path: Path) -> bool:
         """Whether a valid baseline file exists; a damaged one is deleted."""
@@ -89,6 +90,68 @@ class QualityStore:
             path.unlink()
             return False
         return True
+
+
+def quality_results(results: Path) -> list[QualityResult]:
+    """All readable quality results of a results folder; a warning names the others."""
+    found = map(_known, sorted((results / "quality").glob("*.json")))
+    return [result for result in found if result is not None]
+
+
+class TextIdentity(NamedTuple):
+    """What a perplexity was measured on; only measurements with equal identities compare."""
+
+    sha256: str
+    windows: int
+    context: int
+
+
+def text_identity(result: QualityResult) -> TextIdentity:
+    """The text, the number of its windows and their length that `result` was measured on."""
+    return TextIdentity(result.text_sha256, result.measurement.windows, result.measurement.context)
+
+
+def on_one_text(
+    results: Iterable[QualityResult], current: Collection[tuple[str, str]]
+) -> dict[tuple[str, str], QualityResult]:
+    """The newest result of each (variant, artifact id) in `current`, all of a model on one text.
+
+    Per model that is the text on which most variants besides the baseline were measured, of equals
+    the one measured last; `int_quality_texts` chooses likewise. Variants that were measured on other
+    texts alone are absent.
+    """
+    by_text: dict[str, dict[TextIdentity, list[QualityResult]]] = {}
+    for result in results:
+        if (result.variant, result.artifact_id) in current:
+            texts = by_text.setdefault(result.model, {})
+            texts.setdefault(text_identity(result), []).append(result)
+    chosen: dict[tuple[str, str], QualityResult] = {}
+    for texts in by_text.values():
+        chosen |= newest_by_artifact(max(texts.values(), key=_coverage))
+    return chosen
+
+
+def _coverage(
+    results: Iterable[QualityResult],
+) -> tuple[int, tuple[bool, datetime.datetime]]:
+    known = list(results)
+    variants = {result.variant for result in known} - {BASELINE_VARIANT}
+    return len(variants), max(recency(result.timestamp) for result in known)
+
+
+def compare(result: QualityResult, other: QualityResult) -> Ratio | None:
+    """The perplexity of `result` over that of `other`, with its 95% interval, paired by window.
+
+    None where the two were not measured on the same windows of one text, or where one of the
+    records is too old to have the losses of its windows.
+    """
+    nll, other_nll = result.measurement.window_nll, other.measurement.window_nll
+    if nll is None or other_nll is None or text_identity(result) != text_identity(other):
+        return None
+    interval = ratio_interval(nll, other_nll)
+    if interval is None:
+        return None
+    return Ratio(result.measurement.perplexity / other.measurement.perplexity, *interval)
 
 
 def newest_by_artifact(results: Iterable[_Result]) -> dict[tuple[str, str], _Result]:
@@ -181,11 +244,13 @@ def measure_quality(
 
 
 def gate_breach(result: QualityResult, level: str, n_parameters: int) -> str | None:
-    """Why a Q4_K_M of a large enough model fails the quality gate; None when it passes."""
+    """Why a Q4_K_M of a large enough model certainly fails the quality gate; None otherwise."""
     ratio = result.measurement.perplexity_ratio
-    if level != "Q4_K_M" or ratio is None or not exceeds_gate(ratio, n_parameters):
+    interval = result.measurement.perplexity_ratio_interval
+    if level != "Q4_K_M" or ratio is None or not exceeds_gate(ratio, n_parameters, interval):
         return None
+    reach = "" if interval is None else f" ({interval.low:.3f} to {interval.high:.3f})"
     return (
-        f"the perplexity of {result.variant} is {ratio:.3f} times that of F16, over "
+        f"the perplexity of {result.variant} is {ratio:.3f} times{reach} that of F16, over "
         f"{GATE_PERPLEXITY_RATIO}"
     )

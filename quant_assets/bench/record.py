@@ -20,6 +20,7 @@ from quant_assets.bench.variants import Backend, Variant
 from quant_assets.formats.artifact_formats import ArtifactFormat
 from quant_assets.host.conditions import HostConditions
 from quant_assets.record_files import Count, SequenceCount, TokenCount, UtcTime
+from quant_assets.window_intervals import Interval
 
 SCHEMA_FILE_NAME = "benchmark_record.schema.json"
 
@@ -117,9 +118,27 @@ class BenchmarkRecord(BaseModel):
         default=None, description="Number of prompts that `obedience_pass_rate` is over."
     )
     perplexity: float | None = None
-    perplexity_ratio: float | None = None
-    kl_divergence: float | None = None
+    perplexity_standard_error: float | None = None
+    perplexity_ratio: float | None = Field(
+        default=None,
+        description="Perplexity over that of F16 on the same tokens; with its 95% interval.",
+    )
+    perplexity_ratio_low: float | None = None
+    perplexity_ratio_high: float | None = None
+    kl_divergence: float | None = Field(
+        default=None,
+        description="KL divergence from F16, nats per token; with its 95% interval.",
+    )
+    kl_divergence_low: float | None = None
+    kl_divergence_high: float | None = None
     top1_agreement: float | None = Field(default=None, ge=0, le=1)
+    quality_text: str | None = Field(
+        default=None,
+        description="Text that perplexity was measured on: only on equal texts do values compare.",
+    )
+    quality_text_sha256: str | None = None
+    quality_windows: Count | None = None
+    quality_context_tokens: Count | None = None
     contended: bool | None
     samples_file: str | None = None
     metadata: RecordMetadata
@@ -207,18 +226,34 @@ class BenchmarkRecord(BaseModel):
             return None
         return wilson_interval(round(rate * prompts), prompts)
 
+    @property
+    def perplexity_ratio_interval(self) -> Interval | None:
+        """The 95% interval of `perplexity_ratio`; None in older records."""
+        low, high = self.perplexity_ratio_low, self.perplexity_ratio_high
+        return None if low is None or high is None else Interval(low, high)
+
     def with_quality(
         self, quality: QualityResult | None = None, obedience: ObedienceResult | None = None
     ) -> Self:
         """The record with its variant's quality and obedience; a null argument changes nothing."""
-        update: dict[str, float | None] = {}
+        update: dict[str, Any] = {}
         if quality is not None:
             measured = quality.measurement
+            ratio, divergence = measured.perplexity_ratio_interval, measured.kl_divergence_interval
             update |= {
                 "perplexity": measured.perplexity,
+                "perplexity_standard_error": measured.perplexity_standard_error,
                 "perplexity_ratio": measured.perplexity_ratio,
+                "perplexity_ratio_low": ratio and ratio.low,
+                "perplexity_ratio_high": ratio and ratio.high,
                 "kl_divergence": measured.kl_divergence,
+                "kl_divergence_low": divergence and divergence.low,
+                "kl_divergence_high": divergence and divergence.high,
                 "top1_agreement": measured.top1_agreement,
+                "quality_text": quality.text,
+                "quality_text_sha256": quality.text_sha256,
+                "quality_windows": measured.windows,
+                "quality_context_tokens": measured.context,
             }
         if obedience is not None:
             update["obedience_pass_rate"] = obedience.pass_rate

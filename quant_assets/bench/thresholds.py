@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.errors import CheckFailed, InputError
+from quant_assets.window_intervals import Interval, certainly_exceeds
 
 ANY = "*"
 
@@ -19,6 +20,7 @@ class Threshold(BaseModel):
     `p95_ms`, `rss_max_mb` (MB = 10^6 bytes) and `perplexity_ratio` are upper limits,
     `obedience_pass_rate` is a lower one, breached when the upper bound of the rate's 95% interval
     is below it.
+    A perplexity ratio breaches its limit when its whole 95% interval is over it.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -39,11 +41,17 @@ class Breach(NamedTuple):
     name: str
     value: float
     limit: float
+    interval: Interval | None = None
 
     def __str__(self) -> str:
+        reach = (
+            f" ({self.interval.low:.4g} to {self.interval.high:.4g})"
+            if self.interval is not None
+            else ""
+        )
         return (
             f"{self.model} {self.variant} batch {self.batch_size}: {self.name} is "
-            f"{self.value:g}, the limit is {self.limit:g}"
+            f"{self.value:g}{reach}, the limit is {self.limit:g}"
         )
 
 
@@ -68,19 +76,20 @@ class Thresholds(BaseModel):
         metadata = record.metadata
         limits = self.of(metadata.model, metadata.variant)
         rss_mb = None if record.peak_rss_bytes is None else record.peak_rss_bytes / 1e6
-        upper = (
-            ("p95_ms", record.p95_ms, limits.p95_ms),
-            ("rss_max_mb", rss_mb, limits.rss_max_mb),
-            ("perplexity_ratio", record.perplexity_ratio, limits.perplexity_ratio),
+        ratio = record.perplexity_ratio_interval
+        upper: tuple[tuple[str, float | None, Interval | None, float | None], ...] = (
+            ("p95_ms", record.p95_ms, None, limits.p95_ms),
+            ("rss_max_mb", rss_mb, None, limits.rss_max_mb),
+            ("perplexity_ratio", record.perplexity_ratio, ratio, limits.perplexity_ratio),
         )
         rate, lowest = record.obedience_pass_rate, limits.obedience_pass_rate
         highest_rate = record.obedience_pass_rate_high
         if highest_rate is None:  # an older record does not say how many prompts it had
             highest_rate = rate
         found = [
-            (name, value, limit)
-            for name, value, limit in upper
-            if value is not None and limit is not None and value > limit
+            (name, value, limit, interval)
+            for name, value, interval, limit in upper
+            if value is not None and limit is not None and certainly_exceeds(value, interval, limit)
         ]
         if (
             rate is not None
@@ -88,7 +97,7 @@ class Thresholds(BaseModel):
             and lowest is not None
             and highest_rate < lowest
         ):
-            found.append(("obedience_pass_rate", rate, lowest))
+            found.append(("obedience_pass_rate", rate, lowest, None))
         return [
             Breach(metadata.model, metadata.variant, metadata.batch_size, record.record_id, *item)
             for item in found

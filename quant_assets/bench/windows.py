@@ -12,14 +12,16 @@ from quant_assets.bench.divergence import (
     Divergence,
     Logits,
     Tokens,
+    Values,
     baseline_writer,
     cut_windows,
     mean_and_standard_error,
     negative_log_likelihoods,
     scored_targets,
 )
-from quant_assets.bench.jobs import QualityJob, QualityMeasurement
+from quant_assets.bench.jobs import QualityJob, QualityMeasurement, WindowSums
 from quant_assets.errors import InputError
+from quant_assets.window_intervals import largest_values
 
 Progress = Callable[[int, int], None]
 Tokenize = Callable[[str], list[int]]
@@ -62,7 +64,9 @@ def score(
             if writer is not None:
                 writer.append(logits)
             progress(number + 1, len(windows))
-    return _summary(np.concatenate(nll), windows, divergence, time.monotonic() - started)
+    return summarize_windows(
+        np.stack(nll), windows.shape[1], divergence, time.monotonic() - started
+    )
 
 
 def _text(path: Path) -> str:
@@ -84,25 +88,28 @@ def _check(baseline: Baseline, n_vocab: int, job: QualityJob) -> None:
         )
 
 
-def _summary(
-    nll: "np.ndarray[tuple[int], np.dtype[np.float64]]",
-    windows: Tokens,
-    divergence: Divergence | None,
-    seconds: float,
+def summarize_windows(
+    window_nll: Values, context: int, divergence: Divergence | None, seconds: float
 ) -> QualityMeasurement:
+    """Summarize `window_nll`, the negative log-likelihoods of windows x scored tokens, in nats."""
+    count = len(window_nll)
+    nll = window_nll.ravel()
     mean, error = mean_and_standard_error(nll)
     perplexity = float(np.exp(mean))
     measurement = QualityMeasurement(
         perplexity=perplexity,
         perplexity_standard_error=perplexity * error,
         scored_tokens=len(nll),
-        windows=windows.shape[0],
-        context=windows.shape[1],
+        windows=count,
+        context=context,
+        window_sums=WindowSums(nll=window_nll.sum(axis=1).tolist()),
         seconds=seconds,
     )
     if divergence is None:
         return measurement
     kl, kl_error = mean_and_standard_error(divergence.kl)
+    window_kl = divergence.kl.reshape(count, -1)
+    p99 = float(np.percentile(window_kl, 99))
     baseline_nll = divergence.baseline_nll
     baseline_perplexity = float(np.exp(baseline_nll.mean()))
     ratio = perplexity / baseline_perplexity
@@ -117,8 +124,15 @@ def _summary(
             "kl_divergence": kl,
             "kl_divergence_standard_error": kl_error,
             "kl_divergence_median": float(np.median(divergence.kl)),
-            "kl_divergence_p99": float(np.percentile(divergence.kl, 99)),
+            "kl_divergence_p99": p99,
             "kl_divergence_max": float(divergence.kl.max()),
             "top1_agreement": divergence.top1_agreement,
+            "window_sums": WindowSums(
+                nll=window_nll.sum(axis=1).tolist(),
+                baseline_nll=baseline_nll.reshape(count, -1).sum(axis=1).tolist(),
+                kl_divergence=window_kl.sum(axis=1).tolist(),
+                tokens_over_p99=(window_kl > p99).sum(axis=1).tolist(),
+            ),
+            "kl_divergence_largest": largest_values(window_kl.ravel(), 99),
         }
     )

@@ -219,14 +219,16 @@ def compare(
         Path | None, typer.Option(help="Folder of records to look variants up in.")
     ] = None,
 ) -> Reply[BenchCompareDocument]:
-    """Show ratios A / B of run times with 95% bootstrap intervals; below 1, A is faster."""
+    """Show ratios A / B of run times and perplexities with 95% intervals; below 1, A is better."""
     results = ResultStore(results_dir or get_settings().results)
     found = compare_sides(open_side(a, results), open_side(b, results))
     return Reply(BenchCompareDocument(comparisons=found), _show_comparisons)
 
 
 def _show_comparisons(document: BenchCompareDocument) -> None:
-    table = _table("model", "A", "B", "batch", "run time", "first token", "per token", "note")
+    table = _table(
+        "model", "A", "B", "batch", "run time", "first token", "per token", "perplexity", "note"
+    )
     for item in document.comparisons:
         table.add_row(
             item.model,
@@ -236,6 +238,7 @@ def _show_comparisons(document: BenchCompareDocument) -> None:
             _ratio(item.run_time),
             _ratio(item.time_to_first_token),
             _ratio(item.token_time) if item.token_time else "",
+            _ratio(item.perplexity) if item.perplexity else "",
             "contended" if item.contended else "",
         )
     _print(table)
@@ -289,7 +292,7 @@ def _show_outcomes(document: BenchDocument) -> None:
 def _show_records(document: BenchDocument) -> None:
     table = _table(
         "variant", "batch", "p50 ms", "p95 ms", "first token ms", "prefill tok/s", "decode tok/s",
-        "peak MB", "KV MB", "perplexity", "KL", "obedience", "note",
+        "peak MB", "KV MB", "perplexity", "over F16", "KL", "obedience", "note",
     )  # fmt: skip
     for record in document.records:
         notes = [
@@ -310,8 +313,14 @@ def _show_records(document: BenchDocument) -> None:
             _number(record.decode_tokens_per_s, ".1f"),
             _number(record.peak_rss_bytes, ".0f", 1e6),
             _number(record.kv_cache_bytes, ".2f", 1e6),
-            _number(record.perplexity, ".3f"),
-            _number(record.kl_divergence, ".4f"),
+            _number(record.perplexity, ".3f")
+            + ("" if (error := record.perplexity_standard_error) is None else f" +/- {error:.3f}"),
+            _with_interval(
+                record.perplexity_ratio, record.perplexity_ratio_low, record.perplexity_ratio_high
+            ),
+            _with_interval(
+                record.kl_divergence, record.kl_divergence_low, record.kl_divergence_high
+            ),
             _obedience(record),
             ", ".join(notes),
         )
@@ -323,6 +332,12 @@ def _obedience(record: BenchmarkRecord) -> str:
     rate = _number(record.obedience_pass_rate, ".0%")
     low, high = record.obedience_pass_rate_low, record.obedience_pass_rate_high
     return rate if low is None or high is None else f"{rate} ({low:.0%} to {high:.0%})"
+
+
+def _with_interval(value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" + ("" if low is None or high is None else f" ({low:.4f} to {high:.4f})")
 
 
 def _number(value: float | None, form: str, divisor: float = 1.0) -> str:

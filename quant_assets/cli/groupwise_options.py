@@ -1,5 +1,6 @@
 """GPTQ and AWQ in `quant-assets quantize` and `quant-assets convert`: options and result."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -103,11 +104,27 @@ def print_checkpoint(made: GroupwiseArtifact) -> None:
     checked = manifest.validation
     if manifest.perplexity is not None:
         facts |= {
-            "perplexity": f"{manifest.perplexity:.3f} on {checked['text']}",
-            "source perplexity": f"{checked['source_perplexity']:.3f} "
-            f"(ratio {checked['ratio_to_source']:.4f})",
-            "perplexity of rounding": f"{checked['rounding_perplexity']:.3f} "
-            f"(ratio {checked['ratio_to_rounding']:.4f})",
+            "perplexity": f"{manifest.perplexity:.3f}{_error(checked, 'perplexity')} on "
+            f"{checked['text']}",
+            "source perplexity": f"{checked['source_perplexity']:.3f}"
+            f"{_error(checked, 'source_perplexity')} ({_ratio(checked, 'ratio_to_source')})",
+            "perplexity of rounding": f"{checked['rounding_perplexity']:.3f}"
+            f"{_error(checked, 'rounding_perplexity')} ({_ratio(checked, 'ratio_to_rounding')})",
             "generated": repr(checked["generated_text"]),
         }
     output_console().print(facts_table(facts))
+
+
+def _error(checked: Mapping[str, object], name: str) -> str:
+    """The standard error as llama.cpp prints it; nothing for a manifest of an older form."""
+    error = checked.get(f"{name}_standard_error")
+    return f" +/- {error:.3f}" if isinstance(error, float) else ""
+
+
+def _ratio(checked: Mapping[str, object], name: str) -> str:
+    """A ratio of perplexities with its 95% interval, where the manifest has one."""
+    low, high = checked.get(f"{name}_low"), checked.get(f"{name}_high")
+    reach = (
+        f", {low:.4f} to {high:.4f}" if isinstance(low, float) and isinstance(high, float) else ""
+    )
+    return f"ratio {checked[name]:.4f}{reach}"

@@ -64,7 +64,9 @@ def validate_artifact(
         session=session,
     )
     findings["loads and generates"] = repr(measured.generated_text)
-    findings["perplexity"] = f"{measured.perplexity:.3f} on {scored.name}"
+    findings["perplexity"] = (
+        f"{measured.perplexity:.3f} +/- {measured.standard_error:.3f} on {scored.name}"
+    )
     return findings
 
 

@@ -227,9 +227,18 @@ create table if not exists raw.benchmark_runs (
     obedience_pass_rate_high double,
     obedience_prompts integer,
     perplexity double,
+    perplexity_standard_error double,
     perplexity_ratio double,
+    perplexity_ratio_low double,
+    perplexity_ratio_high double,
     kl_divergence double,
+    kl_divergence_low double,
+    kl_divergence_high double,
     top1_agreement double,
+    quality_text varchar,
+    quality_text_sha256 varchar,
+    quality_windows integer,
+    quality_context_tokens integer,
     contended boolean,
     contended_reasons varchar,
     samples_file varchar,
@@ -239,6 +248,15 @@ create table if not exists raw.benchmark_runs (
 );
 
 alter table raw.benchmark_runs add column if not exists gpu varchar;
+alter table raw.benchmark_runs add column if not exists perplexity_standard_error double;
+alter table raw.benchmark_runs add column if not exists perplexity_ratio_low double;
+alter table raw.benchmark_runs add column if not exists perplexity_ratio_high double;
+alter table raw.benchmark_runs add column if not exists kl_divergence_low double;
+alter table raw.benchmark_runs add column if not exists kl_divergence_high double;
+alter table raw.benchmark_runs add column if not exists quality_text varchar;
+alter table raw.benchmark_runs add column if not exists quality_text_sha256 varchar;
+alter table raw.benchmark_runs add column if not exists quality_windows integer;
+alter table raw.benchmark_runs add column if not exists quality_context_tokens integer;
 alter table raw.benchmark_runs add column if not exists host_id varchar;
 alter table raw.benchmark_runs add column if not exists obedience_pass_rate_low double;
 alter table raw.benchmark_runs add column if not exists obedience_pass_rate_high double;

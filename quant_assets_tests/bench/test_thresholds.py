@@ -41,6 +41,18 @@ def test_each_breach_is_named(new_record: Any, fields: dict[str, Any], name: str
         check_records([record], LIMITS)
 
 
+@pytest.mark.parametrize(("low", "breached"), [(1.19, False), (1.2, False), (1.201, True)])
+def test_a_ratio_breaches_its_limit_when_its_whole_interval_is_over_it(
+    new_record: Any, low: float, breached: bool
+) -> None:
+    record, _ = new_record(
+        [10.0] * 20, perplexity_ratio=1.25, perplexity_ratio_low=low, perplexity_ratio_high=1.31
+    )
+    found = LIMITS.breaches(record)
+    assert bool(found) == breached
+    assert all(f"1.25 ({low} to 1.31), the limit is 1.2" in str(breach) for breach in found)
+
+
 def test_obedience_has_a_lower_limit_and_null_breaches_nothing(new_record: Any) -> None:
     limits = Thresholds(models={"*": {"*": Threshold(obedience_pass_rate=0.5)}})
     assert limits.breaches(new_record(obedience_pass_rate=None)[0]) == []

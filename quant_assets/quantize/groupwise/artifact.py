@@ -36,6 +36,7 @@ from quant_assets.quantize.groupwise.job import (
 )
 from quant_assets.quantize.groupwise.layout import check_layout
 from quant_assets.texts.calibration import CalibrationText
+from quant_assets.window_intervals import Interval
 
 _SIZE_TOLERANCE = 0.02
 _WORK = "work"
@@ -274,8 +275,19 @@ def _validation(
         "generated_text": gated.generated_text,
         "text": gated.text,
         "scored_tokens": gated.scored_tokens,
+        "perplexity_standard_error": gated.standard_error,
         "source_perplexity": gated.source_perplexity,
+        "source_perplexity_standard_error": gated.source_standard_error,
         "rounding_perplexity": gated.rounding_perplexity,
+        "rounding_perplexity_standard_error": gated.rounding_standard_error,
         "ratio_to_source": gated.ratio_to_source,
         "ratio_to_rounding": gated.ratio_to_rounding,
+        **_bounds("ratio_to_source", gated.to_source_interval),
+        **_bounds("ratio_to_rounding", gated.to_rounding_interval),
     }
+
+
+def _bounds(name: str, interval: Interval | None) -> dict[str, float]:
+    if interval is None:
+        return {}
+    return {f"{name}_low": interval.low, f"{name}_high": interval.high}

@@ -21,6 +21,7 @@ from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
 from quant_assets.quantize.groupwise.job import WORKER_VARIABLES
 from quant_assets.texts.evaluation import WINDOW_TOKENS, EvaluationText
+from quant_assets.window_intervals import Interval, certainly_exceeds, ratio_interval
 
 GATED_BITS: Final = 4
 """Fewer bits are not held to `GATE_PERPLEXITY_RATIO`."""
@@ -31,6 +32,8 @@ NEARLY_LOSSLESS_RATIO: Final = 1.01
 DOUBTFUL_RATIO: Final = 2.0
 """Warn from 2x the source's perplexity: beating rounding no longer means usable."""
 GATE_WINDOWS: Final = 8
+_CACHE_FORM: Final = "with the losses of windows"
+"""Part of the key of cached measurements; those from before `window_nll` are measured again."""
 
 
 class Rounding(BaseModel):
@@ -67,12 +70,19 @@ def _not_a_number(value: object) -> object:
     return math.nan if value is None else value
 
 
-class CheckpointQuality(BaseModel):
-    """Perplexity with its standard error, and the artifact's continuation of "The"."""
+_Number = Annotated[float, BeforeValidator(_not_a_number)]
 
-    perplexity: Annotated[float, BeforeValidator(_not_a_number)]
-    standard_error: Annotated[float, BeforeValidator(_not_a_number)]
+
+class CheckpointQuality(BaseModel):
+    """Perplexity with its standard error, and the artifact's continuation of "The".
+
+    `window_nll`: mean negative log-likelihood per token of each window, in nats.
+    """
+
+    perplexity: _Number
+    standard_error: _Number
     scored_tokens: int
+    window_nll: list[_Number] | None = None
     generated_text: str | None
 
 
@@ -83,13 +93,21 @@ class CheckpointQualities(BaseModel):
 
 
 class GateResult(BaseModel):
-    """The gate's measurements; `rejection` is null for an artifact that passed."""
+    """The gate's measurements; `rejection` is null for an artifact that passed.
+
+    The intervals are those of the two ratios, at 95%, paired by window.
+    """
 
     text: str
     scored_tokens: int
     perplexity: float
     source_perplexity: float
     rounding_perplexity: float
+    standard_error: float | None = None
+    source_standard_error: float | None = None
+    rounding_standard_error: float | None = None
+    to_source_interval: Interval | None = None
+    to_rounding_interval: Interval | None = None
     generated_text: str | None
     rejection: str | None
 
@@ -105,24 +123,38 @@ class GateResult(BaseModel):
 
 
 def rejection(
-    *, perplexity: float, source: float, rounding: float, bits: int, n_parameters: int
+    *,
+    perplexity: float,
+    source: float,
+    rounding: float,
+    bits: int,
+    n_parameters: int,
+    to_source: Interval | None = None,
+    to_rounding: Interval | None = None,
 ) -> str | None:
     """Why an artifact is rejected, or None.
 
     At `GATED_BITS` and more it must pass the quality gate of all formats. Every artifact must be
     better than plain rounding as far as perplexity resolves it, or within `NEARLY_LOSSLESS_RATIO` of
-    its source.
+    its source. A limit is exceeded when the whole interval of the ratio `to_source` or `to_rounding`
+    is over it; without the interval, when the ratio is.
     """
     ratio = perplexity / source
-    # NaN compares false with everything, so the condition tests for the good case.
-    if not (ratio <= NEARLY_LOSSLESS_RATIO or perplexity <= rounding * PERPLEXITY_RESOLUTION):
+    if certainly_exceeds(ratio, to_source, NEARLY_LOSSLESS_RATIO) and certainly_exceeds(
+        perplexity / rounding, to_rounding, PERPLEXITY_RESOLUTION
+    ):
         return (
             f"Its perplexity {perplexity:.3f} is not better than that of rounding to nearest, "
             f"{rounding:.3f} (source: {source:.3f})."
         )
-    if bits >= GATED_BITS and exceeds_gate(ratio, n_parameters):
+    if bits >= GATED_BITS and exceeds_gate(ratio, n_parameters, to_source):
+        reach = (
+            f" ({100 * (to_source.low - 1):.1f}% to {100 * (to_source.high - 1):.1f}%)"
+            if to_source
+            else ""
+        )
         return (
-            f"Its perplexity {perplexity:.3f} is {100 * (ratio - 1):.1f}% over the source's "
+            f"Its perplexity {perplexity:.3f} is {100 * (ratio - 1):.1f}%{reach} over the source's "
             f"{source:.3f}; {100 * (GATE_PERPLEXITY_RATIO - 1):.0f}% are allowed."
         )
     return None
@@ -219,12 +251,18 @@ class PerplexityGate:
             known[number] = measured
         plain, rounded = known
         assert plain is not None and rounded is not None
+        to_source, to_rounding = _interval(own, plain), _interval(own, rounded)
         return GateResult(
             text=self.text.name,
             scored_tokens=own.scored_tokens,
             perplexity=own.perplexity,
             source_perplexity=plain.perplexity,
             rounding_perplexity=rounded.perplexity,
+            standard_error=own.standard_error,
+            source_standard_error=plain.standard_error,
+            rounding_standard_error=rounded.standard_error,
+            to_source_interval=to_source,
+            to_rounding_interval=to_rounding,
             generated_text=own.generated_text,
             rejection=rejection(
                 perplexity=own.perplexity,
@@ -232,16 +270,25 @@ class PerplexityGate:
                 rounding=rounded.perplexity,
                 bits=candidate.rounding.bits,
                 n_parameters=candidate.n_parameters,
+                to_source=to_source,
+                to_rounding=to_rounding,
             ),
         )
 
     def _cache_file(self, source: SourceModel, reference: Checkpoint) -> Path:
         parts = (
             source.identity, reference.rounding, self.text.sha256, self.windows, self.context,
-            self.device,
+            self.device, _CACHE_FORM,
         )  # fmt: skip
         key = hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
         return self.cache / "reference_perplexity" / f"{key}.json"
+
+
+def _interval(own: CheckpointQuality, other: CheckpointQuality) -> Interval | None:
+    """The interval of the ratio of two perplexities on the same windows."""
+    if own.window_nll is None or other.window_nll is None:
+        return None
+    return ratio_interval(own.window_nll, other.window_nll)
 
 
 def _read(path: Path) -> CheckpointQuality | None:

@@ -109,6 +109,7 @@ def _measured(
         perplexity=measured.perplexity,
         standard_error=measured.perplexity_standard_error,
         scored_tokens=measured.scored_tokens,
+        window_nll=measured.window_nll,
         generated_text=generated,
     )
 

@@ -9,6 +9,7 @@ from quant_assets.formats.group_quantization import GroupQuantization
 from quant_assets.models.inspection import ModelShape
 from quant_assets.quantize.groupwise.gate import CheckpointQuality, quality_warning, rejection
 from quant_assets.quantize.groupwise.job import check_shape, groupwise_settings
+from quant_assets.window_intervals import Interval
 
 LARGE, SMALL = 1_200_000_000, 135_000_000
 
@@ -36,6 +37,26 @@ def test_rule(
     reason = rejection(
         perplexity=perplexity, source=source, rounding=rounding, bits=bits,
         n_parameters=n_parameters,
+    )  # fmt: skip
+    assert (reason is None) == passes
+
+
+@pytest.mark.parametrize(
+    ("to_source", "to_rounding", "passes"),
+    [
+        (Interval(1.03, 1.09), Interval(0.95, 0.99), True),  # the limit is within the error
+        (Interval(1.051, 1.07), Interval(0.95, 0.99), False),
+        (Interval(1.005, 1.09), Interval(1.01, 1.03), True),  # nearly lossless, for all we know
+        (Interval(1.02, 1.09), Interval(0.98, 1.03), True),  # perhaps better than rounding
+        (Interval(1.02, 1.04), Interval(1.01, 1.03), False),
+    ],
+)
+def test_an_artifact_is_rejected_only_when_the_intervals_say_so(
+    to_source: Interval, to_rounding: Interval, passes: bool
+) -> None:
+    reason = rejection(
+        perplexity=10.6, source=10.0, rounding=10.5, bits=4, n_parameters=LARGE,
+        to_source=to_source, to_rounding=to_rounding,
     )  # fmt: skip
     assert (reason is None) == passes
 
