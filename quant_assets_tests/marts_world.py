@@ -57,6 +57,38 @@ def run(number: int, **fields: Any) -> dict[str, Any]:
     }
 
 
+CARDS = {"A": (1000, 24), "B": (2000, 80)}
+"""Bandwidth (GB/s) and memory (GB) of the cards whose speed is predicted."""
+DECODE_SHARES = (0.5, 0.6, 0.7)
+"""Low, middle and high predictions of decoding, as shares of bandwidth over bytes."""
+PREFILL_TOKENS_PER_S = (6000.0, 8000.0, 9000.0)
+
+
+def prediction(gpu: str, variant: str, batch: int) -> dict[str, Any]:
+    """What the speed model predicts: A rests on its architecture, B on all GPUs, without prefill."""
+    bytes_read = needs(variant, batch, "grid", 4096, 4096)["decode_bytes"]
+    roofline = batch * CARDS[gpu][0] * 1e9 / bytes_read
+    decode = [share * roofline for share in DECODE_SHARES]
+    prefill = PREFILL_TOKENS_PER_S if gpu == "A" else (None, None, None)
+    return {
+        "gpu": gpu,
+        "model": "m",
+        "variant": variant,
+        "context_tokens": 4096,
+        "batch_size": batch,
+        "decode_tokens_per_s_low": decode[0],
+        "decode_tokens_per_s": decode[1],
+        "decode_tokens_per_s_high": decode[2],
+        "decode_rests_on": "its architecture" if gpu == "A" else "all GPUs",
+        "decode_runs": 40 if gpu == "A" else 900,
+        "prefill_tokens_per_s_low": prefill[0],
+        "prefill_tokens_per_s": prefill[1],
+        "prefill_tokens_per_s_high": prefill[2],
+        "prefill_rests_on": "its maker" if gpu == "A" else None,
+        "prefill_runs": 70 if gpu == "A" else None,
+    }
+
+
 def needs(variant: str, batch: int, source: str, context: int, prompt: int) -> dict[str, Any]:
     """10 GB of F16 weights, and 0.5 GB of KV cache per sequence, of which a step reads half."""
     weights = WEIGHTS_GB[variant] * 1e9
@@ -76,6 +108,15 @@ def needs(variant: str, batch: int, source: str, context: int, prompt: int) -> d
         "decode_flops": 10_000_000_000 * batch,
         "prefill_bytes": int(weights),
         "prefill_flops": 10_000_000_000 * prompt * batch,
+        "weight_type": "F16",
+        "n_layers": 32,
+        "is_sparse": False,
+        "decode_kv_bytes": 250_000_000 * batch,
+        "decode_parameters": 5_000_000_000,
+        "decode_attention_flops": 0,
+        "prefill_pass_tokens": min(512, prompt * batch),
+        "prefill_parameters": 5_000_000_000,
+        "prefill_attention_flops": 0,
     }
 
 
@@ -158,6 +199,11 @@ def fill(connection: duckdb.DuckDBPyConnection) -> None:
              "matmul_gflop_s": 999.0, "contended": True, "measured_at": NOW},
         ],
     )  # fmt: skip
+    insert(
+        connection,
+        "speed_predictions",
+        [prediction(gpu, name, batch) for gpu in CARDS for name in levels for batch in (1, 4)],
+    )
     cpu_roofline = 20e9 / 10.25e9
     insert(
         connection,
@@ -172,6 +218,8 @@ def fill(connection: duckdb.DuckDBPyConnection) -> None:
             run(92, variant="q4", artifact_id="m-q4", device="cuda", gpu_name="NVIDIA B", gpu="B",
                 prompt_tokens=3968, generated_tokens=128, decode_tokens_per_s=300.0,
                 per_token_p50_ms=3.2, per_token_p95_ms=4.0),
+            # Too short to stand for the grid's context.
+            run(93, device="cuda", gpu_name="NVIDIA B", gpu="B", decode_tokens_per_s=80.0),
         ],
     )  # fmt: skip
     insert(

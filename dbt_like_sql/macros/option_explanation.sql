@@ -14,13 +14,25 @@
             copy_gb, vram_gb, kv_cache_gb
         ),
         printf(
-            '. %.0f tokens/s in total (%.0f to %.0f, %s',
+            '. %.0f tokens/s in total (%.0f to %.0f, ',
             decode_tokens_per_s * gpu_count,
             decode_tokens_per_s_low * gpu_count,
-            decode_tokens_per_s_high * gpu_count,
-            speed_basis
+            decode_tokens_per_s_high * gpu_count
         ),
-        case when speed_basis = 'estimated' then concat(' from ', calibrated_on) else '' end,
+        case
+            when speed_basis = 'measured' then 'measured'
+            else
+                concat(
+                    'estimated from ',
+                    speed_runs,
+                    case when speed_runs = 1 then ' run on ' else ' runs on ' end,
+                    case speed_basis
+                        when 'its architecture' then 'GPUs of its architecture'
+                        when 'its maker' then 'GPUs of its maker'
+                        else speed_basis
+                    end
+                )
+        end,
         printf('), %.0f per sequence. ', decode_tokens_per_s_per_sequence),
         case quality_basis
             when 'baseline' then 'It is the quality baseline.'

@@ -22,6 +22,7 @@ from quant_assets.listings.store import ListingStore
 from quant_assets.models.config import ModelConfig
 from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
+from quant_assets.speed.model import load_speed_model
 from quant_assets.speed.needs import load_grid
 from quant_assets.warehouse.loads.artifacts import load_artifacts, load_models, load_serving_needs
 from quant_assets.warehouse.loads.listings import load_listing_history
@@ -31,6 +32,7 @@ from quant_assets.warehouse.loads.measurements import (
     load_variant_quality,
 )
 from quant_assets.warehouse.loads.references import load_gpus, load_variants_table
+from quant_assets.warehouse.loads.speed import load_speed_predictions
 
 Load = Callable[[duckdb.DuckDBPyConnection, DataRoot], int]
 
@@ -114,6 +116,17 @@ def build_tables(
             "All benchmark records of all models, from the result files.",
             lambda connection, root: load_benchmarks(connection, root.results),
             benchmarks,
+        ),
+        build_table(
+            "speed_predictions",
+            (
+                "Decoding and prefill of every variant on every GPU of the registry, as the speed "
+                "model predicts them, with intervals; own runs on a GPU take precedence there."
+            ),
+            lambda connection, _: load_speed_predictions(
+                connection, load_registry(), load_speed_model()
+            ),
+            ["serving_needs", "benchmark_runs", "gpus"],
         ),
         build_table(
             "quality_measurements",

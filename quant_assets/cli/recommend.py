@@ -98,7 +98,7 @@ def _print(answer: Answer) -> None:
     question = answer.question
     table = Table(
         title=f"{question.model}, context {answer.context}, batch {answer.batch}",
-        caption="tokens/s per copy over all sequences, with its interval; ~ marks an estimate",
+        caption="tokens/s per copy over all sequences, its interval and basis; ~ marks an estimate",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
@@ -116,7 +116,8 @@ def _print(answer: Answer) -> None:
             + f"\n{option.seller or ''}",
             f"{option.price_usd:,.2f}" + ("/h" if option.price_kind == "hourly" else ""),
             f"{about}{option.decode_tokens_per_s:,.0f}\n"
-            f"{option.decode_tokens_per_s_low:,.0f}-{option.decode_tokens_per_s_high:,.0f}",
+            f"{option.decode_tokens_per_s_low:,.0f}-{option.decode_tokens_per_s_high:,.0f}\n"
+            f"{option.speed_basis}",
             f"{option.usd_per_million_tokens:,.4f}",
             "?" if option.quality_loss is None else f"{option.quality_loss:+.1%}",
         )

@@ -112,10 +112,8 @@ class Warehouse:
             require_a_file(self.path)
             shutil.copyfile(self.path, build)
             try:
-                relations = read_through(build)
-                if any(name.startswith("raw.") for name in relations):
-                    create_raw_tables(build)
-                    return relations
+                if any(name.startswith("raw.") for name in read_through(build)):
+                    return create_raw_tables(build)
                 fault = "It has no raw tables, so another program wrote it."
             except duckdb.OutOfMemoryException:
                 raise

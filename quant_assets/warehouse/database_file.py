@@ -17,14 +17,18 @@ def configure(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("set enable_progress_bar = false").fetchall()
 
 
-def create_raw_tables(path: Path, seed: Seed | None = None) -> None:
-    """Create the raw tables that the file lacks, then call `seed`."""
+def create_raw_tables(path: Path, seed: Seed | None = None) -> set[str]:
+    """Bring the raw tables of the file up to date, creating those that it lacks, then call `seed`.
+
+    Returns all tables and views as `schema.name`.
+    """
     connection = duckdb.connect(str(path))
     try:
         configure(connection)
         connection.execute(_SCHEMA.read_text(encoding="utf-8")).fetchall()
         if seed is not None:
             seed(connection)
+        return {f"{schema}.{name}" for schema, name, _ in _relations(connection)}
     finally:
         connection.close()
 
@@ -37,10 +41,7 @@ def read_through(path: Path) -> set[str]:
     connection = duckdb.connect(str(path), read_only=True)
     try:
         configure(connection)
-        rows = connection.execute(
-            "select table_schema, table_name, table_type from information_schema.tables "
-            "where table_catalog = current_database()"
-        ).fetchall()
+        rows = _relations(connection)
         for schema, name, kind in rows:
             if kind == "BASE TABLE":
                 table = ".".join('"' + part.replace('"', '""') + '"' for part in (schema, name))
@@ -48,6 +49,14 @@ def read_through(path: Path) -> set[str]:
         return {f"{schema}.{name}" for schema, name, _ in rows}
     finally:
         connection.close()
+
+
+def _relations(connection: duckdb.DuckDBPyConnection) -> list[tuple[str, str, str]]:
+    """Schema, name and type of all tables and views."""
+    return connection.execute(
+        "select table_schema, table_name, table_type from information_schema.tables "
+        "where table_catalog = current_database()"
+    ).fetchall()
 
 
 def fold_log_in(path: Path) -> None:

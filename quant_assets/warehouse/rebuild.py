@@ -14,6 +14,7 @@ from quant_assets.errors import QuantAssetsError
 from quant_assets.gpus.registry import load_registry
 from quant_assets.listings.store import LISTING_TABLES, ListingStore, ListingTable
 from quant_assets.settings import Settings
+from quant_assets.speed.model import load_speed_model
 from quant_assets.speed.needs import load_grid
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads.artifacts import load_artifacts, load_models, load_serving_needs
@@ -24,6 +25,7 @@ from quant_assets.warehouse.loads.measurements import (
     load_variant_quality,
 )
 from quant_assets.warehouse.loads.references import load_gpus, load_variants_table
+from quant_assets.warehouse.loads.speed import load_speed_predictions
 
 _Load = Callable[[duckdb.DuckDBPyConnection], int]
 _log = logging.getLogger(__name__)
@@ -70,6 +72,9 @@ def _loads(settings: Settings) -> dict[str, _Load]:
             load_grid(settings.serving_grid),
         ),
         "benchmark_runs": lambda connection: load_benchmarks(connection, results),
+        "speed_predictions": lambda connection: load_speed_predictions(
+            connection, load_registry(), load_speed_model()
+        ),
         "variant_quality": lambda connection: load_variant_quality(
             connection, QualityStore(settings.results, settings.cache), settings.results
         ),

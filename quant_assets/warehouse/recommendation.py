@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from quant_assets.errors import InputError
 
 PriceKind = Literal["hourly", "purchase"]
+SpeedBasis = Literal["measured", "this GPU", "its architecture", "its maker", "all GPUs"]
+"""Runs of the same cell on the same GPU, or the closest runs behind an estimate."""
 
 
 class Question(BaseModel):
@@ -32,7 +34,11 @@ class Question(BaseModel):
 
 
 class Recommendation(BaseModel):
-    """One variant on one offer. Speeds are of one copy, all its sequences together."""
+    """One variant on one offer. Speeds are of one copy, all its sequences together.
+
+    `speed_basis` and `prefill_basis` say what decoding and prefill rest on, `speed_runs` and
+    `prefill_runs` on how many runs.
+    """
 
     place: int
     price_kind: PriceKind
@@ -53,8 +59,13 @@ class Recommendation(BaseModel):
     decode_tokens_per_s_low: float
     decode_tokens_per_s_high: float
     decode_tokens_per_s_per_sequence: float
-    speed_basis: Literal["measured", "estimated"]
-    calibrated_on: str
+    speed_basis: SpeedBasis
+    speed_runs: int
+    prefill_tokens_per_s: float | None
+    prefill_tokens_per_s_low: float | None
+    prefill_tokens_per_s_high: float | None
+    prefill_basis: SpeedBasis | None
+    prefill_runs: int | None
     quality_loss: float | None
     quality_basis: Literal["measured", "baseline", "unmeasured"]
     reason: str

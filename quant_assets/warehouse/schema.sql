@@ -2,6 +2,9 @@
 -- The dbt project derives staging, intermediate and marts from them. Column names carry the units.
 create schema if not exists raw;
 
+-- A view of earlier versions, over columns that are no longer there.
+drop view if exists intermediate.int_speed_calibration;
+
 create table if not exists raw.gpus (
     canonical_name varchar not null,
     vendor varchar,

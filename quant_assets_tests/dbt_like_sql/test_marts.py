@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -48,48 +47,61 @@ def test_efficiency_comes_only_from_uncontended_runs(marts_warehouse: Warehouse)
     assert [value for (value,) in points] == pytest.approx(sorted(CPU_EFFICIENCIES))
 
 
-def test_an_estimate_is_the_roofline_times_the_calibrated_efficiency(marts_warehouse: Warehouse):
-    # 10.25 GB at 1000 GB/s, and 32 layers of 10 microseconds.
-    roofline = 1 / (10.25 / 1000 + 32 * 10e-6)
-    ((ceiling, speed, low, high, basis, on, runs),) = rows(
+def test_an_estimate_is_what_the_speed_model_predicts(marts_warehouse: Warehouse):
+    found = rows(
         marts_warehouse,
-        "select decode_roofline_tokens_per_s, decode_tokens_per_s, decode_tokens_per_s_low, "
-        "decode_tokens_per_s_high, speed_basis, calibrated_on, calibration_runs "
-        "from marts.expected_speed where gpu = 'A' and variant = 'f16' and batch_size = 1",
+        "select gpu, decode_tokens_per_s, decode_tokens_per_s_low, decode_tokens_per_s_high, "
+        "speed_basis, speed_runs from marts.expected_speed "
+        "where variant = 'f16' and batch_size = 1 order by gpu",
     )
-    assert ceiling == pytest.approx(roofline)
-    assert speed == pytest.approx(roofline * statistics.median(CPU_EFFICIENCIES))
-    # Calibration on another kind of processor is widened by the assumption.
-    assert (low, high) == pytest.approx((roofline * 0.35, roofline * 0.85))
-    assert (basis, runs) == ("estimated", len(CPU_EFFICIENCIES))
-    assert "CPU" in on
+    # 10.25 GB at 1000 and 2000 GB/s; the short run on B does not stand for 4096 tokens.
+    assert found == [
+        ("A", *map(pytest.approx, (600 / 10.25, 500 / 10.25, 700 / 10.25)), "its architecture", 40),
+        ("B", *map(pytest.approx, (1200 / 10.25, 1000 / 10.25, 1400 / 10.25)), "all GPUs", 900),
+    ]  # the bandwidth of C is unknown
 
 
 def test_a_run_on_the_same_card_replaces_the_estimate(marts_warehouse: Warehouse):
     measured = rows(
         marts_warehouse,
         "select variant, batch_size, decode_tokens_per_s, decode_tokens_per_s_low, "
-        "decode_tokens_per_s_high from marts.expected_speed where speed_basis = 'measured'",
+        "decode_tokens_per_s_high, speed_runs, prefill_tokens_per_s, prefill_basis, prefill_runs "
+        "from marts.expected_speed where speed_basis = 'measured'",
     )
-    ((variant, batch, speed, low, high),) = measured
-    assert (variant, batch, speed, high) == ("q4", 1, 300.0, 300.0)
+    ((variant, batch, speed, low, high, runs, *prefill),) = measured
+    assert (variant, batch, speed, high, runs) == ("q4", 1, 300.0, 300.0, 1)
     assert low == pytest.approx(300 * 3.2 / 4.0)
+    assert prefill == [10.0, "measured", 1]
 
 
-def test_prefill_is_bound_by_peak_compute_and_unknown_without_it(marts_warehouse: Warehouse):
-    found = dict(
+def test_prefill_has_its_own_interval_and_basis(marts_warehouse: Warehouse):
+    found = rows(
+        marts_warehouse,
+        "select distinct gpu, prefill_tokens_per_s_low, prefill_tokens_per_s, "
+        "prefill_tokens_per_s_high, prefill_basis, prefill_runs from marts.deployment_options "
+        "where variant = 'f16' order by gpu",
+    )
+    assert found == [
+        ("A", 6000.0, 8000.0, 9000.0, "its maker", 70),
+        ("B", None, None, None, None, None),  # a figure of the GPU is unknown
+        ("C", None, None, None, None, None),
+    ]
+
+
+def test_the_explanation_says_what_the_speed_rests_on(marts_warehouse: Warehouse):
+    explanations = dict(
         rows(
             marts_warehouse,
-            "select gpu, prefill_tokens_per_s from marts.expected_speed "
-            "where variant = 'f16' and batch_size = 1",
+            "select gpu || ' ' || variant, explanation from marts.deployment_options "
+            "where batch_size = 1 and row_id in ('buy-a', 'rent-b')",
         )
     )
-    # 10 GFLOP per token at 100 TFLOP/s, the launches, and the CPU's efficiency (128 tokens in at
-    # least 6.4 s, 10 tokens/s measured).
-    roofline = 4096 / (4096 * 1e10 / 1e14 + 32 * 10e-6)
-    assert found["A"] == pytest.approx(roofline * 10 / (128 / 6.4))
-    assert found["B"] is None
-    assert "C" not in found  # its bandwidth is unknown
+    assert (
+        "59 tokens/s in total (49 to 68, estimated from 40 runs on GPUs of its architecture), 59"
+        in (explanations["A f16"])
+    )
+    assert "estimated from 900 runs on all GPUs), 117" in explanations["B f16"]
+    assert "300 tokens/s in total (240 to 300, measured), 300" in explanations["B q4"]
 
 
 def test_the_cost_of_a_token_on_purchased_and_rented_gpus(marts_warehouse: Warehouse):

@@ -18,6 +18,7 @@ from quant_assets.errors import CheckFailed, InputError, ResourceError
 from quant_assets.settings import Settings
 from quant_assets.speed.host_peaks import RecordedPeaks
 from quant_assets.warehouse.connection import Warehouse
+from quant_assets.warehouse.queries import row_counts
 from quant_assets.warehouse.rebuild import warehouse_of
 
 MARTS = "create schema if not exists marts; create or replace table marts.answers as select 42 as n"
@@ -243,3 +244,16 @@ def test_a_folder_that_cannot_be_created_is_reported(tmp_path: Path):
     warehouse = Warehouse(tmp_path / "home" / "warehouse" / "w.duckdb")
     with pytest.raises(ResourceError, match="cannot be"), warehouse.write():
         pass
+
+
+def test_a_view_of_an_earlier_version_is_dropped(warehouse: Warehouse) -> None:
+    with duckdb.connect(str(warehouse.path)) as connection:
+        connection.execute(
+            "create schema intermediate; create view intermediate.int_speed_calibration as "
+            "select vendor from raw.gpus"
+        ).fetchall()
+    with warehouse.write():
+        pass
+    with warehouse.read() as connection:
+        assert "raw.gpus" in row_counts(connection)
+        assert "intermediate.int_speed_calibration" not in row_counts(connection)

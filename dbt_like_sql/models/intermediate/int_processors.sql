@@ -28,7 +28,6 @@ select
     cast(null as integer) as threads,
     memory_bandwidth_gb_s,
     fp16_dense_tflops as tflops,
-    {{ var('launch_us_per_layer') }} as launch_us_per_layer,
     false as peaks_contended
 from {{ ref('stg_gpus') }}
 union all
@@ -45,7 +44,6 @@ select
         when hosts.peaks_contended then greatest(hosts.matmul_tflops, reached.tflops)
         else hosts.matmul_tflops
     end,
-    0,
     hosts.peaks_contended
 from {{ ref('stg_hosts') }} as hosts
 left join reached

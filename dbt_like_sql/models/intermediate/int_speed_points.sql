@@ -11,6 +11,7 @@ with points as (
         processors.processor,
         processors.processor_kind,
         needs.context_tokens,
+        needs.prompt_tokens,
         runs.decode_tokens_per_s,
         runs.prefill_tokens_per_s,
         least(1.0, runs.per_token_p50_ms / nullif(runs.per_token_p95_ms, 0)) as slowest_share,
@@ -36,8 +37,6 @@ with points as (
             and runs.prompt_tokens = needs.prompt_tokens
             and runs.generated_tokens = needs.generated_tokens
             and needs.point_source = 'run'
-    inner join {{ ref('stg_models') }} as models
-        on runs.model = models.model
     where
         not runs.contended
         and runs.decode_tokens_per_s > 0

@@ -95,6 +95,7 @@ class RecommendedOption(BaseModel):
     decode_tokens_per_s_low: float
     decode_tokens_per_s_high: float
     speed_basis: str
+    speed_runs: int
     usd_per_million_tokens: float
     quality_loss: float | None
     reason: str
