@@ -11,11 +11,12 @@ from quant_assets_tests.installation import full_run, installation
 from quant_assets_tests.marts_world import marts_home, marts_warehouse
 from quant_assets_tests.models.shipped_model import fixed_text, smollm2
 from quant_assets_tests.mutation import FUZZ_EXAMPLES
+from quant_assets_tests.speed.gpu_runs import gpu_warehouse, small_registry
 
 # Fixtures that tests of several folders share; each is created once per process.
 __all__ = [
-    "fixed_text", "full_run", "installation", "marts_home", "marts_warehouse", "new_record",
-    "q4_variant", "smollm2",
+    "fixed_text", "full_run", "gpu_warehouse", "installation", "marts_home", "marts_warehouse",
+    "new_record", "q4_variant", "small_registry", "smollm2",
 ]  # fmt: skip
 
 # Every run of the suite uses the same examples; `make fuzz` searches for new ones.
@@ -38,8 +39,7 @@ SHARED_SETUPS = {
                         "workers/groupwise/test_graph_artifacts.py",
                         "workers/groupwise/test_kernels.py", "workers/groupwise/test_scaling.py",
                         "workers/groupwise/test_work_folder.py"),
-    "marts": ("dbt_like_sql/test_marts.py", "warehouse/test_recommendation.py", "report/decision/test_decision_report.py",
-              "speed/test_validation.py"),
+    "marts": ("dbt_like_sql/test_marts.py", "warehouse/test_recommendation.py", "report/decision/test_decision_report.py"),
 }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The runs that were measured here, as observations of the speed model."""
 
+from dataclasses import dataclass
 from typing import Final
 
 import duckdb
@@ -11,6 +12,7 @@ from quant_assets.speed.workload import Observation
 
 _RUNS: Final = """
 select
+    runs.record_id,
     runs.gpu,
     runs.decode_tokens_per_s,
     runs.prefill_tokens_per_s,
@@ -32,25 +34,34 @@ order by runs."timestamp", runs.record_id
 """
 
 
-def own_observations(
-    connection: duckdb.DuckDBPyConnection, registry: GpuRegistry
-) -> list[Observation]:
+@dataclass(frozen=True, slots=True)
+class OwnRun:
+    """One phase of a benchmark record; `depth_tokens` is the mean depth of the KV cache."""
+
+    record_id: str
+    observation: Observation
+    depth_tokens: float
+
+
+def own_runs(connection: duckdb.DuckDBPyConnection, registry: GpuRegistry) -> list[OwnRun]:
     """Decoding and prefill of every uncontended run on a GPU of the registry, oldest first.
 
     From `raw.benchmark_runs`, with the work of each run from `raw.serving_needs`. What a run did not
     measure is absent.
     """
-    observations = []
-    for gpu_name, decode, prefill, fields in connection.execute(_RUNS).fetchall():
+    runs = []
+    for record_id, gpu_name, decode, prefill, fields in connection.execute(_RUNS).fetchall():
         gpu = registry.by_name.get(gpu_name)
         if gpu is None:
             continue
         needs = ServingNeeds.model_validate(fields)
         backend = BACKEND_OF_VENDOR[gpu.vendor]
-        measured = ((decode, needs.decode_workload), (prefill, needs.prefill_workload))
-        observations += [
-            Observation(gpu_name, workload(backend), tokens_per_s)
-            for tokens_per_s, workload in measured
-            if tokens_per_s is not None and tokens_per_s > 0
-        ]
-    return observations
+        middle = (needs.prompt_tokens + needs.context_tokens) / 2
+        for tokens_per_s, workload, depth in (
+            (decode, needs.decode_workload, middle),
+            (prefill, needs.prefill_workload, needs.prompt_tokens / 2),
+        ):
+            if tokens_per_s is not None and tokens_per_s > 0:
+                observation = Observation(gpu_name, workload(backend), tokens_per_s)
+                runs.append(OwnRun(record_id, observation, depth))
+    return runs

@@ -1,31 +1,75 @@
-"""The speed model is checked against its measured points."""
+"""The speed model is checked against the runs measured here."""
 
-import shutil
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import duckdb
-import pytest
 
-from quant_assets.speed.validation import check_speed_model
-from quant_assets.warehouse.connection import Warehouse
+from quant_assets.gpus.registry import GpuRegistry
+from quant_assets.speed.model import load_speed_model
+from quant_assets.speed.validation import check_own_runs
+from quant_assets_tests.marts_world import insert, run
+from quant_assets_tests.speed.gpu_runs import CARDS, measured_points
 
-
-def test_runs_are_predicted_by_the_others(marts_warehouse: Warehouse):
-    with marts_warehouse.read() as connection:
-        found = check_speed_model(connection)
-    assert (found.points, found.predicted_points) == (7, 6)  # one run alone on a GPU
-    # Efficiencies .4 .5 .5 .6 .6 .7: the lowest is predicted by the median of the others, .6.
-    assert found.worst_error == pytest.approx(0.6 / 0.4 - 1)
-    assert found.passed
+CUDA_CARDS = CARDS[:2]
 
 
-def test_a_speed_beyond_the_roofline_is_a_problem(marts_warehouse: Warehouse, tmp_path: Path):
-    copy = tmp_path / marts_warehouse.path.name
-    shutil.copyfile(marts_warehouse.path, copy)
-    with duckdb.connect(str(copy)) as connection:
-        connection.execute(
-            "update raw.benchmark_runs set decode_tokens_per_s = 5 where device = 'cpu'"
-        )
-        found = check_speed_model(connection)
+def runs(registry: GpuRegistry, factor: Callable[[int], float]) -> list[dict[str, Any]]:
+    """A run of every length on two cards, `factor(number)` times as fast as predicted."""
+    rows = []
+    for name in CUDA_CARDS:
+        gpu = registry.by_name[name]
+        for need in measured_points():
+            works = [need.decode_workload("CUDA"), need.prefill_workload("CUDA")]
+            decode, prefill = load_speed_model().predict([gpu, gpu], works)
+            assert decode is not None and prefill is not None
+            times = factor(len(rows))
+            row = run(
+                len(rows), variant="q4", device="cuda", gpu_name=name, gpu=name,
+                prompt_tokens=need.prompt_tokens, generated_tokens=128, batch_size=need.batch_size,
+                decode_tokens_per_s=decode.tokens_per_s * times,
+                prefill_tokens_per_s=prefill.tokens_per_s * times,
+            )  # fmt: skip
+            rows.append(row)
+    return rows
+
+
+def test_runs_that_agree_with_each_other_pass(
+    gpu_warehouse: duckdb.DuckDBPyConnection, small_registry: GpuRegistry
+) -> None:
+    insert(gpu_warehouse, "benchmark_runs", runs(small_registry, lambda n: 1 + n % 3 / 100))
+    found = check_own_runs(gpu_warehouse, small_registry, load_speed_model())
+    assert found.passed, found.problems
+    assert (found.decode.all.n, found.prefill.all.n, found.not_predicted) == (12, 12, 0)
+    assert set(found.decode.by_gpu) == set(CUDA_CARDS)
+    assert set(found.decode.by_batch) == {"1", "2"}
+    assert found.decode.all.coverage == 1.0
+
+
+def test_runs_that_contradict_each_other_are_a_problem(
+    gpu_warehouse: duckdb.DuckDBPyConnection, small_registry: GpuRegistry
+) -> None:
+    erratic = runs(small_registry, lambda n: 8.0 if n % 2 else 0.125)
+    insert(gpu_warehouse, "benchmark_runs", erratic)
+    found = check_own_runs(gpu_warehouse, small_registry, load_speed_model())
     assert not found.passed
-    assert "peaks cannot be right" in found.problems[0]
+    assert "coverage" in found.problems[0]
+
+
+def test_a_run_is_not_predicted_from_itself(
+    gpu_warehouse: duckdb.DuckDBPyConnection, small_registry: GpuRegistry
+) -> None:
+    (only, *_) = runs(small_registry, lambda _: 0.1)
+    insert(gpu_warehouse, "benchmark_runs", [only])
+    found = check_own_runs(gpu_warehouse, small_registry, load_speed_model())
+    assert found.decode.all.median_error is not None
+    assert found.decode.all.median_error > 5
+    assert found.passed  # one run judges nothing
+
+
+def test_without_runs_nothing_is_judged(
+    gpu_warehouse: duckdb.DuckDBPyConnection, small_registry: GpuRegistry
+) -> None:
+    found = check_own_runs(gpu_warehouse, small_registry, load_speed_model())
+    assert found.passed
+    assert found.decode.all.n == 0

@@ -10,7 +10,7 @@ import pandas as pd
 from quant_assets.gpus.registry import Gpu, GpuRegistry
 from quant_assets.speed.model import BACKEND_OF_VENDOR, SpeedModel
 from quant_assets.speed.needs import ServingNeeds
-from quant_assets.speed.own_runs import own_observations
+from quant_assets.speed.own_runs import own_runs
 from quant_assets.warehouse.loads.tables import replace_frames
 
 _FIGURES: Final = ("tokens_per_s", "tokens_per_s_low", "tokens_per_s_high", "rests_on", "runs")
@@ -29,11 +29,11 @@ def load_speed_predictions(
 ) -> int:
     """Load `raw.speed_predictions` for every GPU and point of the grid; return its row count.
 
-    The points are those of `raw.serving_needs`; own runs take precedence on their GPU
-    (`own_observations`). A GPU of which the registry lacks a figure that decoding depends on has no
+    The points are those of `raw.serving_needs`; own runs take precedence on their GPU. A GPU of which the registry lacks a figure that decoding depends on has no
     rows.
     """
-    adapted = model.adapted(own_observations(connection, registry))
+    own = [run.observation for run in own_runs(connection, registry)]
+    adapted = model.adapted(own)
     points = [
         ServingNeeds.model_validate(fields)
         for (fields,) in connection.execute(
