@@ -18,8 +18,10 @@ from quant_assets.errors import InputError
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.formats.group_quantization import parse_group_quantization
 from quant_assets.gpus.registry import GpuRegistry
+from quant_assets.models.hf_config import read_config
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.models.source import resolve_source
+from quant_assets.models.stored_quantization import quantization_config
 from quant_assets.quantize.gguf.job import GgufPlanJob, plan_gguf
 from quant_assets.settings import Settings
 
@@ -97,6 +99,7 @@ def _weights(path: Path, shape: ModelShape, level: str | None, settings: Setting
             level=f"as stored (mostly {stored})",
             weights_bytes=shape.weights_bytes,
             basis="the tensors of the files",
+            weight_type=_stored_type(path, shape),
             checkpoint=path.is_dir(),
         )
     is_float = set(shape.weight_types) <= _FLOAT_TYPES
@@ -117,7 +120,17 @@ def _weights(path: Path, shape: ModelShape, level: str | None, settings: Setting
         level=gguf_level.name,
         weights_bytes=sum(group.size_bytes for group in plan.groups),
         basis=f"exact: every tensor in the type llama.cpp assigns (a file of {plan.file_bytes:,} bytes)",
+        weight_type=gguf_level.main_type,
     )
+
+
+def _stored_type(path: Path, shape: ModelShape) -> str:
+    """The type of most stored weights, as the speed model names it."""
+    assert shape.tensor_roles is not None
+    stored = quantization_config(read_config(path)) if path.is_dir() else None
+    if stored is not None and stored.quant_method in ("gptq", "awq") and stored.bits is not None:
+        return f"{stored.quant_method}-{stored.bits}bit"
+    return shape.tensor_roles.main_type
 
 
 def fits(
@@ -127,12 +140,12 @@ def fits(
     reserve_gb: float | None = None,
     *,
     cards: int = 1,
-    offload: Offload = ON_GPUS,
+    offload: Offload | None = ON_GPUS,
 ) -> list[GpuFit]:
     """How `cards` cards of each named GPU fit `estimate`; without names, of every GPU that holds a copy.
 
-    A family's name selects all its variants. Smallest memory first. Raises `InputError` for an
-    unknown name.
+    A family's name selects all its variants. Smallest memory first. `offload` is that of `fit`.
+    Raises `InputError` for an unknown name, or an `offload` that the model does not allow.
     """
     if gpu_names:
         gpus = [gpu for name in gpu_names for gpu in registry.variants(name)]

@@ -62,7 +62,9 @@ class Serving(BaseModel):
 class Weights(BaseModel):
     """Bytes of a model's weights at one level, and the basis of the figure.
 
-    Engines of `checkpoint` formats keep the input embedding on the GPU, llama.cpp in host memory.
+    `weight_type` is the type of most of them, as the speed model names it: a ggml type, `gptq-4bit`,
+    `awq-4bit`. Engines of `checkpoint` formats keep the input embedding on the GPU, llama.cpp in host
+    memory.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -70,6 +72,7 @@ class Weights(BaseModel):
     level: str
     weights_bytes: int
     basis: str
+    weight_type: str
     checkpoint: bool = False
 
 
@@ -126,15 +129,18 @@ def weights_at_level(shape: ModelShape, level: str) -> Weights:
             level=group.name,
             weights_bytes=round((linear_bits + other_bits) / 8),
             basis="block layout; embeddings and norms at 16 bits",
+            weight_type=f"{group.method}-{group.bits}bit",
             checkpoint=True,
         )
-    name = parse_level(level).name
+    parsed = parse_level(level)
+    name = parsed.name
     reference = nearest_reference(shape.n_parameters)
     bits = mixture_bits(name, reference.name)
     return Weights(
         level=name,
         weights_bytes=round(shape.n_parameters * bits / 8),
         basis=f"{bits:.4f} bits per weight, as in llama.cpp's mixture on {reference.name}",
+        weight_type=parsed.main_type,
     )
 
 

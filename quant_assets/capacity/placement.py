@@ -61,18 +61,24 @@ class LayerNeeds(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CopyParts:
-    """Bytes of one served copy by part; `compute` is needed on every device that runs layers."""
+    """Bytes of one served copy by part; `compute` is needed on every device that runs layers.
+
+    `embedding` is the input embedding in host memory; with `embedding_on_gpu` it is part of the first
+    layer instead.
+    """
 
     layers: tuple[LayerNeeds, ...]
     output: int
     embedding: int
     compute: int
+    embedding_on_gpu: int = 0
 
 
 class DeviceShare(BaseModel):
     """What one device, or the host, holds of a copy. `first_layer` is None where it has no layer.
 
     Of `n_layers` layers from `first_layer` on it holds everything that is not in host memory.
+    `expert_bytes` of its `weights_bytes` are experts of which a router chooses some per token.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -81,6 +87,7 @@ class DeviceShare(BaseModel):
     n_layers: int
     holds_output: bool
     weights_bytes: int
+    expert_bytes: int
     kv_cache_bytes: int
     compute_bytes: int
 
@@ -126,18 +133,17 @@ def copy_parts(estimate: MemoryEstimate) -> CopyParts:
     """The bytes of `estimate` by part; they sum to its weights and KV cache."""
     parts = _weight_parts(estimate)
     layers = list(parts.layers)
-    embedding = parts.embedding
-    if estimate.weights.checkpoint:
-        layers[0] = LayerWeights(layers[0].dense + embedding, layers[0].experts)
-        embedding = 0
+    embedding_on_gpu = parts.embedding if estimate.weights.checkpoint else 0
+    layers[0] = LayerWeights(layers[0].dense + embedding_on_gpu, layers[0].experts)
     return CopyParts(
         layers=tuple(
             LayerNeeds(layer.dense, layer.experts, kv)
             for layer, kv in zip(layers, _kv_by_layer(estimate), strict=True)
         ),
         output=parts.output,
-        embedding=embedding,
+        embedding=parts.embedding - embedding_on_gpu,
         compute=estimate.compute_bytes,
+        embedding_on_gpu=embedding_on_gpu,
     )
 
 
@@ -147,13 +153,22 @@ def fit(
     reserve_gb: float | None = None,
     *,
     cards: int = 1,
-    offload: Offload = ON_GPUS,
+    offload: Offload | None = ON_GPUS,
 ) -> GpuFit:
     """How `cards` cards of `gpu` fit `estimate`; `reserve_gb` replaces the setting's reserve.
 
-    Raises `InputError` for an `offload` that the model does not allow.
+    Without an `offload`, the smallest with which they hold a copy. Raises `InputError` for one that
+    the model does not allow.
     """
     budget, parts = device_budget(gpu, reserve_gb), copy_parts(estimate)
+    if offload != ON_GPUS and estimate.weights.checkpoint:
+        raise InputError(
+            f"A copy at {estimate.level} cannot lie partly in host memory.",
+            "Only llama.cpp, which runs GGUF files, computes a part of a model on the CPU.",
+            "Choose a GGUF level with --level, or let a copy span several cards with --gpus.",
+        )
+    if offload is None:
+        offload = smallest_offload(parts, budget, cards * gpu.devices)
     placement = place(parts, budget, offload)
     spanned = len(placement.devices) if placement else None
     return GpuFit(
@@ -220,6 +235,7 @@ def place(parts: CopyParts, budget: DeviceBudget, offload: Offload = ON_GPUS) ->
                 holds_output=has_output,
                 weights_bytes=sum(layer.dense + layer.experts for layer in held)
                 + (parts.output if has_output else 0),
+                expert_bytes=sum(layer.experts for layer in held),
                 kv_cache_bytes=sum(layer.kv for layer in held),
                 compute_bytes=parts.compute,
             )
@@ -308,20 +324,19 @@ def _device_items(parts: CopyParts, offload: Offload) -> list[int]:
 
 def _host_share(parts: CopyParts, first_gpu_layer: int, cpu_moe_layers: int) -> DeviceShare:
     on_host = parts.layers[:first_gpu_layer]
-    experts_on_host = parts.layers[len(on_host) : cpu_moe_layers]
     has_output = first_gpu_layer > len(parts.layers)
-    weights_bytes = (
-        sum(layer.dense + layer.experts for layer in on_host)
-        + sum(layer.experts for layer in experts_on_host)
-        + (parts.output if has_output else 0)
+    expert_bytes = sum(layer.experts for layer in parts.layers[: max(len(on_host), cpu_moe_layers)])
+    used_bytes = (
+        sum(layer.dense for layer in on_host) + expert_bytes + (parts.output if has_output else 0)
     )
     return DeviceShare(
         first_layer=0 if on_host else None,
         n_layers=len(on_host),
         holds_output=has_output,
-        weights_bytes=weights_bytes + parts.embedding,
+        weights_bytes=used_bytes + parts.embedding,
+        expert_bytes=expert_bytes,
         kv_cache_bytes=sum(layer.kv for layer in on_host),
-        compute_bytes=parts.compute if weights_bytes else 0,
+        compute_bytes=parts.compute if used_bytes else 0,
     )
 
 

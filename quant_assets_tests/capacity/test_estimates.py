@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -171,6 +172,12 @@ def test_the_estimate_command() -> None:
         ["model.gguf", "--params", "7B"],
         ["--params", "7B", "--context", "0"],
         ["--params", "7B", "--batch", "99999999"],
+        ["--params", "7B", "--gpu", "L4", "--gpus", "0"],
+        ["--params", "7B", "--gpu", "L4", "-ngl", "-1"],
+        ["--params", "7B", "--gpu", "L4", "--n-cpu-moe", "-1"],
+        ["--params", "7B", "--gpu", "L4", "--host-bandwidth", "0"],
+        ["--params", "7B", "--gpu", "L4", "--offload", "-ngl", "3"],
+        ["--params", "7B", "--offload"],
     ],
 )
 def test_wrong_usage_of_estimate(arguments: list[str]) -> None:
@@ -187,3 +194,66 @@ def test_the_types_command() -> None:
     )
     f16 = next(entry for entry in entries if entry["name"] == "F16")
     assert (f16["size_gb"], f16["compression_vs_f32"]) == (26.0, 2.0)
+
+
+def estimated(*arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["estimate", *arguments, "--format", "json"])
+    return json.loads(result.stdout)
+
+
+def test_estimate_splits_a_copy_over_the_cards_of_an_offer() -> None:
+    seventy = ["--params", "70B", "--gpu", "GeForce RTX 3090"]
+    (alone,) = estimated(*seventy)["gpus"]
+    (two,) = estimated(*seventy, "--gpus", "2")["gpus"]
+    (five,) = estimated(*seventy, "--gpus", "5")["gpus"]
+    assert [entry["copies"] for entry in (alone, two, five)] == [0, 1, 2]
+    assert (
+        two["gpus_per_copy"] == two["cards_for_one_copy"] == len(two["placement"]["devices"]) == 2
+    )
+    assert all(share["total_bytes"] <= 24.8e9 for share in two["placement"]["devices"])
+    first, second = two["placement"]["devices"]
+    assert first["n_layers"] + second["n_layers"] == 80
+    assert (first["holds_output"], second["holds_output"]) == (False, True)
+    assert two["llama_server_options"][-1] == f"{first['n_layers']},{second['n_layers'] + 1}"
+    assert two["speed"]["slowest_stage_tokens_per_s"] > two["speed"]["decode_tokens_per_s"]
+    words = CliRunner().invoke(app, ["estimate", *seventy, "--gpus", "2"]).stdout
+    assert "--tensor-split" in words and f"layers 0 to {first['n_layers'] - 1}" in words
+
+
+def test_estimate_leaves_layers_in_host_memory() -> None:
+    seventy = ["--params", "70B", "--gpu", "GeForce RTX 3090"]
+    document = estimated(*seventy, "--offload")
+    (found,) = document["gpus"]
+    layers = found["placement"]["gpu_layers"]
+    assert found["copies"] == 1
+    assert found["llama_server_options"] == ["--n-gpu-layers", str(layers)]
+    (more,) = estimated(*seventy, "-ngl", str(layers + 1))["gpus"]
+    assert (more["copies"], more["cards_for_one_copy"]) == (0, 2)
+    (same,) = estimated(*seventy, "--gpu-layers", str(layers))["gpus"]
+    assert same == found
+    held = [*found["placement"]["devices"], found["placement"]["host"]]
+    assert sum(share["weights_bytes"] for share in held) == document["weights_bytes"]
+    assert sum(share["kv_cache_bytes"] for share in held) == document["kv_cache_bytes"]
+    (faster,) = estimated(*seventy, "--offload", "--host-bandwidth", "500")["gpus"]
+    assert faster["speed"]["decode_tokens_per_s"] > found["speed"]["decode_tokens_per_s"]
+    assert faster["speed"]["host_gb_s"] == pytest.approx(350)
+    words = CliRunner().invoke(app, ["estimate", *seventy, "--offload"]).stdout
+    assert "are assumed" in words and "input embedding" in words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--n-cpu-moe", "1"], "no experts"),
+        (["-ngl", "82"], "80 layers and its output head"),
+        (["--level", "awq-4bit-g128", "-ngl", "3"], "Only llama.cpp"),
+        (["--level", "awq-4bit-g128", "--offload"], "Only llama.cpp"),
+    ],
+)
+def test_what_cannot_stay_in_host_memory_is_explained(arguments: list[str], message: str) -> None:
+    command = ["estimate", "--params", "70B", "--gpu", "L4", *arguments]
+    result = CliRunner().invoke(app, [*command, "--format", "json"])
+    error = json.loads(result.stdout)
+    assert result.exit_code == error["exit_code"] == 3
+    assert message in f"{error['what']} {error['why']}"
+    assert error["next_step"]
