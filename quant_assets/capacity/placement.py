@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from quant_assets.capacity.device_memory import DeviceBudget, device_budget
-from quant_assets.capacity.memory import MemoryEstimate, kv_cache_bytes
+from quant_assets.capacity.memory import MemoryEstimate, layer_cache_bytes
 from quant_assets.errors import InputError
 from quant_assets.formats.ggml_types import ggml_type
 from quant_assets.formats.group_quantization import UNQUANTIZED_BITS
@@ -392,25 +392,7 @@ def _weight_parts(estimate: MemoryEstimate) -> WeightParts:
 
 
 def _kv_by_layer(estimate: MemoryEstimate) -> list[int]:
-    """Bytes of the KV cache per layer, in order; they sum to the estimate's.
-
-    Where the shape only counts its layers with a sliding window, the others lie evenly between them.
-    """
-    shape, serving = estimate.shape, estimate.serving
-    full = shape.n_layers - shape.n_sliding_layers
-    single: dict[tuple[int, bool], int] = {}
-    proportions = []
-    for layer in range(shape.n_layers):
-        heads = shape.kv_heads_by_layer[min(layer, len(shape.kv_heads_by_layer) - 1)]
-        slides = (layer + 1) * full // shape.n_layers == layer * full // shape.n_layers
-        if (heads, slides) not in single:
-            alone = shape.model_copy(
-                update={
-                    "n_layers": 1,
-                    "kv_heads_by_layer": (heads,),
-                    "n_sliding_layers": int(slides),
-                }
-            )
-            single[heads, slides] = kv_cache_bytes(alone, serving)
-        proportions.append(single[heads, slides])
-    return spread(estimate.kv_cache_bytes, proportions)
+    """Bytes of the KV cache per layer, in order; they sum to the estimate's."""
+    shape = estimate.shape
+    own = [layer_cache_bytes(shape, estimate.serving, layer) for layer in range(shape.n_layers)]
+    return own if sum(own) == estimate.kv_cache_bytes else spread(estimate.kv_cache_bytes, own)

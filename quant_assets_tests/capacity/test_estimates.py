@@ -252,8 +252,7 @@ def test_estimate_leaves_layers_in_host_memory() -> None:
 )
 def test_what_cannot_stay_in_host_memory_is_explained(arguments: list[str], message: str) -> None:
     command = ["estimate", "--params", "70B", "--gpu", "L4", *arguments]
-    result = CliRunner().invoke(app, [*command, "--format", "json"])
-    error = json.loads(result.stdout)
-    assert result.exit_code == error["exit_code"] == 3
-    assert message in f"{error['what']} {error['why']}"
-    assert error["next_step"]
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, InputError) and error.exit_code == 3
+    assert message in f"{error.what} {error.why}"
+    assert error.next_step
