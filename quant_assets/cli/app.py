@@ -35,6 +35,7 @@ from quant_assets.cli.presentation import (
 from quant_assets.cli.quantize import quantize
 from quant_assets.cli.recommend import recommend
 from quant_assets.cli.report import report
+from quant_assets.cli.speed import speed
 from quant_assets.cli.sql import sql
 from quant_assets.cli.types import types
 from quant_assets.cli.ui import ui
@@ -121,6 +122,7 @@ app.command()(recommend)
 app.command()(report)
 app.command()(imatrix)
 app.command()(quantize)
+app.add_typer(speed, name="speed")
 app.command()(sql)
 app.command()(types)
 app.command()(ui)

@@ -26,7 +26,7 @@ from quant_assets.formats.group_quantization import UNQUANTIZED_BITS, parse_grou
 from quant_assets.gpus.registry import Gpu
 from quant_assets.models.inspection import ModelShape
 from quant_assets.speed.model import BACKEND_OF_VENDOR
-from quant_assets.speed.needs import attention_flops, kv_read_bytes
+from quant_assets.speed.needs import attention_flops, kv_read_bytes, unused_share
 from quant_assets.speed.published_models import (
     PublishedModel,
     find_published_model,
@@ -47,7 +47,6 @@ SIZE_TOLERANCE: Final = 0.4
 """A stated size that differs more from the level's is another file's."""
 
 _SINGLE_TYPES: Final = frozenset({"F32", "F16", "BF16", "Q8_0"})
-_MAIN_TYPES: Final = {"IQ3_M": "IQ3_S", "IQ3_XS": "IQ3_S", "IQ2_M": "IQ2_S", "IQ2_S": "IQ2_XS"}
 _EMBEDDING_TYPES: Final = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS"), "Q2_K"),
     **dict.fromkeys(("IQ2_S", "IQ2_M", "IQ3_XXS"), "IQ3_S"),
@@ -92,12 +91,14 @@ class RunWorkload:
 
     `model` is the published shape's name; None stands for a generic shape of the same size.
     `computed_size`: the row gives no size of its own, or one that contradicts its level.
+    `depth_tokens` is the mean depth.
     """
 
     workload: Workload
     model: str | None
     computed_size: bool
     file_bytes: float
+    depth_tokens: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,7 @@ def workload_of(run: SpeedRun, gpu: Gpu) -> RunWorkload | LeftOut:
         work = _workload(run, gpu, model, level, weights)
     except InputError as error:
         return LeftOut(run.row_id, "invalid_row", str(error))
-    return RunWorkload(work, model.name, computed, weights.total)
+    return RunWorkload(work, model.name, computed, weights.total, _lengths(run)[1])
 
 
 def engine_name(engine: str) -> str:
@@ -247,10 +248,10 @@ def _gguf_level(text: str, shape: ModelShape, stored_type: str | None) -> _Level
         experts = ggml_type("MXFP4").bits_per_weight
         return _Level("MXFP4", bits, experts, bits, bits, fixed_experts=True)
     try:
-        name = parse_level(name).name
+        level = parse_level(name)
     except InputError:
         return None
-    main = _MAIN_TYPES.get(name) or (name.rsplit("_", 1)[0] if "_K_" in name else name)
+    name, main = level.name, level.main_type
     head = ggml_type(main if name in _SINGLE_TYPES else _OUTPUT_TYPE).bits_per_weight
     embedding = ggml_type(_EMBEDDING_TYPES.get(name, main)).bits_per_weight
     reference = nearest_reference(shape.n_parameters)
@@ -335,21 +336,14 @@ def _weights(run: SpeedRun, model: _Model, level: _Level) -> tuple[_Weights, boo
 def _workload(run: SpeedRun, gpu: Gpu, model: _Model, level: _Level, weights: _Weights) -> Workload:
     shape = model.shape
     serving = _serving(run)
-    used = shape.n_experts_used / shape.n_experts if shape.n_experts else 1.0
-    active = shape.n_linear_parameters - model.expert_parameters * (1 - used)
+    active = shape.n_linear_parameters - model.expert_parameters * unused_share(shape, 1)
     head = shape.vocab_size * shape.hidden_size
-    depth = run.depth_tokens or 0.0
-    if run.test == "decode":
-        new = DEFAULT_GENERATED_TOKENS if run.generated_tokens is None else run.generated_tokens
-        tokens = tokens_per_pass = run.batch
-    else:
-        new = run.prompt_tokens or DEFAULT_PROMPT_TOKENS
+    new, mean_depth = _lengths(run)
+    tokens = tokens_per_pass = run.batch
+    if run.test == "prefill":
         tokens = max(1, round(new)) * run.batch
         tokens_per_pass = run.tokens_per_pass or min(run.ubatch or MICRO_BATCH, tokens)
-    mean_depth = run.mean_depth_tokens
-    if mean_depth is None:
-        mean_depth = depth + new / 2
-    touched = 1 - (1 - used) ** tokens_per_pass if shape.n_experts else 1.0
+    touched = 1 - unused_share(shape, tokens_per_pass)
     decoding = run.test == "decode"
     kv_bytes = 0.0
     if decoding:
@@ -372,6 +366,17 @@ def _workload(run: SpeedRun, gpu: Gpu, model: _Model, level: _Level, weights: _W
         flash_attention=_flash_attention(run),
         engine_year=engine_year(run),
     )
+
+
+def _lengths(run: SpeedRun) -> tuple[float, float]:
+    """Tokens that a sequence generates or prefills, and its mean depth meanwhile."""
+    if run.test == "decode":
+        new = DEFAULT_GENERATED_TOKENS if run.generated_tokens is None else run.generated_tokens
+    else:
+        new = run.prompt_tokens or DEFAULT_PROMPT_TOKENS
+    if run.mean_depth_tokens is not None:
+        return new, run.mean_depth_tokens
+    return new, (run.depth_tokens or 0.0) + new / 2
 
 
 def _serving(run: SpeedRun) -> Serving:

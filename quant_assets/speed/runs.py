@@ -213,8 +213,8 @@ def gpu_of_run(run: SpeedRun, registry: GpuRegistry) -> Gpu | LeftOut:
     """The GPU of the registry that `run` means.
 
     A name of several cards (memory sizes, form factors) stands for the one with the memory that it
-    states, else for any if all have the same bandwidth and FP32 throughput, else for those with the
-    row's `bandwidth_gb_s`. A laptop's or modified card is never the desktop card of that name.
+    states, else for the one with most memory if all have the same bandwidth and FP32 throughput,
+    else for those with the row's `bandwidth_gb_s`. A laptop's or modified card is never the desktop card of that name.
     """
     if run.gpu_variant and (gpu := registry.find(f"{run.gpu} {run.gpu_variant}")) is not None:
         return gpu
@@ -249,7 +249,7 @@ def _candidates(run: SpeedRun, registry: GpuRegistry) -> Sequence[Gpu]:
         if variants := registry.families_by_key.get(name_key(name)):
             memory = _MEMORY.search(run.gpu)
             stated = [gpu for gpu in variants if memory and gpu.vram_gb == float(memory[1])]
-            return stated or variants
+            return sorted(stated or variants, key=lambda gpu: -gpu.vram_gb)
     return ()
 
 

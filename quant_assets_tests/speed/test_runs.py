@@ -118,8 +118,8 @@ def test_a_huge_or_missing_file_is_refused(tmp_path: Path) -> None:
     [
         ({"gpu": "NVIDIA A100-SXM4-80GB"}, "A100 SXM4 80GB"),
         ({"gpu": "A100", "bandwidth_gb_s": 1555}, "A100 PCIe 40GB"),
-        ({"gpu": "Apple M2 Ultra (76-core GPU)"}, "M2 Ultra 64GB"),
-        ({"gpu": "M1 Max 48GB", "gpu_variant": "24-core GPU"}, "M1 Max 32GB"),
+        ({"gpu": "Apple M2 Ultra (76-core GPU)"}, "M2 Ultra 192GB"),
+        ({"gpu": "M1 Max 48GB", "gpu_variant": "24-core GPU"}, "M1 Max 64GB"),
         ({"gpu": "RTX 3060 12GB"}, "GeForce RTX 3060 12GB"),
         ({"gpu": "M4 Max", "bandwidth_gb_s": 410}, "M4 Max 36GB"),
     ],
@@ -135,7 +135,7 @@ def test_gpus_are_found(fields: Mapping[str, object], name: str) -> None:
     [
         ({"gpu": "A100"}, "ambiguous_gpu"),
         ({"gpu": "M4 Max"}, "ambiguous_gpu"),
-        ({"gpu": "GeForce RTX 3070 Laptop GPU", "gpu_group": "GeForce RTX 3070"}, "unknown_gpu"),
+        ({"gpu": "RTX 3070 Mobile refit", "gpu_group": "GeForce RTX 3070"}, "unknown_gpu"),
         ({"gpu": "RTX 4090 (modified)", "gpu_group": "RTX 4090"}, "unknown_gpu"),
         ({"gpu": "=HYPERLINK(1)"}, "unknown_gpu"),
         ({"gpu": "[bold]x[/bold]"}, "unknown_gpu"),
