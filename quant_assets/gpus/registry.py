@@ -77,7 +77,7 @@ class Gpu(BaseModel):
     multiprocessors: int | None = Field(default=None, ge=1, le=1024)
     """Streaming multiprocessors (NVIDIA), compute units (AMD), Xe cores (Intel), GPU cores (Apple).
 
-    Where a chip is sold with several counts at one memory size, the largest.
+    The plain name of a chip that is sold with several counts stands for the largest.
     """
     boost_clock_mhz: int | None = Field(default=None, ge=500, le=4000)
     """Highest specified clock of the multiprocessors; None for Apple, which publishes none."""

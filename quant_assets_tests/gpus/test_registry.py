@@ -191,6 +191,18 @@ def test_reported_memory_is_little_less_than_sold() -> None:
         assert gpu.form_factor != "soc", gpu.canonical_name
 
 
+def test_cores_of_one_apple_generation_are_equally_fast() -> None:
+    # Their clocks differ by up to 8 %.
+    for architecture in (f"Apple M{generation}" for generation in range(1, 6)):
+        per_core = [
+            gpu.fp32_vector_tflops / gpu.multiprocessors
+            for gpu in REGISTRY.all
+            if gpu.architecture == architecture and gpu.fp32_vector_tflops and gpu.multiprocessors
+        ]
+        assert len(per_core) >= 6
+        assert max(per_core) < 1.08 * min(per_core), architecture
+
+
 def test_laptop_gpus_are_not_sold_alone() -> None:
     laptop = {gpu.canonical_name for gpu in REGISTRY.all if gpu.form_factor == "laptop"}
     assert {"GeForce RTX 4060 Laptop GPU", "GeForce RTX 2050", "RTX A5000 Laptop GPU"} <= laptop
@@ -264,6 +276,8 @@ def test_a_family_name_means_its_own_card_or_all_of_them() -> None:
         ("NVIDIA RTX A5000 Laptop GPU", "RTX A5000 Laptop GPU"),
         ("NVIDIA RTX A5000", "RTX A5000"),
         ("GeForce GTX 1070 with Max-Q Design", "GeForce GTX 1070 with Max-Q Design"),
+        ("M1 Max 64GB", "M1 Max 64GB"),
+        ("M1 Max 64GB 24-core GPU", "M1 Max 24-core GPU 64GB"),
         ("Radeon 8060S 128GB", "Ryzen AI Max+ 395 (Radeon 8060S) 128GB"),
     ],
 )
