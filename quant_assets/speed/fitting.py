@@ -1,22 +1,338 @@
-"""Fits the speed model to measured runs, and predicts each GPU from the others."""
+"""Fits the speed model to measured runs, and predicts each GPU from the others.
 
-from collections.abc import Sequence
+The logarithms of the factors in `pass_time` are fitted by regularized least squares (ridge towards
+their priors, pseudo-Huber loss), so that a key with few runs borrows from all others. Standard
+deviations come from the curvature at the optimum (Laplace's approximation).
+"""
 
-from quant_assets.gpus.registry import GpuRegistry
-from quant_assets.speed.model import SpeedModel
+import datetime
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import least_squares
+
+from quant_assets.errors import InputError
+from quant_assets.gpus.registry import Gpu, GpuRegistry
+from quant_assets.speed.model import (
+    SCOPES,
+    Factor,
+    FittedRegime,
+    Residuals,
+    Scope,
+    SpeedModel,
+)
+from quant_assets.speed.pass_time import (
+    FACTORS,
+    REGIMES,
+    Cases,
+    Floats,
+    Regime,
+    cases,
+    is_predictable,
+    log_seconds,
+    regime_of,
+    slopes,
+)
 from quant_assets.speed.workload import Observation, Prediction
 
+NOISE: Final = 0.1
+"""Usual spread (of the logarithm) of a run around a good model: clocks, cooling, drivers."""
+_EQUAL_WEIGHT_RUNS: Final = 8  # a card with more weighs like one with so many
+_TAILS: Final = (0.05, 0.95)
+_LEAST_RUNS, _LEAST_CARDS = 30, 4  # of a scope with residuals of its own
+_FOLDS: Final = 5
 
-def fit_speed_model(observations: Sequence[Observation], registry: GpuRegistry) -> SpeedModel:
-    """The model that explains the observations best."""
-    assert registry.all and observations is not None
-    return SpeedModel()
+_Indexes = npt.NDArray[np.intp]
+
+
+class _Runs(NamedTuple):
+    """Observations of one regime: their columns, log(seconds), and weights."""
+
+    columns: Cases
+    log_seconds: Floats
+    weights: Floats
+
+    def take(self, rows: Sequence[int]) -> "_Runs":
+        return _Runs(self.columns.take(rows), self.log_seconds[rows], self.weights[rows])
+
+
+class _Design:
+    """The parameters of a regime's factors for some cases: a base, and a deviation per key."""
+
+    def __init__(self, regime: Regime, columns: Cases) -> None:
+        self.regime, self.columns = regime, columns
+        self.names: list[tuple[str, str, str]] = []
+        self.members: dict[str, list[_Indexes]] = {}
+        start: list[float] = []
+        spread: list[float] = []
+        for factor, prior in FACTORS[regime].items():
+            self.names.append((factor, "", ""))
+            start.append(float(np.log(prior.value)))
+            spread.append(prior.spread)
+            self.members[factor] = [np.full(len(columns), len(start) - 1, dtype=np.intp)]
+            for group, deviation in prior.groups.items():
+                keys = columns.keys[group]
+                index = {key: len(start) + n for n, key in enumerate(sorted(set(keys)))}
+                self.names += [(factor, group, key) for key in index]
+                start += [0.0] * len(index)
+                spread += [deviation] * len(index)
+                self.members[factor].append(np.array([index[key] for key in keys], dtype=np.intp))
+        self.start, self.spread = np.array(start), np.array(spread)
+
+    def logs(self, parameters: Floats) -> dict[str, Floats]:
+        return {
+            factor: np.sum([parameters[index] for index in indexes], axis=0)
+            for factor, indexes in self.members.items()
+        }
+
+    def jacobian(self, parameters: Floats) -> Floats:
+        """d log(seconds) / d parameters: one difference per factor, spread over its parameters."""
+        rows = np.arange(len(self.columns))
+        result = np.zeros((len(self.columns), len(self.start)))
+        for factor, slope in slopes(self.regime, self.columns, self.logs(parameters)).items():
+            for index in self.members[factor]:
+                result[rows, index] += slope
+        return result
+
+
+def fit_speed_model(
+    observations: Sequence[Observation],
+    registry: GpuRegistry,
+    sources: Iterable[str] = (),
+) -> SpeedModel:
+    """The model that explains the observations best, with residuals of cross-validation.
+
+    Raises `InputError` for GPUs outside the registry, or too few runs.
+    """
+    gpus = _gpus(observations, registry)
+    fitted = {}
+    for regime in REGIMES:
+        rows = _rows(observations, gpus, regime)
+        if len(rows) < _LEAST_RUNS:
+            raise InputError(
+                "The speed model cannot be fitted.",
+                f"Only {len(rows)} usable runs are of passes with {regime.replace('_', ' ')}; "
+                f"{_LEAST_RUNS} are needed.",
+                "Add decoding runs and prefill runs of several GPUs.",
+            )
+        chosen = [gpus[row] for row in rows]
+        runs = _runs([observations[row] for row in rows], chosen)
+        model = _fit(regime, runs, chosen)
+        unseen = _held_out(regime, runs, chosen, [gpu.family for gpu in chosen])
+        seen = _held_out(regime, runs, chosen, _folds(runs.columns))
+        fitted[regime] = model.model_copy(update={"residuals": _residuals(unseen, seen, chosen)})
+    used = [item for item, gpu in zip(observations, gpus, strict=True) if is_predictable(gpu)]
+    return SpeedModel(
+        fitted_on=datetime.datetime.now(datetime.UTC).date(),
+        runs=len(used),
+        gpus=len({item.gpu for item in used}),
+        sources=tuple(sorted(set(sources))),
+        regimes=fitted,
+    )
 
 
 def cross_validated(
     observations: Sequence[Observation], registry: GpuRegistry
 ) -> list[Prediction | None]:
-    """Each observation predicted by a model that has not seen its GPU."""
-    gpus = [registry.by_name[item.gpu] for item in observations]
-    model = fit_speed_model(observations, registry)
-    return model.predict(gpus, [item.workload for item in observations])
+    """Each observation predicted by a model that has seen no card of its family.
+
+    The interval, too, rests on residuals of the other families alone.
+    """
+    gpus = _gpus(observations, registry)
+    found: list[Prediction | None] = [None] * len(observations)
+    for regime in REGIMES:
+        rows = _rows(observations, gpus, regime)
+        if not rows:
+            continue
+        chosen = [gpus[row] for row in rows]
+        runs = _runs([observations[row] for row in rows], chosen)
+        families = [gpu.family for gpu in chosen]
+        errors = _held_out(regime, runs, chosen, families)
+        for place, row in enumerate(rows):
+            others = [
+                error for error, family in zip(errors, families, strict=True)
+                if family != families[place]
+            ]  # fmt: skip
+            residuals = _of_scope(others, errors[place].scope)
+            speed = observations[row].tokens_per_s / float(np.exp(errors[place].error))
+            sd = errors[place].sd
+            found[row] = Prediction(
+                tokens_per_s=speed,
+                low=speed * float(np.exp(residuals.low * sd)),
+                high=speed * float(np.exp(residuals.high * sd)),
+                rests_on=errors[place].scope,
+                runs=errors[place].runs,
+            )
+    return found
+
+
+class _Error(NamedTuple):
+    """A held-out run: log(measured / predicted tokens/s), the predicted spread, its scope."""
+
+    error: float
+    sd: float
+    scope: Scope
+    runs: int
+    family: str
+
+
+def _gpus(observations: Sequence[Observation], registry: GpuRegistry) -> list[Gpu]:
+    missing = {item.gpu for item in observations} - set(registry.by_name)
+    if missing:
+        raise InputError(
+            "Some runs are on GPUs that the registry does not have.",
+            f"Unknown: {', '.join(sorted(missing))}.",
+            "Add them to `data/gpus.yaml`, or leave those runs out.",
+        )
+    return [registry.by_name[item.gpu] for item in observations]
+
+
+def _rows(
+    observations: Sequence[Observation], gpus: Sequence[Gpu], regime: Regime
+) -> list[int]:
+    return [
+        row
+        for row, (item, gpu) in enumerate(zip(observations, gpus, strict=True))
+        if regime_of(item.workload) == regime and is_predictable(gpu)
+    ]
+
+
+def _runs(observations: Sequence[Observation], gpus: Sequence[Gpu]) -> _Runs:
+    columns = cases(gpus, [item.workload for item in observations])
+    speeds = np.array([item.tokens_per_s for item in observations])
+    counts = Counter(gpu.family for gpu in gpus)
+    weights = np.array(
+        [
+            item.weight * min(1.0, _EQUAL_WEIGHT_RUNS / counts[gpu.family]) ** 0.5
+            for item, gpu in zip(observations, gpus, strict=True)
+        ]
+    )
+    return _Runs(columns, np.log(columns.figures["tokens"] / speeds), weights)
+
+
+def _fit(regime: Regime, runs: _Runs, gpus: Sequence[Gpu]) -> FittedRegime:
+    """The factors that explain the runs best."""
+    design = _Design(regime, runs.columns)
+    scale = runs.weights / NOISE
+
+    def residuals(parameters: Floats) -> tuple[Floats, Floats]:
+        raw = (
+            log_seconds(regime, runs.columns, design.logs(parameters)) - runs.log_seconds
+        ) * scale
+        # Pseudo-Huber: its square is 2 (sqrt(1 + raw^2) - 1).
+        root = np.sqrt(1 + raw * raw)
+        huber = np.sign(raw) * np.sqrt(2 * (root - 1))
+        slope = np.where(np.abs(raw) > 1e-6, raw / (root * np.where(huber == 0, 1, huber)), 1.0)
+        return huber, slope * scale
+
+    def cost(parameters: Floats) -> Floats:
+        return np.concatenate(
+            [residuals(parameters)[0], (parameters - design.start) / design.spread]
+        )
+
+    def gradient(parameters: Floats) -> Floats:
+        slope = residuals(parameters)[1]
+        return np.concatenate(
+            [design.jacobian(parameters) * slope[:, None], np.diag(1 / design.spread)]
+        )
+
+    solution = least_squares(cost, design.start, jac=gradient, x_scale=design.spread, max_nfev=60)
+    curvature = gradient(solution.x)
+    sds = np.sqrt(np.diag(np.linalg.inv(curvature.T @ curvature)))
+    return FittedRegime(
+        factors=_factors(design, solution.x, sds),
+        noise=NOISE,
+        runs_by_gpu=_counts(gpus, lambda gpu: gpu.canonical_name),
+        runs_by_architecture=_counts(gpus, lambda gpu: gpu.architecture),
+        runs_by_maker=_counts(gpus, lambda gpu: gpu.vendor),
+    )
+
+
+def _factors(design: _Design, parameters: Floats, sds: Floats) -> dict[str, Factor]:
+    bases: dict[str, tuple[float, float]] = {}
+    deviations: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    for (factor, group, key), value, sd in zip(design.names, parameters, sds, strict=True):
+        if group:
+            kept = (round(float(value), 4), round(float(sd), 4))
+            deviations.setdefault(factor, {}).setdefault(group, {})[key] = kept
+        else:
+            bases[factor] = (float(np.exp(value)), float(sd))
+    return {
+        factor: Factor(
+            value=float(f"{value:.5g}"), sd=round(sd, 4), deviations=deviations.get(factor, {})
+        )
+        for factor, (value, sd) in bases.items()
+    }
+
+
+def _counts(gpus: Sequence[Gpu], name: Callable[[Gpu], str]) -> dict[str, int]:
+    return dict(sorted(Counter(map(name, gpus)).items()))
+
+
+def _folds(columns: Cases) -> list[str]:
+    """Folds that hold out a weight type and model size of a card, but never the card."""
+    layers = columns.figures["layers"]
+    groups = sorted(
+        {(gpu, kind, n) for gpu, kind, n in zip(
+            columns.keys["gpu"], columns.keys["weight_type"], layers, strict=True)}
+    )  # fmt: skip
+    fold = {group: str(place % _FOLDS) for place, group in enumerate(groups)}
+    return [
+        fold[group]
+        for group in zip(columns.keys["gpu"], columns.keys["weight_type"], layers, strict=True)
+    ]
+
+
+def _held_out(
+    regime: Regime, runs: _Runs, gpus: Sequence[Gpu], parts: Sequence[str]
+) -> list[_Error]:
+    """Every run predicted by a fit to the runs of all other parts."""
+    found: dict[int, _Error] = {}
+    for part in sorted(set(parts)):
+        inside = [row for row, name in enumerate(parts) if name == part]
+        others = [row for row, name in enumerate(parts) if name != part]
+        if not others:
+            continue
+        model = _fit(regime, runs.take(others), [gpus[row] for row in others])
+        held = runs.take(inside)
+        logs, variance = model.logs(regime, held.columns)
+        errors = log_seconds(regime, held.columns, logs) - held.log_seconds
+        for place, row in enumerate(inside):
+            scope, count = model.scope(gpus[row])
+            found[row] = _Error(
+                float(errors[place]), float(variance[place]) ** 0.5, scope, count, gpus[row].family
+            )
+    return [found[row] for row in range(len(parts))]
+
+
+def _residuals(
+    unseen: Sequence[_Error], seen: Sequence[_Error], gpus: Sequence[Gpu]
+) -> Mapping[Scope, Residuals]:
+    assert len(gpus) == len(unseen)
+    known = [error for error in seen if error.scope == "this GPU"]
+    return {
+        "this GPU": _of_scope(known or list(seen), "this GPU"),
+        **{scope: _of_scope(unseen, scope) for scope in SCOPES[1:]},
+    }
+
+
+def _of_scope(errors: Sequence[_Error], scope: Scope) -> Residuals:
+    """The quantiles of a scope; those of all where it has few runs or cards."""
+    own = [error for error in errors if error.scope == scope]
+    if len(own) < _LEAST_RUNS or len({error.family for error in own}) < _LEAST_CARDS:
+        own = list(errors)
+    scaled = np.array([error.error / error.sd for error in own])
+    counts = Counter(error.family for error in own)
+    weights = np.array([counts[error.family] ** -0.5 for error in own])
+    low, high = np.quantile(scaled, _TAILS, weights=weights, method="inverted_cdf")
+    ratios = np.exp(-np.array([error.error for error in own]))
+    return Residuals(
+        low=round(float(low), 3),
+        high=round(float(high), 3),
+        runs=len(own),
+        gpus=len(counts),
+        median_error=round(float(np.median(np.abs(ratios - 1))), 4),
+    )

@@ -1,14 +1,40 @@
-"""The speed model: what a GPU is expected to do with a workload, and how far to trust it."""
+"""The speed model: what a GPU is expected to do with a workload, and how far to trust it.
 
+`data/speed_model.yaml` holds the fit that ships; `quant-assets speed fit` makes another one.
+"""
+
+import datetime
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import Final, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from quant_assets.gpus.registry import Gpu
+from quant_assets.atomic_files import atomic_path
+from quant_assets.errors import InputError
+from quant_assets.gpus.registry import Gpu, GpuRegistry
+from quant_assets.settings import get_settings
+from quant_assets.speed.pass_time import (
+    FACTORS,
+    REGIMES,
+    Cases,
+    Floats,
+    Regime,
+    cases,
+    is_predictable,
+    log_seconds,
+    regime_of,
+    slopes,
+)
 from quant_assets.speed.workload import GpuBackend, Observation, Prediction, Workload
 
-BACKEND_OF_VENDOR: dict[str, GpuBackend] = {
+Scope = Literal["this GPU", "its architecture", "its maker", "all GPUs"]
+SCOPES: Final[tuple[Scope, ...]] = ("this GPU", "its architecture", "its maker", "all GPUs")
+
+BACKEND_OF_VENDOR: Final[dict[str, GpuBackend]] = {
     "NVIDIA": "CUDA",
     "AMD": "HIP",
     "Intel": "SYCL",
@@ -16,36 +42,241 @@ BACKEND_OF_VENDOR: dict[str, GpuBackend] = {
 }
 """The backend that llama.cpp's users build for each vendor's GPUs."""
 
+LEAST_RUNS_OF_A_GPU: Final = 3
+"""With fewer, a prediction rests on the architecture."""
+_OWN_NOISE: Final = 0.03
+# How alike the errors of two runs on one GPU are: in any case, and more for one weight type and
+# for one batch size.
+_ALIKE: Final = 0.6
+_SAME_TYPE: Final = 0.2
+_SAME_BATCH: Final = 0.2
+
+
+class Factor(BaseModel):
+    """A fitted factor: `value` times e^deviation for each key; deviations by group, then key.
+
+    Every deviation has its standard deviation after the fit, `sd` is that of the logarithm of
+    `value`. Keys that are missing deviate by 0, with the spread of their group before the fit.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    value: float = Field(gt=0)
+    sd: float = Field(ge=0)
+    deviations: dict[str, dict[str, tuple[float, float]]] = {}
+
+
+class Residuals(BaseModel):
+    """How far cross-validated runs lie from their predictions, in predicted standard deviations.
+
+    `low` and `high` are the 5 % and 95 % quantiles of log(measured / predicted). `median_error` is
+    the median of |predicted / measured - 1|.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    low: float
+    high: float
+    runs: int
+    gpus: int
+    median_error: float
+
+
+class FittedRegime(BaseModel):
+    """One regime's factors, its residuals by scope, and the number of runs that it was fitted to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    factors: dict[str, Factor]
+    noise: float = Field(gt=0)
+    residuals: dict[Scope, Residuals] = {}
+    runs_by_gpu: dict[str, int]
+    runs_by_architecture: dict[str, int]
+    runs_by_maker: dict[str, int]
+
+    def logs(self, regime: Regime, columns: Cases) -> tuple[dict[str, Floats], Floats]:
+        """Logarithms of the factors, and the variance of log(seconds)."""
+        found: dict[str, Floats] = {}
+        variances: dict[str, Floats] = {}
+        for name, prior in FACTORS[regime].items():
+            factor = self.factors[name]
+            values = np.full(len(columns), np.log(factor.value))
+            variance = np.full(len(columns), factor.sd**2)
+            for group, spread in prior.groups.items():
+                known = factor.deviations.get(group, {})
+                pairs = [known.get(key, (0.0, spread)) for key in columns.keys[group]]
+                values += np.array([deviation for deviation, _ in pairs])
+                variance += np.array([sd for _, sd in pairs]) ** 2
+            found[name], variances[name] = values, variance
+        total = np.full(len(columns), self.noise**2)
+        for name, slope in slopes(regime, columns, found).items():
+            total += slope**2 * variances[name]
+        return found, total
+
+    def scope(self, gpu: Gpu) -> tuple[Scope, int]:
+        """The closest scope with runs, and their number."""
+        runs = self.runs_by_gpu.get(gpu.canonical_name, 0)
+        if runs >= LEAST_RUNS_OF_A_GPU:
+            return "this GPU", runs
+        if (runs := self.runs_by_architecture.get(gpu.architecture, 0)) > 0:
+            return "its architecture", runs
+        if (runs := self.runs_by_maker.get(gpu.vendor, 0)) > 0:
+            return "its maker", runs
+        return "all GPUs", sum(self.runs_by_maker.values())
+
+
+class _OwnRun(NamedTuple):
+    """A measurement of a user: its log(measured / predicted) and predicted standard deviation."""
+
+    gpu: str
+    workload: Workload
+    error: float
+    sd: float
+
 
 class SpeedModel(BaseModel):
     """Fitted parameters and residual quantiles; `load_speed_model` reads the ones that ship."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    fitted_on: datetime.date
+    runs: int
+    gpus: int
+    sources: tuple[str, ...] = ()
+    regimes: dict[Regime, FittedRegime]
+    own: tuple[_OwnRun, ...] = Field(default=(), exclude=True)
+
     def predict(
         self, gpus: Sequence[Gpu], workloads: Sequence[Workload]
     ) -> list[Prediction | None]:
         """The prediction of each pair (equally long lists); None where a GPU lacks a figure."""
-        found: list[Prediction | None] = []
-        for gpu, work in zip(gpus, workloads, strict=True):
-            if gpu.memory_bandwidth_gb_s is None:
-                found.append(None)
+        found: list[Prediction | None] = [None] * len(gpus)
+        for regime in REGIMES:
+            rows = [
+                row
+                for row, (gpu, work) in enumerate(zip(gpus, workloads, strict=True))
+                if regime_of(work) == regime and is_predictable(gpu)
+            ]
+            if not rows:
                 continue
-            seconds = (work.weight_bytes + work.kv_bytes) / (gpu.memory_bandwidth_gb_s * 1e9)
-            speed = work.tokens / seconds
-            found.append(Prediction(speed * 0.6, speed * 0.35, speed * 0.85, "all GPUs", 0))
+            chosen, works = [gpus[row] for row in rows], [workloads[row] for row in rows]
+            speeds, sds = self._speeds(regime, chosen, works)
+            for place, row in enumerate(rows):
+                found[row] = self._prediction(
+                    regime, gpus[row], workloads[row], float(speeds[place]), float(sds[place])
+                )
         return found
 
-    def adapted(self, own: Sequence[Observation]) -> "SpeedModel":
-        """The model with own measurements taking precedence on their GPU and backend."""
-        assert own is not None
-        return self
+    def adapted(self, own: Sequence[Observation], registry: GpuRegistry) -> "SpeedModel":
+        """The model with own measurements taking precedence on their GPU and backend.
+
+        Errors of runs on one GPU are alike, so each own run corrects the others (a Gaussian
+        process over the errors) and shrinks their interval. Runs on GPUs that are not in the
+        registry, or whose figures it lacks, are left out.
+        """
+        kept = [
+            item
+            for item in own
+            if (gpu := registry.by_name.get(item.gpu)) is not None and is_predictable(gpu)
+        ]
+        runs: list[_OwnRun] = []
+        for regime in REGIMES:
+            chosen = [item for item in kept if regime_of(item.workload) == regime]
+            if not chosen:
+                continue
+            gpus = [registry.by_name[item.gpu] for item in chosen]
+            speeds, sds = self._speeds(regime, gpus, [item.workload for item in chosen])
+            runs += [
+                _OwnRun(item.gpu, item.workload, float(np.log(item.tokens_per_s / speed)), float(sd))
+                for item, speed, sd in zip(chosen, speeds, sds, strict=True)
+            ]
+        return self.model_copy(update={"own": tuple(runs)})
+
+    def _speeds(
+        self, regime: Regime, gpus: Sequence[Gpu], workloads: Sequence[Workload]
+    ) -> tuple[Floats, Floats]:
+        """Tokens/s, and the standard deviation of their logarithm."""
+        columns = cases(gpus, workloads)
+        logs, variance = self.regimes[regime].logs(regime, columns)
+        speeds: Floats = columns.figures["tokens"] / np.exp(log_seconds(regime, columns, logs))
+        return speeds, np.sqrt(variance)
+
+    def _prediction(
+        self, regime: Regime, gpu: Gpu, workload: Workload, speed: float, sd: float
+    ) -> Prediction:
+        fitted = self.regimes[regime]
+        scope, runs = fitted.scope(gpu)
+        residuals = fitted.residuals[scope]
+        own = [
+            run
+            for run in self.own
+            if run.gpu == gpu.canonical_name
+            and run.workload.backend == workload.backend
+            and run.workload.engine == workload.engine
+            and regime_of(run.workload) == regime
+        ]
+        if own:
+            shift, sd = _conditioned(own, workload, sd, fitted.noise)
+            speed *= float(np.exp(shift))
+            scope, runs = "this GPU", len(own)
+        return Prediction(
+            tokens_per_s=speed,
+            low=speed * float(np.exp(residuals.low * sd)),
+            high=speed * float(np.exp(residuals.high * sd)),
+            rests_on=scope,
+            runs=runs,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the model as YAML; a reader sees the old file or the new one."""
+        content = self.model_dump(mode="json")
+        with atomic_path(path) as partial:
+            partial.write_text(
+                "# Made by `quant-assets speed fit`. Its meaning: quant_assets/speed/model.py.\n"
+                + yaml.safe_dump(content, sort_keys=False, width=120, default_flow_style=None),
+                encoding="utf-8",
+            )
+
+
+def _conditioned(
+    own: Sequence[_OwnRun], workload: Workload, sd: float, noise: float
+) -> tuple[float, float]:
+    """Mean and standard deviation of the error at `workload`, given own runs on the same GPU."""
+    sds = np.array([run.sd for run in own])
+    alike = np.array([[_alikeness(a.workload, b.workload) for b in own] for a in own])
+    covariance = np.outer(sds, sds) * alike + _OWN_NOISE**2 * np.eye(len(own))
+    here = sd * sds * np.array([_alikeness(run.workload, workload) for run in own])
+    gain = np.linalg.solve(covariance, here)
+    variance = sd**2 - float(gain @ here)
+    least = min(noise, sd) / 2  # a run on another day differs by as much
+    return float(gain @ np.array([run.error for run in own])), max(variance, least**2) ** 0.5
+
+
+def _alikeness(first: Workload, second: Workload) -> float:
+    return (
+        _ALIKE
+        + _SAME_TYPE * (first.weight_type == second.weight_type)
+        + _SAME_BATCH * (first.tokens_per_pass == second.tokens_per_pass)
+    )
 
 
 def load_speed_model(path: Path | None = None) -> SpeedModel:
-    """The model in `path` (default: `speed_model.yaml` in the data folder).
+    """The model in `path` (default: `speed_model.yaml` in the data folder); cached by mtime.
 
-    Raises `InputError` for a damaged file.
+    Raises `InputError` for a missing or damaged file.
     """
-    assert path is None or path
-    return SpeedModel()
+    file = (path or get_settings().data / "speed_model.yaml").resolve()
+    try:
+        return _load(file, file.stat().st_mtime_ns)
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise InputError(
+            f"The speed model {file} cannot be used.",
+            f"{error}.",
+            "Restore the file, or make another one with `quant-assets speed fit`.",
+        ) from error
+
+
+@lru_cache(maxsize=4)
+def _load(file: Path, modified_ns: int) -> SpeedModel:  # noqa: ARG001, part of the cache's key
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return SpeedModel.model_validate(yaml.load(file.read_bytes(), loader))  # noqa: S506

@@ -18,7 +18,8 @@ class Workload:
     `tokens` pass in total: `batch` in decoding, all prompt tokens in prefill. `kv_bytes` are read
     by a decoding step of all sequences at their mean depth; in prefill they are 0.
     `attention_flops` are the operations of Q x K and weights x V of the whole step or prefill.
-    `engine_year` is the engine's release as a year with decimals; None stands for a current one.
+    `recurrent`: some layers keep a state in place of a KV cache. `engine_year` is the engine's
+    release as a year with decimals; None stands for a current one.
     """
 
     phase: Phase
@@ -36,6 +37,7 @@ class Workload:
     sparse: bool = False
     flash_attention: bool = True
     engine_year: float | None = None
+    recurrent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,12 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A measured throughput (tokens/s of all sequences) of `workload` on a GPU of the registry."""
+    """A measured throughput (tokens/s of all sequences) of `workload` on a GPU of the registry.
+
+    `weight` is its weight in a fit: below 1 for figures that are less exact than a tool's test.
+    """
 
     gpu: str
     workload: Workload
     tokens_per_s: float
+    weight: float = 1.0
