@@ -88,6 +88,15 @@ class _Design:
             for factor, indexes in self.members.items()
         }
 
+    def at(self, fitted: FittedRegime) -> Floats:
+        """The parameters of an earlier fit; the starting values of keys that it lacks."""
+        return np.array(
+            [
+                start if (value := _parameter(fitted, *name)) is None else value
+                for name, start in zip(self.names, self.start, strict=True)
+            ]
+        )
+
     def jacobian(self, parameters: Floats) -> Floats:
         """d log(seconds) / d parameters: one difference per factor, spread over its parameters."""
         rows = np.arange(len(self.columns))
@@ -177,6 +186,7 @@ class _Error(NamedTuple):
     scope: Scope
     runs: int
     family: str
+    weight: float
 
 
 def _gpus(observations: Sequence[Observation], registry: GpuRegistry) -> list[Gpu]:
@@ -213,9 +223,12 @@ def _runs(observations: Sequence[Observation], gpus: Sequence[Gpu]) -> _Runs:
     return _Runs(columns, np.log(columns.figures["tokens"] / speeds), weights)
 
 
-def _fit(regime: Regime, runs: _Runs, gpus: Sequence[Gpu]) -> FittedRegime:
-    """The factors that explain the runs best."""
+def _fit(
+    regime: Regime, runs: _Runs, gpus: Sequence[Gpu], near: FittedRegime | None = None
+) -> FittedRegime:
+    """The factors that explain the runs best; the search starts at those of `near`."""
     design = _Design(regime, runs.columns)
+    start = design.start if near is None else design.at(near)
     scale = runs.weights / NOISE
 
     def residuals(parameters: Floats) -> tuple[Floats, Floats]:
@@ -239,7 +252,9 @@ def _fit(regime: Regime, runs: _Runs, gpus: Sequence[Gpu]) -> FittedRegime:
             [design.jacobian(parameters) * slope[:, None], np.diag(1 / design.spread)]
         )
 
-    solution = least_squares(cost, design.start, jac=gradient, x_scale=design.spread, max_nfev=60)
+    solution = least_squares(
+        cost, start, jac=gradient, x_scale=design.spread, max_nfev=60, ftol=1e-5, xtol=1e-5
+    )
     curvature = gradient(solution.x)
     sds = np.sqrt(np.diag(np.linalg.inv(curvature.T @ curvature)))
     return FittedRegime(
@@ -249,6 +264,14 @@ def _fit(regime: Regime, runs: _Runs, gpus: Sequence[Gpu]) -> FittedRegime:
         runs_by_architecture=_counts(gpus, lambda gpu: gpu.architecture),
         runs_by_maker=_counts(gpus, lambda gpu: gpu.vendor),
     )
+
+
+def _parameter(fitted: FittedRegime, factor: str, group: str, key: str) -> float | None:
+    known = fitted.factors[factor]
+    if not group:
+        return float(np.log(known.value))
+    deviation = known.deviations.get(group, {}).get(key)
+    return None if deviation is None else deviation[0]
 
 
 def _factors(design: _Design, parameters: Floats, sds: Floats) -> dict[str, Factor]:
@@ -291,19 +314,25 @@ def _held_out(
 ) -> list[_Error]:
     """Every run predicted by a fit to the runs of all other parts."""
     found: dict[int, _Error] = {}
+    whole = _fit(regime, runs, gpus)
     for part in sorted(set(parts)):
         inside = [row for row, name in enumerate(parts) if name == part]
         others = [row for row, name in enumerate(parts) if name != part]
         if not others:
             continue
-        model = _fit(regime, runs.take(others), [gpus[row] for row in others])
+        model = _fit(regime, runs.take(others), [gpus[row] for row in others], near=whole)
         held = runs.take(inside)
         logs, variance = model.logs(regime, held.columns)
         errors = log_seconds(regime, held.columns, logs) - held.log_seconds
         for place, row in enumerate(inside):
             scope, count = model.scope(gpus[row])
             found[row] = _Error(
-                float(errors[place]), float(variance[place]) ** 0.5, scope, count, gpus[row].family
+                float(errors[place]),
+                float(variance[place]) ** 0.5,
+                scope,
+                count,
+                gpus[row].family,
+                float(held.weights[place]),
             )
     return [found[row] for row in range(len(parts))]
 
@@ -326,7 +355,7 @@ def _of_scope(errors: Sequence[_Error], scope: Scope) -> Residuals:
         own = list(errors)
     scaled = np.array([error.error / error.sd for error in own])
     counts = Counter(error.family for error in own)
-    weights = np.array([counts[error.family] ** -0.5 for error in own])
+    weights = np.array([error.weight for error in own]) ** 2
     low, high = np.quantile(scaled, _TAILS, weights=weights, method="inverted_cdf")
     ratios = np.exp(-np.array([error.error for error in own]))
     return Residuals(

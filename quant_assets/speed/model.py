@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from quant_assets.atomic_files import atomic_path
 from quant_assets.errors import InputError
-from quant_assets.gpus.registry import Gpu, GpuRegistry
+from quant_assets.gpus.registry import Gpu, GpuRegistry, load_registry
 from quant_assets.settings import get_settings
 from quant_assets.speed.pass_time import (
     FACTORS,
@@ -167,24 +167,27 @@ class SpeedModel(BaseModel):
                 )
         return found
 
-    def adapted(self, own: Sequence[Observation], registry: GpuRegistry) -> "SpeedModel":
+    def adapted(
+        self, own: Sequence[Observation], registry: GpuRegistry | None = None
+    ) -> "SpeedModel":
         """The model with own measurements taking precedence on their GPU and backend.
 
         Errors of runs on one GPU are alike, so each own run corrects the others (a Gaussian
         process over the errors) and shrinks their interval. Runs on GPUs that are not in the
         registry, or whose figures it lacks, are left out.
         """
+        known = registry or load_registry()
         kept = [
             item
             for item in own
-            if (gpu := registry.by_name.get(item.gpu)) is not None and is_predictable(gpu)
+            if (gpu := known.by_name.get(item.gpu)) is not None and is_predictable(gpu)
         ]
         runs: list[_OwnRun] = []
         for regime in REGIMES:
             chosen = [item for item in kept if regime_of(item.workload) == regime]
             if not chosen:
                 continue
-            gpus = [registry.by_name[item.gpu] for item in chosen]
+            gpus = [known.by_name[item.gpu] for item in chosen]
             speeds, sds = self._speeds(regime, gpus, [item.workload for item in chosen])
             runs += [
                 _OwnRun(item.gpu, item.workload, float(np.log(item.tokens_per_s / speed)), float(sd))

@@ -365,6 +365,7 @@ def _workload(run: SpeedRun, gpu: Gpu, model: _Model, level: _Level, weights: _W
         sparse=shape.n_experts > 0,
         flash_attention=_flash_attention(run),
         engine_year=engine_year(run),
+        recurrent=model.state_bytes > 0,
     )
 
 
