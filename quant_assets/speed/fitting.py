@@ -12,12 +12,13 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares
+from scipy.optimize import least_squares, minimize
 
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import Gpu, GpuRegistry
 from quant_assets.speed.model import (
     SCOPES,
+    Calibration,
     Factor,
     FittedRegime,
     Residuals,
@@ -29,10 +30,12 @@ from quant_assets.speed.pass_time import (
     REGIMES,
     Cases,
     Floats,
+    PassKind,
     Regime,
     cases,
     is_predictable,
     log_seconds,
+    pass_kind,
     regime_of,
     slopes,
 )
@@ -44,19 +47,26 @@ _EQUAL_WEIGHT_RUNS: Final = 8  # a card with more weighs like one with so many
 _TAILS: Final = (0.05, 0.95)
 _LEAST_RUNS, _LEAST_CARDS = 30, 4  # of a scope with residuals of its own
 _FOLDS: Final = 5
+_LEAST_SPREAD: Final = 0.03  # two runs of one card differ by as much
 
 _Indexes = npt.NDArray[np.intp]
 
 
 class _Runs(NamedTuple):
-    """Observations of one regime: their columns, log(seconds), and weights."""
+    """Observations of one regime: their columns, log(seconds), weights, and kinds of passes."""
 
     columns: Cases
     log_seconds: Floats
     weights: Floats
+    kinds: list[PassKind]
 
     def take(self, rows: Sequence[int]) -> "_Runs":
-        return _Runs(self.columns.take(rows), self.log_seconds[rows], self.weights[rows])
+        return _Runs(
+            self.columns.take(rows),
+            self.log_seconds[rows],
+            self.weights[rows],
+            [self.kinds[row] for row in rows],
+        )
 
 
 class _Design:
@@ -132,7 +142,7 @@ def fit_speed_model(
         model = _fit(regime, runs, chosen)
         unseen = _held_out(regime, runs, chosen, [gpu.family for gpu in chosen])
         seen = _held_out(regime, runs, chosen, _folds(runs.columns))
-        fitted[regime] = model.model_copy(update={"residuals": _residuals(unseen, seen, chosen)})
+        fitted[regime] = model.model_copy(update={"calibrations": _calibrations(unseen, seen)})
     used = [item for item, gpu in zip(observations, gpus, strict=True) if is_predictable(gpu)]
     return SpeedModel(
         fitted_on=datetime.datetime.now(datetime.UTC).date(),
@@ -160,20 +170,22 @@ def cross_validated(
         runs = _runs([observations[row] for row in rows], chosen)
         families = [gpu.family for gpu in chosen]
         errors = _held_out(regime, runs, chosen, families)
+        calibrations: dict[tuple[str, PassKind], Calibration] = {}
         for place, row in enumerate(rows):
-            others = [
-                error for error, family in zip(errors, families, strict=True)
-                if family != families[place]
-            ]  # fmt: skip
-            residuals = _of_scope(others, errors[place].scope)
-            speed = observations[row].tokens_per_s / float(np.exp(errors[place].error))
-            sd = errors[place].sd
+            held = errors[place]
+            if (held.family, held.kind) not in calibrations:
+                others = [error for error in errors if error.family != held.family]
+                calibrations[held.family, held.kind] = _calibration(others, held.kind)
+            calibration = calibrations[held.family, held.kind]
+            residuals = calibration.scopes[held.scope]
+            spread = float(calibration.spread(np.array(held.sd)))
+            speed = observations[row].tokens_per_s / float(np.exp(held.error))
             found[row] = Prediction(
                 tokens_per_s=speed,
-                low=speed * float(np.exp(residuals.low * sd)),
-                high=speed * float(np.exp(residuals.high * sd)),
-                rests_on=errors[place].scope,
-                runs=errors[place].runs,
+                low=speed * float(np.exp(residuals.low * spread)),
+                high=speed * float(np.exp(residuals.high * spread)),
+                rests_on=held.scope,
+                runs=held.runs,
             )
     return found
 
@@ -186,6 +198,7 @@ class _Error(NamedTuple):
     scope: Scope
     runs: int
     family: str
+    kind: PassKind
     weight: float
 
 
@@ -200,9 +213,7 @@ def _gpus(observations: Sequence[Observation], registry: GpuRegistry) -> list[Gp
     return [registry.by_name[item.gpu] for item in observations]
 
 
-def _rows(
-    observations: Sequence[Observation], gpus: Sequence[Gpu], regime: Regime
-) -> list[int]:
+def _rows(observations: Sequence[Observation], gpus: Sequence[Gpu], regime: Regime) -> list[int]:
     return [
         row
         for row, (item, gpu) in enumerate(zip(observations, gpus, strict=True))
@@ -220,7 +231,8 @@ def _runs(observations: Sequence[Observation], gpus: Sequence[Gpu]) -> _Runs:
             for item, gpu in zip(observations, gpus, strict=True)
         ]
     )
-    return _Runs(columns, np.log(columns.figures["tokens"] / speeds), weights)
+    kinds = [pass_kind(item.workload) for item in observations]
+    return _Runs(columns, np.log(columns.figures["tokens"] / speeds), weights, kinds)
 
 
 def _fit(
@@ -332,36 +344,72 @@ def _held_out(
                 scope,
                 count,
                 gpus[row].family,
+                runs.kinds[row],
                 float(held.weights[place]),
             )
     return [found[row] for row in range(len(parts))]
 
 
-def _residuals(
-    unseen: Sequence[_Error], seen: Sequence[_Error], gpus: Sequence[Gpu]
-) -> Mapping[Scope, Residuals]:
-    assert len(gpus) == len(unseen)
+def _calibrations(
+    unseen: Sequence[_Error], seen: Sequence[_Error]
+) -> Mapping[PassKind, Calibration]:
+    """Intervals of each kind of pass: of cards that the fit has seen, and of others."""
     known = [error for error in seen if error.scope == "this GPU"]
     return {
-        "this GPU": _of_scope(known or list(seen), "this GPU"),
-        **{scope: _of_scope(unseen, scope) for scope in SCOPES[1:]},
+        kind: _calibration(unseen, kind, known or seen)
+        for kind in sorted({error.kind for error in unseen})
     }
 
 
-def _of_scope(errors: Sequence[_Error], scope: Scope) -> Residuals:
+def _calibration(
+    unseen: Sequence[_Error], kind: PassKind, seen: Sequence[_Error] = ()
+) -> Calibration:
+    """How the errors of one kind of pass spread, by scope."""
+    errors = [error for error in unseen if error.kind == kind] or list(unseen)
+    floor, share = _spread(errors)
+    bare = Calibration(floor=floor, share=share)
+    known = [error for error in seen if error.kind == kind] or errors
+    return bare.model_copy(
+        update={
+            "scopes": {
+                scope: _of_scope(bare, known if scope == "this GPU" else errors, scope)
+                for scope in SCOPES
+            }
+        }
+    )
+
+
+def _spread(errors: Sequence[_Error]) -> tuple[float, float]:
+    """The floor, and the share of the claimed deviations, that make the errors likeliest.
+
+    The likelihood is Laplace's, since a few errors are large.
+    """
+    size = np.abs([error.error for error in errors])
+    claimed = np.array([error.sd for error in errors])
+    weights = np.array([error.weight for error in errors]) ** 2
+
+    def unlikeliness(logs: Floats) -> float:
+        spread = np.hypot(np.exp(logs[0]), np.exp(logs[1]) * claimed)
+        return float(np.sum(weights * (np.log(spread) + size / spread)))
+
+    found = minimize(unlikeliness, np.log([0.1, 0.3]), method="Nelder-Mead")
+    floor, share = np.exp(found.x)
+    return round(max(float(floor), _LEAST_SPREAD), 4), round(float(share), 4)
+
+
+def _of_scope(calibration: Calibration, errors: Sequence[_Error], scope: Scope) -> Residuals:
     """The quantiles of a scope; those of all where it has few runs or cards."""
     own = [error for error in errors if error.scope == scope]
     if len(own) < _LEAST_RUNS or len({error.family for error in own}) < _LEAST_CARDS:
         own = list(errors)
-    scaled = np.array([error.error / error.sd for error in own])
-    counts = Counter(error.family for error in own)
+    logs = np.array([error.error for error in own])
+    scaled = logs / calibration.spread(np.array([error.sd for error in own]))
     weights = np.array([error.weight for error in own]) ** 2
     low, high = np.quantile(scaled, _TAILS, weights=weights, method="inverted_cdf")
-    ratios = np.exp(-np.array([error.error for error in own]))
     return Residuals(
         low=round(float(low), 3),
         high=round(float(high), 3),
         runs=len(own),
-        gpus=len(counts),
-        median_error=round(float(np.median(np.abs(ratios - 1))), 4),
+        gpus=len({error.family for error in own}),
+        median_error=round(float(np.median(np.abs(np.exp(-logs) - 1))), 4),
     )

@@ -22,10 +22,12 @@ from quant_assets.speed.pass_time import (
     REGIMES,
     Cases,
     Floats,
+    PassKind,
     Regime,
     cases,
     is_predictable,
     log_seconds,
+    pass_kind,
     regime_of,
     slopes,
 )
@@ -67,10 +69,10 @@ class Factor(BaseModel):
 
 
 class Residuals(BaseModel):
-    """How far cross-validated runs lie from their predictions, in predicted standard deviations.
+    """How far the cross-validated runs of one scope lie from their predictions.
 
-    `low` and `high` are the 5 % and 95 % quantiles of log(measured / predicted). `median_error` is
-    the median of |predicted / measured - 1|.
+    `low` and `high` are the 5 % and 95 % quantiles of log(measured / predicted) in units of
+    `Calibration.spread`. `median_error` is the median of |predicted / measured - 1|.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,14 +84,32 @@ class Residuals(BaseModel):
     median_error: float
 
 
+class Calibration(BaseModel):
+    """What cross-validation says about the standard deviations that a fit claims.
+
+    The spread that errors had is sqrt(floor^2 + (share x claimed)^2), of logarithms.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    floor: float = Field(gt=0)
+    share: float = Field(ge=0)
+    scopes: dict[Scope, Residuals] = {}
+
+    def spread(self, claimed: Floats) -> Floats:
+        """The spread of errors where a fit claims the standard deviation `claimed`."""
+        spread: Floats = np.hypot(self.floor, self.share * claimed)
+        return spread
+
+
 class FittedRegime(BaseModel):
-    """One regime's factors, its residuals by scope, and the number of runs that it was fitted to."""
+    """One regime's factors, how its errors spread, and the number of runs that it was fitted to."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     factors: dict[str, Factor]
     noise: float = Field(gt=0)
-    residuals: dict[Scope, Residuals] = {}
+    calibrations: dict[PassKind, Calibration] = {}
     runs_by_gpu: dict[str, int]
     runs_by_architecture: dict[str, int]
     runs_by_maker: dict[str, int]
@@ -126,12 +146,12 @@ class FittedRegime(BaseModel):
 
 
 class _OwnRun(NamedTuple):
-    """A measurement of a user: its log(measured / predicted) and predicted standard deviation."""
+    """A measurement of a user: its log(measured / predicted) and the spread expected of that."""
 
     gpu: str
     workload: Workload
     error: float
-    sd: float
+    spread: float
 
 
 class SpeedModel(BaseModel):
@@ -189,10 +209,16 @@ class SpeedModel(BaseModel):
                 continue
             gpus = [known.by_name[item.gpu] for item in chosen]
             speeds, sds = self._speeds(regime, gpus, [item.workload for item in chosen])
-            runs += [
-                _OwnRun(item.gpu, item.workload, float(np.log(item.tokens_per_s / speed)), float(sd))
-                for item, speed, sd in zip(chosen, speeds, sds, strict=True)
-            ]
+            for item, speed, sd in zip(chosen, speeds, sds, strict=True):
+                calibration = self.regimes[regime].calibrations[pass_kind(item.workload)]
+                runs.append(
+                    _OwnRun(
+                        gpu=item.gpu,
+                        workload=item.workload,
+                        error=float(np.log(item.tokens_per_s / speed)),
+                        spread=float(calibration.spread(sd)),
+                    )
+                )
         return self.model_copy(update={"own": tuple(runs)})
 
     def _speeds(
@@ -209,7 +235,9 @@ class SpeedModel(BaseModel):
     ) -> Prediction:
         fitted = self.regimes[regime]
         scope, runs = fitted.scope(gpu)
-        residuals = fitted.residuals[scope]
+        kind = pass_kind(workload)
+        calibration = fitted.calibrations[kind]
+        spread = float(calibration.spread(np.array(sd)))
         own = [
             run
             for run in self.own
@@ -219,13 +247,15 @@ class SpeedModel(BaseModel):
             and regime_of(run.workload) == regime
         ]
         if own:
-            shift, sd = _conditioned(own, workload, sd, fitted.noise)
+            shift, remaining = _conditioned(own, workload)
             speed *= float(np.exp(shift))
+            spread = max(spread * remaining, _OWN_NOISE)
             scope, runs = "this GPU", len(own)
+        residuals = calibration.scopes[scope]
         return Prediction(
             tokens_per_s=speed,
-            low=speed * float(np.exp(residuals.low * sd)),
-            high=speed * float(np.exp(residuals.high * sd)),
+            low=speed * float(np.exp(residuals.low * spread)),
+            high=speed * float(np.exp(residuals.high * spread)),
             rests_on=scope,
             runs=runs,
         )
@@ -241,18 +271,17 @@ class SpeedModel(BaseModel):
             )
 
 
-def _conditioned(
-    own: Sequence[_OwnRun], workload: Workload, sd: float, noise: float
-) -> tuple[float, float]:
-    """Mean and standard deviation of the error at `workload`, given own runs on the same GPU."""
-    sds = np.array([run.sd for run in own])
+def _conditioned(own: Sequence[_OwnRun], workload: Workload) -> tuple[float, float]:
+    """The mean error at `workload` given own runs on the same GPU, and the share of its spread
+    that remains."""
+    spreads = np.array([run.spread for run in own])
     alike = np.array([[_alikeness(a.workload, b.workload) for b in own] for a in own])
-    covariance = np.outer(sds, sds) * alike + _OWN_NOISE**2 * np.eye(len(own))
-    here = sd * sds * np.array([_alikeness(run.workload, workload) for run in own])
+    covariance = alike + np.diag((_OWN_NOISE / spreads) ** 2)
+    here = np.array([_alikeness(run.workload, workload) for run in own])
     gain = np.linalg.solve(covariance, here)
-    variance = sd**2 - float(gain @ here)
-    least = min(noise, sd) / 2  # a run on another day differs by as much
-    return float(gain @ np.array([run.error for run in own])), max(variance, least**2) ** 0.5
+    scaled = np.array([run.error for run in own]) / spreads
+    own_spread = float(np.mean(spreads))
+    return float(gain @ scaled) * own_spread, max(0.0, 1 - float(gain @ here)) ** 0.5
 
 
 def _alikeness(first: Workload, second: Workload) -> float:

@@ -26,6 +26,9 @@ Floats = npt.NDArray[np.float64]
 Regime = Literal["few_tokens", "many_tokens"]
 REGIMES: Final[tuple[Regime, ...]] = ("few_tokens", "many_tokens")
 
+PassKind = Literal["one_token", "several_tokens", "many_tokens"]
+"""Passes whose predictions err alike."""
+
 MOST_FEW_TOKENS: Final = 64
 """Above it, a pass is bounded by dense arithmetic on all but the slowest memory."""
 
@@ -50,7 +53,10 @@ FACTORS: Final[dict[Regime, dict[str, Prior]]] = {
     "few_tokens": {
         # Share of the data sheet's bandwidth at which weights are read.
         "weight_bandwidth": Prior(
-            0.85, 0.1, {"weight_type": 0.05, "architecture": 0.08, "maker": 0.08, "engine": 0.1}
+            0.85,
+            0.1,
+            {"weight_type": 0.05, "architecture": 0.08, "maker": 0.08, "memory": 0.05,
+             "engine": 0.1},
         ),
         # Share of it at which K and V are read.
         "kv_bandwidth": Prior(
@@ -60,7 +66,7 @@ FACTORS: Final[dict[Regime, dict[str, Prior]]] = {
         "launch": Prior(
             200.0,
             1.0,
-            {"backend": 0.5, "architecture": 0.3, "memory": 0.3, "build": 0.5, "engine": 0.5,
+            {"backend": 0.5, "architecture": 0.3, "memory": 0.3, "build": 0.5, "engine": 0.8,
              "layers": 0.4},
         ),
         # Lane cycles to unpack and multiply one weight.
@@ -68,7 +74,7 @@ FACTORS: Final[dict[Regime, dict[str, Prior]]] = {
             12.0,
             1.5,
             {"weight_type": 0.3, "maker": 0.8, "architecture": 0.3, "chip": 0.2, "backend": 0.2,
-             "family_build": 0.3, "engine": 0.3},
+             "family_build": 0.3, "engine": 0.3, "layers": 0.3},
         ),
         # Share of the dense throughput that a product of few tokens reaches.
         "batched_product": Prior(
@@ -83,7 +89,8 @@ FACTORS: Final[dict[Regime, dict[str, Prior]]] = {
             0.4,
             0.7,
             {"backend": 0.5, "units": 0.4, "architecture": 0.3, "chip": 0.2, "weight_type": 0.1,
-             "family_backend": 0.25, "build": 0.3, "family_maker_build": 0.2, "engine": 0.5},
+             "family_backend": 0.25, "build": 0.3, "family_maker_build": 0.2, "engine": 0.5,
+             "layers": 0.5},
         ),
         # Tokens per pass at which half of that is reached.
         "half_filled": Prior(40.0, 1.0, {"maker": 0.7, "backend": 0.4, "family": 0.3}),
@@ -125,6 +132,13 @@ class Cases:
 def regime_of(workload: Workload) -> Regime:
     """Which of the two sums applies."""
     return "few_tokens" if workload.tokens_per_pass <= MOST_FEW_TOKENS else "many_tokens"
+
+
+def pass_kind(workload: Workload) -> PassKind:
+    """By tokens per pass: one, up to `MOST_FEW_TOKENS`, or more."""
+    if workload.tokens_per_pass == 1:
+        return "one_token"
+    return "several_tokens" if regime_of(workload) == "few_tokens" else "many_tokens"
 
 
 def is_predictable(gpu: Gpu) -> bool:
