@@ -25,6 +25,8 @@ MATCHER = TitleMatcher(REGISTRY)
         ("RTX 6000 Pro Blackwell 96GB", "RTX PRO 6000 Blackwell Workstation", 1),
         ("8x H100 SXM server", "H100 SXM5 80GB", 8),
         ("2x 3090 NVLink", "GeForce RTX 3090", 2),
+        ("NVIDIA RTX 3090 24GB #970", "GeForce RTX 3090", 1),
+        ("NVIDIA GTX 970 4GB", "GeForce GTX 970", 1),
         ("4pcs RTX 4080 16GB OEM PCI Express 4.0 x16", "GeForce RTX 4080", 4),
         ("A100 SXM4 40GB, lot of 4", "A100 SXM4 40GB", 4),
         ("4x V100 32GB SXM2 128GB total", "Tesla V100 SXM2 32GB", 4),

@@ -40,6 +40,8 @@ _COMPARISON = re.compile(
     r"|(?:pulled|removed|taken) from)\b.*"
 )
 _NEGATION = re.compile(r"\b(?:not|no|non)[\s-]+(?:an? )?(?=sxm|pcie?\b|nvl\b|ti\b|super\b)\w+")
+_ITEM_NUMBER = re.compile(r"#\d{3}\b")
+"""Such as #970, which is no GTX 970."""
 _GLUED_PREFIX = re.compile(r"(?=[rg]tx[\s-]?\d{3})(?<=[a-z])")
 _GLUED_MEMORY = re.compile(r"\b((?:rtx|gtx|rx)[\s-]?\d{4})(?=\d{1,2}\s?gb?\b)")
 _MEMORY_TYPE = r"gddr\d{1,2}x?|hbm\d?e?"
@@ -141,6 +143,7 @@ def read_title(text: str) -> Title:
     refusal = _refusal(title)
     title = _COMPARISON.sub(" ", title)
     title = _NEGATION.sub(" ", title)
+    title = _ITEM_NUMBER.sub(" ", title)
     if "max" in title:
         title = _MAX_Q.sub("maxq", title)
     if "tx" in title:
