@@ -1,4 +1,4 @@
-"""`quant-assets recommend`: which variant to run on which offer, and why."""
+"""`quant-assets recommend`: which variant to run on which offer or processor, and why."""
 
 import re
 from typing import Annotated
@@ -13,27 +13,37 @@ from quant_assets.cli.presentation import Reply
 from quant_assets.errors import InputError
 from quant_assets.settings import get_settings
 from quant_assets.warehouse.connection import Warehouse
+from quant_assets.warehouse.host_recommendation import (
+    OBJECTIVE,
+    THIS_MACHINE,
+    HostAnswer,
+    HostQuestion,
+    Objective,
+    recommend_for_host,
+)
 from quant_assets.warehouse.recommendation import Answer, Question
 from quant_assets.warehouse.recommendation import recommend as answer_question
 
 _AMOUNT = re.compile(
     r"\s*\$?\s*(\d+(?:\.\d+)?)\s*(?:(?:USD|\$)?\s*(?:/\s*|per\s+)(?:h|hr|hour))?\s*"
 )
+_CONTEXT = 8192
 _SHARE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*")
 
 
 class QuestionOptions(CommandOptions):
-    """The model to serve, and limits on price, speed and quality loss."""
+    """The model to serve, and limits on speed and quality loss."""
 
     model: Annotated[str, typer.Option(help="Name of the model in the model list.")]
     context: Annotated[
-        int, typer.Option(help="Tokens of prompt and answer per sequence.", min=1)
-    ] = 8192
-    batch: Annotated[int, typer.Option(help="Concurrent sequences.", min=1)] = 1
-    max_price: Annotated[
-        str | None, typer.Option(help="Rent for at most this price, such as 2.0/h (USD).")
+        int | None,
+        typer.Option(
+            help="Tokens of prompt and answer per sequence.",
+            min=1,
+            show_default=f"{_CONTEXT}; with --cpu, that of the processor's runs",
+        ),
     ] = None
-    budget: Annotated[float | None, typer.Option(help="Buy for at most this (USD).", min=0)] = None
+    batch: Annotated[int, typer.Option(help="Concurrent sequences.", min=1)] = 1
     min_tokens_per_second: Annotated[
         float | None, typer.Option(help="Minimum decoding speed per sequence.", min=0)
     ] = None
@@ -43,27 +53,105 @@ class QuestionOptions(CommandOptions):
     ] = None
     limit: Annotated[int, typer.Option(help="Number of options to show.", min=1, max=1000)] = 10
 
-    def question(self) -> Question:
-        """The question to the warehouse; raises `InputError` for an amount that cannot be parsed."""
+    @property
+    def quality_limit(self) -> float | None:
+        """The limit on quality loss as a share; raises `InputError` if it cannot be parsed."""
         loss = self.max_quality_loss
+        return None if loss is None else parse_share(loss)
+
+
+class OfferOptions(CommandOptions):
+    """Limits on the price of an offer."""
+
+    max_price: Annotated[
+        str | None, typer.Option(help="Rent for at most this price, such as 2.0/h (USD).")
+    ] = None
+    budget: Annotated[float | None, typer.Option(help="Buy for at most this (USD).", min=0)] = None
+
+    def question(self, asked: QuestionOptions) -> Question:
+        """The question to the warehouse; raises `InputError` for an amount that cannot be parsed."""
         return Question(
-            model=self.model,
-            context=self.context,
-            batch=self.batch,
+            model=asked.model,
+            context=asked.context or _CONTEXT,
+            batch=asked.batch,
             max_hourly_usd=None if self.max_price is None else parse_hourly_price(self.max_price),
             budget_usd=self.budget or None,
-            min_tokens_per_s=self.min_tokens_per_second or None,
-            max_quality_loss=None if loss is None else parse_share(loss),
-            limit=self.limit,
+            min_tokens_per_s=asked.min_tokens_per_second or None,
+            max_quality_loss=asked.quality_limit,
+            limit=asked.limit,
+        )
+
+
+class HostOptions(CommandOptions):
+    """A processor in place of offers."""
+
+    cpu: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Answer for a processor with benchmark records instead of offers: {THIS_MACHINE}, "
+            "or its name in the records."
+        ),
+    ] = None
+    objective: Annotated[
+        Objective | None,
+        typer.Option("--for", help="With --cpu: what counts most.", show_default=OBJECTIVE),
+    ] = None
+    max_memory_gb: Annotated[
+        float | None,
+        typer.Option(
+            help="With --cpu: limit of weights, KV cache and buffers, in GB (10^9 bytes).", min=0
+        ),
+    ] = None
+
+    def question(self, asked: QuestionOptions) -> HostQuestion:
+        """The question about the processor; raises `InputError` for an unreadable amount."""
+        return HostQuestion(
+            model=asked.model,
+            cpu=self.cpu or THIS_MACHINE,
+            objective=self.objective or OBJECTIVE,
+            context=asked.context,
+            batch=asked.batch,
+            min_tokens_per_s=asked.min_tokens_per_second or None,
+            max_quality_loss=asked.quality_limit,
+            max_memory_gb=self.max_memory_gb or None,
+            limit=asked.limit,
         )
 
 
 @takes_models
-def recommend(options: QuestionOptions) -> Reply[Answer]:
-    """Rank what can be rented or bought to serve a model by cost per token, with the reasons."""
-    question = options.question()
-    with Warehouse(get_settings().warehouse).read() as connection:
+def recommend(
+    asked: QuestionOptions, offers: OfferOptions, host: HostOptions
+) -> Reply[Answer] | Reply[HostAnswer]:
+    """Rank what can be rented or bought to serve a model by cost per token, with the reasons.
+
+    With --cpu, rank the model's variants on a processor instead, by speed or quality, from its own
+    benchmark records: cells that were not measured are estimated from those that were.
+    """
+    settings = get_settings()
+    _check_combination(offers, host)
+    if host.cpu is not None:
+        return Reply(recommend_for_host(host.question(asked), settings), _print_host)
+    question = offers.question(asked)
+    with Warehouse(settings.warehouse).read() as connection:
         return Reply(answer_question(connection, question), _print)
+
+
+def _check_combination(offers: OfferOptions, host: HostOptions) -> None:
+    """Raise `InputError` where limits of offers meet a processor, or the other way round."""
+    of_offers = {"--max-price": offers.max_price, "--budget": offers.budget}
+    of_host = {"--for": host.objective, "--max-memory-gb": host.max_memory_gb}
+    wrong = of_host if host.cpu is None else of_offers
+    given = [name for name, value in wrong.items() if value is not None]
+    if given:
+        raise InputError(
+            f"{' and '.join(given)} cannot be used {'without' if host.cpu is None else 'with'} --cpu.",
+            "A processor at hand has no price."
+            if host.cpu is not None
+            else "Offers are ranked by their cost per token, and each card has its own memory.",
+            "Leave it out."
+            if host.cpu is not None
+            else f"Add --cpu {THIS_MACHINE}, or leave it out.",
+        )
 
 
 def parse_hourly_price(text: str) -> float:
@@ -135,3 +223,40 @@ def _print(answer: Answer) -> None:
         )
     for reason, number in answer.left_out.items():
         console.print(f"excluded: {number} {reason}", soft_wrap=True)
+
+
+def _print_host(answer: HostAnswer) -> None:
+    console = output_console()
+    question = answer.question
+    table = Table(
+        title=f"{question.model} on {answer.cpu_name} with {answer.threads} threads, context "
+        f"{answer.context}, batch {answer.batch}",
+        caption="tokens/s over all sequences, with its interval; ~ marks an estimate",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for column in ("", "variant"):
+        table.add_column(column, no_wrap=True)
+    for column in ("tokens/s", "interval", "memory GB", "loss"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for option in answer.options:
+        about = "" if option.speed_basis == "measured" else "~"
+        table.add_row(
+            str(option.place),
+            option.variant,
+            f"{about}{option.decode_tokens_per_s:,.1f}",
+            f"{option.decode_tokens_per_s_low:,.1f}-{option.decode_tokens_per_s_high:,.1f}",
+            f"{option.memory_gb:,.2f}",
+            "?" if option.quality_loss is None else f"{option.quality_loss:+.1%}",
+        )
+    if answer.options:
+        console.print(table)
+    else:
+        console.print("No variant meets the requirements.")
+    for option in answer.options[:3]:
+        console.print(f"{option.variant}. {option.reason}", soft_wrap=True)
+    for reason, number in answer.left_out.items():
+        console.print(f"excluded: {number} {reason}", soft_wrap=True)
+    for reason, number in answer.runs_left_out.items():
+        console.print(f"runs not used: {number} {reason}", soft_wrap=True)

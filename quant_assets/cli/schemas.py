@@ -8,11 +8,13 @@ import inspect
 import json
 import sys
 from collections.abc import Iterator
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from quant_assets.atomic_files import write_text_atomically
 from quant_assets.cli.app import app
@@ -24,23 +26,27 @@ def commands() -> dict[str, Any]:
     return dict(_answering(typer.main.get_command(app), ()))
 
 
-def document_of(command: Any) -> type[BaseModel]:
-    """The model of a command's document, from the annotation of what it returns."""
+def document_of(command: Any) -> TypeAdapter[BaseModel]:
+    """The form of a command's document, from the annotation of what it returns.
+
+    A command whose options choose between documents has all of them in its form.
+    """
     returned = inspect.signature(inspect.unwrap(command.callback), eval_str=True).return_annotation
-    for kind in (returned, *get_args(returned)):
-        if get_origin(kind) is Reply:
-            document: type[BaseModel] = get_args(kind)[0]
-            return document
-    raise TypeError(f"{command.name} returns no Reply")
+    documents = [
+        get_args(kind)[0] for kind in (returned, *get_args(returned)) if get_origin(kind) is Reply
+    ]
+    if not documents:
+        raise TypeError(f"{command.name} returns no Reply")
+    return TypeAdapter(reduce(or_, documents))
 
 
 def schemas() -> dict[str, str]:
     """The text of each schema, by file name."""
-    models = {name.replace(" ", "-"): document_of(item) for name, item in commands().items()}
-    models["error"] = ErrorDocument
+    forms = {name.replace(" ", "-"): document_of(item) for name, item in commands().items()}
+    forms["error"] = TypeAdapter(ErrorDocument)
     return {
-        f"{name}.json": json.dumps(_schema(model), indent=2, ensure_ascii=False) + "\n"
-        for name, model in models.items()
+        f"{name}.json": json.dumps(_schema(form), indent=2, ensure_ascii=False) + "\n"
+        for name, form in forms.items()
     }
 
 
@@ -63,8 +69,8 @@ def _answering(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, Any]
         yield from _answering(subcommand, (*words, name))
 
 
-def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    schema = model.model_json_schema(mode="serialization")
+def _schema(form: TypeAdapter[BaseModel]) -> dict[str, Any]:
+    schema = form.json_schema(mode="serialization")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
