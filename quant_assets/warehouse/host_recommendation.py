@@ -8,6 +8,7 @@ from typing import Final, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from quant_assets.artifacts.manifest import ArtifactManifest
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.artifact_finder import artifact_finder
 from quant_assets.bench.quality import QualityResult, QualityStore, newest_by_artifact
@@ -112,30 +113,81 @@ class HostCandidate(NamedTuple):
     quality_basis: QualityBasis
 
 
-class _Store:
-    """The artifacts of the data root, opened by id and kept open."""
+class HostEvidence:
+    """The variants, artifacts, records and quality results that answers about processors rest on."""
 
-    def __init__(self, store: ArtifactStore) -> None:
-        self._store = store
-        self._manifests = {item.job_id: item for item in store.all() if item.status == "valid"}
+    def __init__(
+        self,
+        variants: Mapping[str, Variant],
+        artifacts: ArtifactStore,
+        results: ResultStore,
+        quality: QualityStore,
+    ) -> None:
+        self._variants = variants
+        self._artifacts = artifacts
+        self._results = results
+        self._quality = quality
+        self._manifests = {item.job_id: item for item in artifacts.all() if item.status == "valid"}
         self._opened: dict[str, HostArtifact | None] = {}
 
     def models(self) -> list[str]:
         """The models with artifacts, by name."""
         return sorted({manifest.job.model_name for manifest in self._manifests.values()})
 
-    def tensor_bytes(self, artifact_id: str) -> int:
-        """Bytes of an artifact's tensors."""
-        manifest = self._manifests[artifact_id]
-        return round(manifest.bits_per_weight * manifest.n_parameters / 8)
+    def runs(self, cpu: str | None, threads: int) -> tuple[HostRecords, list[HostRun]]:
+        """The records of a processor and its usable runs, see `records_of_host` for the arguments.
 
-    def open(self, artifact_id: str) -> HostArtifact | None:
-        """An artifact by its id; None, with a warning, if it is damaged, and None if it is gone."""
+        Raises `InputError` for a processor without records, or whose records are all unusable.
+        """
+        host = records_of_host(self._results.records(), cpu, threads)
+        runs = host_runs(host, self._variants, self.open_artifact)
+        if not runs:
+            raise _no_usable_runs(host)
+        return host, runs
+
+    def candidates(
+        self, model: str, lengths: StepLengths
+    ) -> tuple[list[HostCandidate], Counter[str]]:
+        """The variants of `model` that could run, and the number of the others by reason.
+
+        Raises `InputError` for a context beyond the model's own.
+        """
+        find = artifact_finder(self._artifacts, model)
+        losses = _quality_losses(model, self._quality)
+        candidates = []
+        left_out: Counter[str] = Counter()
+        for variant in self._variants.values():
+            located = find(variant)
+            artifact = self.open_artifact(located.artifact_id) if located else None
+            if located is None or artifact is None:
+                left_out["without an artifact"] += 1
+                continue
+            _check_context(model, artifact.shape, lengths.context_tokens)
+            try:
+                memory_gb = _memory_gb(
+                    artifact, variant, lengths, self._manifests[located.artifact_id]
+                )
+            except InputError:
+                left_out["with a KV cache type that the model's heads do not allow"] += 1
+                continue
+            loss = losses.get((variant.name, located.artifact_id))
+            basis: QualityBasis = "unmeasured" if loss is None else "measured"
+            if _is_baseline(variant):
+                loss, basis = 0.0, "baseline"
+            candidates.append(
+                HostCandidate(
+                    variant, host_cell(artifact, variant, lengths), memory_gb, loss, basis
+                )
+            )
+        return candidates, left_out
+
+    def open_artifact(self, artifact_id: str) -> HostArtifact | None:
+        """An artifact by its id; None if it is gone, or, with a warning, if it is damaged."""
         manifest = self._manifests.get(artifact_id)
         if manifest is None:
             return None
         if artifact_id not in self._opened:
-            folder = self._store.folder(artifact_id)
+            folder = self._artifacts.folder(artifact_id)
             is_file = manifest.job.target_format == "gguf"
             path = folder / manifest.files[0].name if is_file else folder
             try:
@@ -152,21 +204,22 @@ def recommend_for_host(question: HostQuestion, project: Settings) -> HostAnswer:
     Raises `InputError` for a model without artifacts, a processor without usable records, or a
     context beyond the model's own.
     """
-    variants = load_variants(project.variants_yaml)
-    store = _Store(ArtifactStore(project.artifacts))
-    if question.model not in store.models():
-        raise _no_artifacts(question.model, store.models())
-    host = records_of_host(
-        ResultStore(project.results).records(),
+    evidence = HostEvidence(
+        load_variants(project.variants_yaml),
+        ArtifactStore(project.artifacts),
+        ResultStore(project.results),
+        QualityStore(project.results, project.cache),
+    )
+    if question.model not in evidence.models():
+        raise _no_artifacts(question.model, evidence.models())
+    host, runs = evidence.runs(
         None if question.cpu == THIS_MACHINE else question.cpu,
         load_settings(project.variants_yaml).effective_threads,
     )
-    runs = host_runs(host, variants, store.open)
-    if not runs:
-        raise _no_usable_runs(host)
     lengths = asked_lengths(question, runs)
-    candidates, left_out = _candidates(question.model, lengths, variants, store, project)
-    options, unsuitable = rank_for_host(question, candidates, runs)
+    candidates, left_out = evidence.candidates(question.model, lengths)
+    speeds = predict_host(runs, [candidate.cell for candidate in candidates])
+    options, unsuitable = rank_for_host(question, candidates, speeds)
     return HostAnswer(
         question=question,
         cpu_name=host.cpu_name,
@@ -199,17 +252,18 @@ def asked_lengths(question: HostQuestion, runs: Sequence[HostRun]) -> StepLength
 
 
 def rank_for_host(
-    question: HostQuestion, candidates: Sequence[HostCandidate], runs: Sequence[HostRun]
+    question: HostQuestion,
+    candidates: Sequence[HostCandidate],
+    speeds: Sequence[HostPrediction],
 ) -> tuple[list[HostOption], Counter[str]]:
     """The candidates that qualify, best first, and the number of the others by reason.
 
-    For speed, by expected decoding speed. For quality, by quality loss, those with an unmeasured
+    `speeds` are those of the candidates, in their order. For speed, by expected decoding speed. For quality, by quality loss, those with an unmeasured
     one last, and equal ones by speed.
     """
     left_out: Counter[str] = Counter()
     kept: list[tuple[HostCandidate, HostPrediction]] = []
-    cells = [candidate.cell for candidate in candidates]
-    for candidate, speed in zip(candidates, predict_host(runs, cells), strict=True):
+    for candidate, speed in zip(candidates, speeds, strict=True):
         reason = _reason_against(question, candidate, speed)
         if reason is None:
             kept.append((candidate, speed))
@@ -245,41 +299,6 @@ def _reason_against(
     return None
 
 
-def _candidates(
-    model: str,
-    lengths: StepLengths,
-    variants: Mapping[str, Variant],
-    store: _Store,
-    project: Settings,
-) -> tuple[list[HostCandidate], Counter[str]]:
-    find = artifact_finder(ArtifactStore(project.artifacts), model)
-    quality = _quality_losses(model, QualityStore(project.results, project.cache))
-    candidates = []
-    left_out: Counter[str] = Counter()
-    for variant in variants.values():
-        located = find(variant)
-        artifact = store.open(located.artifact_id) if located else None
-        if located is None or artifact is None:
-            left_out["without an artifact"] += 1
-            continue
-        _check_context(model, artifact.shape, lengths.context_tokens)
-        try:
-            memory_gb = _memory_gb(
-                artifact, variant, lengths, store.tensor_bytes(located.artifact_id)
-            )
-        except InputError:
-            left_out["with a KV cache type that the model's heads do not allow"] += 1
-            continue
-        loss = quality.get((variant.name, located.artifact_id))
-        basis: QualityBasis = "unmeasured" if loss is None else "measured"
-        if _is_baseline(variant):
-            loss, basis = 0.0, "baseline"
-        candidates.append(
-            HostCandidate(variant, host_cell(artifact, variant, lengths), memory_gb, loss, basis)
-        )
-    return candidates, left_out
-
-
 def _is_baseline(variant: Variant) -> bool:
     """Whether losses are relative to this variant, as `int_variant_artifacts` has it."""
     caches = (variant.cache_type_k, variant.cache_type_v)
@@ -287,7 +306,7 @@ def _is_baseline(variant: Variant) -> bool:
 
 
 def _memory_gb(
-    artifact: HostArtifact, variant: Variant, lengths: StepLengths, tensor_bytes: int
+    artifact: HostArtifact, variant: Variant, lengths: StepLengths, manifest: ArtifactManifest
 ) -> float:
     serving = Serving(
         context=lengths.context_tokens,
@@ -295,7 +314,11 @@ def _memory_gb(
         kv_type_k=variant.cache_type_k.upper(),
         kv_type_v=variant.cache_type_v.upper(),
     )
-    weights = Weights(level=variant.level, weights_bytes=tensor_bytes, basis="the artifact")
+    weights = Weights(
+        level=variant.level,
+        weights_bytes=round(manifest.bits_per_weight * manifest.n_parameters / 8),
+        basis="the artifact",
+    )
     return estimate_memory(artifact.model, artifact.shape, weights, serving).total_bytes / 1e9
 
 
