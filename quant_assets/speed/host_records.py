@@ -9,6 +9,7 @@ from quant_assets.bench.record import BenchmarkRecord
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
 from quant_assets.host.conditions import cpu_name
+from quant_assets.host.identity import host_id
 from quant_assets.record_files import recency
 from quant_assets.speed.host_cells import HostArtifact, StepLengths, host_cell
 from quant_assets.speed.host_fit import HostRun
@@ -32,23 +33,27 @@ class HostRecords(NamedTuple):
 def records_of_host(
     records: Iterable[BenchmarkRecord], cpu: str | None, threads: int
 ) -> HostRecords:
-    """The records of the processor called `cpu`, or of this machine at `threads` threads (None).
+    """The records of this machine at `threads` threads (`cpu` None), or of another processor.
 
-    Those of another processor are taken at the number of threads that most of them have. Raises
-    `InputError` for a processor without records.
+    This machine's are those with its id, or with its processor's name where a record is older than
+    ids. `cpu` is the name of a processor or the id of a machine; of several machines and numbers of
+    threads, that with the most records is taken. Raises `InputError` without records.
     """
     on_cpu = [record for record in records if record.metadata.device == "cpu"]
     wanted = cpu or cpu_name() or "unknown"
-    of_cpu = [record for record in on_cpu if _is(record, wanted)]
-    if not of_cpu:
+    machine = None if cpu else host_id()
+    found = [record for record in on_cpu if _is_of(record, wanted, machine)]
+    if not found:
         raise _unknown_processor(wanted, on_cpu, this_machine=cpu is None)
     if cpu is not None:
-        counts = Counter(record.metadata.threads or 0 for record in of_cpu)
-        threads = max(counts, key=lambda number: (counts[number], number))
+        setups = Counter(_setup(record) for record in found)
+        machine, threads = max(setups, key=lambda setup: (setups[setup], setup[0] or "", setup[1]))
     left_out: Counter[str] = Counter()
     kept = []
-    for record in of_cpu:
-        if record.metadata.threads != threads:
+    for record in found:
+        if cpu is not None and record.metadata.host_id != machine:
+            left_out["of another machine with this processor"] += 1
+        elif record.metadata.threads != threads:
             left_out[f"with {record.metadata.threads} threads, not {threads}"] += 1
         elif record.contended is not False:
             left_out["measured while the machine was busy with something else"] += 1
@@ -56,8 +61,7 @@ def records_of_host(
             left_out["without a decoding speed"] += 1
         else:
             kept.append(record)
-    name = of_cpu[0].metadata.cpu_name or wanted
-    return HostRecords(name, threads, kept, left_out)
+    return HostRecords(found[0].metadata.cpu_name or wanted, threads, kept, left_out)
 
 
 def host_runs(
@@ -78,7 +82,7 @@ def host_runs(
         if variant is None or not _runs_variant(record, variant):
             host.left_out["of a variant that has changed or is gone"] += 1
         elif artifact is None:
-            host.left_out["of an artifact that is gone"] += 1
+            host.left_out["of an artifact that is gone or damaged"] += 1
         else:
             lengths = StepLengths(run.batch_size, run.prompt_tokens, run.generated_tokens)
             assert record.decode_tokens_per_s is not None, "others are left out"
@@ -100,8 +104,15 @@ def usual_lengths(runs: Sequence[HostRun], batch: int) -> StepLengths:
     return StepLengths(batch, prompt, generated)
 
 
-def _is(record: BenchmarkRecord, cpu: str) -> bool:
-    return (record.metadata.cpu_name or "").casefold().strip() == cpu.casefold().strip()
+def _is_of(record: BenchmarkRecord, cpu: str, machine: str | None) -> bool:
+    run = record.metadata
+    if machine is not None and run.host_id is not None:
+        return run.host_id == machine
+    return cpu.casefold().strip() in ((run.cpu_name or "").casefold().strip(), run.host_id)
+
+
+def _setup(record: BenchmarkRecord) -> tuple[str | None, int]:
+    return record.metadata.host_id, record.metadata.threads or 0
 
 
 def _runs_variant(record: BenchmarkRecord, variant: Variant) -> bool:
