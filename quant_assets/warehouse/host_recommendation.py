@@ -14,7 +14,7 @@ from quant_assets.bench.artifact_finder import artifact_finder
 from quant_assets.bench.quality import QualityResult, QualityStore, newest_by_artifact
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import Variant, load_settings, load_variants
-from quant_assets.capacity.memory import Serving, Weights, estimate_memory
+from quant_assets.capacity.memory import Serving, compute_buffer_bytes, kv_cache_bytes
 from quant_assets.errors import InputError
 from quant_assets.models.inspection import ModelShape
 from quant_assets.settings import Settings
@@ -314,12 +314,9 @@ def _memory_gb(
         kv_type_k=variant.cache_type_k.upper(),
         kv_type_v=variant.cache_type_v.upper(),
     )
-    weights = Weights(
-        level=variant.level,
-        weights_bytes=round(manifest.bits_per_weight * manifest.n_parameters / 8),
-        basis="the artifact",
-    )
-    return estimate_memory(artifact.model, artifact.shape, weights, serving).total_bytes / 1e9
+    tensor_bytes = round(manifest.bits_per_weight * manifest.n_parameters / 8)
+    cache_bytes = kv_cache_bytes(artifact.shape, serving)
+    return (tensor_bytes + cache_bytes + compute_buffer_bytes(artifact.shape, serving)) / 1e9
 
 
 def _quality_losses(model: str, quality: QualityStore) -> dict[tuple[str, str], float]:
