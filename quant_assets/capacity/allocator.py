@@ -1,14 +1,18 @@
 """Memory as llama.cpp's own allocator reserves it, asked of a worker from a GGUF header alone."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import BaseModel, Field
 
 from quant_assets.capacity.memory import Serving
+from quant_assets.errors import InputError
 from quant_assets.host.devices import Device
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.processes.supervisor import run_worker
+
+MAX_CELLS: Final = 2**23
+"""Cache cells of one question: llama.cpp keeps about 50 bytes for each, even where it only plans."""
 
 _WORKER = "llama_cpp.memory"
 
@@ -77,7 +81,14 @@ class AllocationResult(BaseModel):
 def ask_allocator(job: AllocationJob, *, session: WorkerSession = UNATTENDED) -> AllocationResult:
     """What llama.cpp reserves for `job`.
 
-    Raises `InputError` where llama.cpp does not know the model or refuses a serving, and
-    `WorkerError` where it dies on it.
+    Raises `InputError` where llama.cpp does not know the model or refuses a serving, or where the
+    question itself would take too much memory, and `WorkerError` where it dies on it.
     """
+    cells = max(serving.cells * serving.batch for serving in job.servings)
+    if cells > MAX_CELLS:
+        raise InputError(
+            f"llama.cpp is not asked about a KV cache of {cells:,} cells.",
+            f"Planning more than {MAX_CELLS:,} would itself take hundreds of megabytes.",
+            "Choose a shorter context or a smaller batch.",
+        )
     return run_worker(_WORKER, job, AllocationResult, session=session)

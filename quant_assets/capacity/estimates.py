@@ -1,10 +1,12 @@
 """Memory estimates for a model on disk, a published shape, or a mere number of parameters."""
 
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
+from quant_assets.capacity.allocator import AllocationJob, ask_allocator
 from quant_assets.capacity.memory import (
     MemoryEstimate,
     Serving,
@@ -14,7 +16,8 @@ from quant_assets.capacity.memory import (
 )
 from quant_assets.capacity.placement import ON_GPUS, GpuFit, Offload, fit
 from quant_assets.capacity.reference_models import nearest_reference, reference_models
-from quant_assets.errors import InputError
+from quant_assets.errors import InputError, QuantAssetsError
+from quant_assets.formats.gguf_header import with_room_for_data
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.formats.group_quantization import parse_group_quantization
 from quant_assets.gpus.registry import GpuRegistry
@@ -70,8 +73,10 @@ def estimate_of_model(
     """The estimate for `model`: a local folder or GGUF file, a file in a package, a published name.
 
     Without a level the weights count as stored. A GGUF level of float weights is planned exactly,
-    tensor by tensor, by llama.cpp's own policy in a worker. Raises `InputError` for a missing model
-    or an unknown level.
+    tensor by tensor, by llama.cpp's own policy in a worker. From the header of a GGUF file, which may
+    lack its data, or one planned for a folder, llama.cpp's allocator answers; without one, or where
+    it does not know the model, arithmetic does, and the estimate says why. Raises `InputError` for a
+    missing model or an unknown level.
     """
     published = {name.casefold(): reference for name, reference in reference_models().items()}
     if (reference := published.get(model.strip().casefold())) is not None:
@@ -87,40 +92,106 @@ def estimate_of_model(
             "downloaded for an estimate.",
             f"Use --params 7B, a local path, or one of {', '.join(reference_models())}.",
         )
-    shape = inspect_model(path)
-    return estimate_memory(path.name, shape, _weights(path, shape, level, settings), serving)
+    shape = inspect_model(path, require_data=False)
+    with tempfile.TemporaryDirectory(prefix="quant-assets-") as scratch:
+        source = path if path.is_dir() else with_room_for_data(path, Path(scratch))
+        weights, header = _weights(source, shape, level, Path(scratch))
+        return _with_allocation(
+            estimate_memory(path.name, shape, weights, serving), header, serving
+        )
 
 
-def _weights(path: Path, shape: ModelShape, level: str | None, settings: Settings) -> Weights:
-    assert shape.weights_bytes is not None
-    if level is None:
-        stored = max(shape.weight_types, key=lambda name: shape.weight_types[name])
-        return Weights(
-            level=f"as stored (mostly {stored})",
-            weights_bytes=shape.weights_bytes,
-            basis="the tensors of the files",
-            weight_type=_stored_type(path, shape),
-            checkpoint=path.is_dir(),
-        )
-    is_float = set(shape.weight_types) <= _FLOAT_TYPES
-    if parse_group_quantization(level) is not None or not is_float:
-        return weights_at_level(shape, level)
-    gguf_level = parse_level(level)
-    if gguf_level.needs_imatrix:
-        return weights_at_level(shape, level)
-    plan = plan_gguf(
-        GgufPlanJob(
-            source=path.resolve(),
-            source_kind="hf" if path.is_dir() else "gguf",
-            level=gguf_level.name,
-            output=settings.cache / "estimate.gguf",
-        )
+class _Header(NamedTuple):
+    """The GGUF header to ask llama.cpp about, or the reason why there is none.
+
+    `has_level`: its tensors have the types of the level in question.
+    """
+
+    path: Path | None
+    has_level: bool = False
+    reason: str | None = None
+
+
+def _with_allocation(estimate: MemoryEstimate, header: _Header, serving: Serving) -> MemoryEstimate:
+    """`estimate` with what llama.cpp's allocator reserves, or with the reason why not."""
+    if header.path is None:
+        return estimate.model_copy(update={"memory_note": header.reason})
+    try:
+        job = AllocationJob(model=header.path.resolve(), servings=[serving])
+        (allocation,) = ask_allocator(job).allocations
+    except QuantAssetsError as error:
+        return estimate.model_copy(update={"memory_note": f"{error.what} {error.why}"})
+    weights = estimate.weights
+    if header.has_level:
+        weights = weights.model_copy(update={"weights_bytes": allocation.weights_bytes})
+    return estimate.model_copy(
+        update={
+            "weights": weights,
+            "weights_bytes": weights.weights_bytes,
+            "kv_cache_bytes": allocation.state_bytes,
+            "compute_bytes": allocation.compute_bytes,
+            "memory_basis": "llama.cpp's allocator",
+        }
     )
+
+
+def _weights(
+    path: Path, shape: ModelShape, level: str | None, scratch: Path
+) -> tuple[Weights, _Header]:
+    """The weights at `level`, and the header that llama.cpp would load them with."""
+    is_folder = path.is_dir()
+    is_float = set(shape.weight_types) <= _FLOAT_TYPES
+    stored_type = max(shape.weight_types, key=lambda name: shape.weight_types[name])
+    if level is not None and parse_group_quantization(level) is not None:
+        reason = "llama.cpp does not serve GPTQ and AWQ."
+        return weights_at_level(shape, level), _Header(None, reason=reason)
+    if is_folder and not is_float:
+        stored = _stored(path, shape, stored_type)
+        weights = stored if level is None else weights_at_level(shape, level)
+        return weights, _Header(None, reason="A quantized checkpoint has no GGUF header.")
+    gguf_level = None if level is None else parse_level(level)
+    plans_level = gguf_level is not None and is_float and not gguf_level.needs_imatrix
+    if not is_folder and not plans_level:
+        if gguf_level is None:
+            return _stored(path, shape, stored_type), _Header(path, has_level=True)
+        return weights_at_level(shape, gguf_level.name), _Header(path)
+    planned_level = gguf_level.name if gguf_level is not None and plans_level else stored_type
+    header = scratch / "planned.gguf"
+    try:
+        plan = plan_gguf(
+            GgufPlanJob(
+                source=path.resolve(),
+                source_kind="hf" if is_folder else "gguf",
+                level=planned_level,
+                output=scratch / "estimate.gguf",
+                header=header,
+            )
+        )
+    except QuantAssetsError as error:
+        note = _Header(None, reason=f"{error.what} {error.why}")
+        if gguf_level is None:
+            return _stored(path, shape, stored_type), note
+        return weights_at_level(shape, gguf_level.name), note
+    if gguf_level is None:
+        return _stored(path, shape, stored_type), _Header(header)
+    if not plans_level:
+        return weights_at_level(shape, gguf_level.name), _Header(header)
     return Weights(
         level=gguf_level.name,
         weights_bytes=sum(group.size_bytes for group in plan.groups),
         basis=f"exact: every tensor in the type llama.cpp assigns (a file of {plan.file_bytes:,} bytes)",
         weight_type=gguf_level.main_type,
+    ), _Header(header, has_level=True)
+
+
+def _stored(path: Path, shape: ModelShape, stored_type: str) -> Weights:
+    assert shape.weights_bytes is not None
+    return Weights(
+        level=f"as stored (mostly {stored_type})",
+        weights_bytes=shape.weights_bytes,
+        basis="the tensors of the files",
+        weight_type=_stored_type(path, shape),
+        checkpoint=path.is_dir(),
     )
 
 

@@ -5,7 +5,7 @@ bytes. `placement` says which GPUs hold it.
 """
 
 from math import ceil
-from typing import Final
+from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
@@ -76,10 +76,15 @@ class Weights(BaseModel):
     checkpoint: bool = False
 
 
+MemoryBasis = Literal["llama.cpp's allocator", "arithmetic"]
+
+
 class MemoryEstimate(BaseModel):
     """Memory of one served copy of a model, in bytes.
 
-    `shape`, `serving` and `weights` are what it was computed from, for the split over devices.
+    `memory_basis` says where cache and buffers come from, and the weights too where their types are
+    known; `memory_note` why not from the allocator. `shape`, `serving` and `weights` are what it was
+    computed from, for the split over devices.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -95,6 +100,8 @@ class MemoryEstimate(BaseModel):
     weights_bytes: int
     kv_cache_bytes: int
     compute_bytes: int
+    memory_basis: MemoryBasis = "arithmetic"
+    memory_note: str | None = None
     shape: ModelShape = Field(exclude=True, repr=False)
     serving: Serving = Field(exclude=True, repr=False)
     weights: Weights = Field(exclude=True, repr=False)

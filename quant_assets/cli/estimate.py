@@ -173,11 +173,12 @@ def _show(result: EstimateDocument, cards: CardOptions, host_bandwidth_gb_s: flo
     console = output_console()
     settings = placement_settings()
     console.print(_memory_table(result))
+    note = f" ({result.memory_note.rstrip('.')})" if result.memory_note else ""
     lines = [
         f"Weights: {result.basis}.",
-        "Compute buffers: the largest of llama.cpp's stages for one micro-batch of "
-        f"{result.serving.micro_batch} tokens (logits, feed-forward, attention), "
-        "plus the logits of each sequence.",
+        f"KV cache and buffers: {result.memory_basis}{note}.",
+        f"Compute buffers: llama.cpp's for one micro-batch of {result.serving.micro_batch} tokens, "
+        "and the logits of each sequence.",
     ]
     for line in lines:
         console.print(line, soft_wrap=True)

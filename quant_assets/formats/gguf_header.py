@@ -6,6 +6,7 @@ second. Everything that ggml's own reader refuses or aborts on is refused here f
 """
 
 import mmap
+import os
 import struct
 from dataclasses import dataclass
 from math import prod
@@ -199,6 +200,22 @@ def read_gguf_header(path: Path, *, require_data: bool = True) -> GgufHeader:
             "Fetch or convert the file again.",
         )
     return header
+
+
+def with_room_for_data(path: Path, folder: Path) -> Path:
+    """`path`; for a file that ends before its tensors' data, a sparse copy of its header in `folder`.
+
+    Readers that check a file's size and never read its data accept the copy. Raises `InputError` for
+    an invalid header.
+    """
+    header = read_gguf_header(path, require_data=False)
+    if path.stat().st_size >= header.file_bytes:
+        return path
+    copy = folder / f"header of {path.name}"
+    with path.open("rb") as stream:
+        copy.write_bytes(stream.read(header.data_start))
+    os.truncate(copy, header.file_bytes)
+    return copy
 
 
 def require_single_file(header: GgufHeader, path: Path) -> None:

@@ -34,6 +34,9 @@ class GgufPlanJob(BaseModel):
     `source` is a Hugging Face folder (`source_kind` hf) or an F16, BF16 or F32 GGUF file (gguf);
     `level` a name known to `quant_assets.formats.gguf_levels.parse_level`; `imatrix` a GGUF
     importance matrix; `threads` the number of quantizing threads, all cores when None.
+
+    With `header`, the planned header is written there as a sparse file of the output's size. Then
+    a tokenizer that is missing or unknown does not matter.
     """
 
     task: Literal["plan"] = "plan"
@@ -43,6 +46,7 @@ class GgufPlanJob(BaseModel):
     output: Path
     imatrix: Path | None = None
     threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
+    header: Path | None = None
 
 
 class TensorGroup(BaseModel):

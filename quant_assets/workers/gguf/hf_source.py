@@ -5,11 +5,14 @@ straight from the shard if the converter only renames it, otherwise through the 
 arithmetic.
 """
 
+import logging
 import os
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ from quant_assets.workers.gguf.source import (
     read_ahead,
 )
 
+logger = logging.getLogger(__name__)
+
 _NUMPY_TYPES = {"float32": ggml.F32, "float16": ggml.F16}
 _BYTES_PER_F32 = 4
 
@@ -39,9 +44,12 @@ class _ShardRange:
 
 
 class HuggingFaceSource:
-    """A Hugging Face folder, read through llama.cpp's converter."""
+    """A Hugging Face folder, read through llama.cpp's converter.
 
-    def __init__(self, folder: Path, scratch: Path) -> None:
+    With `any_vocabulary` the metadata name no tokenizer where the folder's cannot be converted.
+    """
+
+    def __init__(self, folder: Path, scratch: Path, *, any_vocabulary: bool = False) -> None:
         self._descriptors: dict[Path, int] = {}
         # The converter opens the file of a computed tensor lazily, so the links must persist.
         links = tempfile.mkdtemp(prefix="quant-assets-")
@@ -49,6 +57,8 @@ class HuggingFaceSource:
         with converter_errors(folder):
             weights = [path.name for path in weight_files(folder)]
             model = converter_of(link_model(folder, Path(links)), weights, scratch)
+            if any_vocabulary:
+                model.set_vocab = partial(_set_any_vocabulary, model, model.set_vocab)
             with inference_mode():
                 model.prepare_tensors()
                 model.prepare_metadata(vocab_only=False)
@@ -98,6 +108,20 @@ class HuggingFaceSource:
         if path not in self._descriptors:
             self._descriptors[path] = os.open(path, os.O_RDONLY)
         return self._descriptors[path]
+
+
+def _set_any_vocabulary(model: Any, set_own: Callable[[], None]) -> None:
+    """Write the folder's vocabulary, or the number of its tokens where that fails."""
+    writer = model.gguf_writer
+    before = [dict(values) for values in writer.kv_data]
+    try:
+        set_own()
+    except Exception as error:
+        logger.info("The header is planned without its tokenizer: %s", error)
+        writer.kv_data = before
+        writer.add_tokenizer_model("none")
+        if f"{writer.arch}.vocab_size" not in before[0]:
+            writer.add_vocab_size(model.hparams["vocab_size"])
 
 
 def _write_metadata(model: Any, path: Path) -> Path:

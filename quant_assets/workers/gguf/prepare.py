@@ -50,10 +50,12 @@ class Prepared:
 
 
 @contextmanager
-def prepared(job: GgufPlanJob | QuantizeGgufJob, channel: EventChannel) -> Iterator[Prepared]:
+def prepared(
+    job: GgufPlanJob | QuantizeGgufJob, channel: EventChannel, *, any_vocabulary: bool = False
+) -> Iterator[Prepared]:
     """Check the source, open it and plan the output; writes nothing of the output.
 
-    Raises `InputError` for an unusable source, level or importance matrix.
+    With `any_vocabulary` a tokenizer that cannot be converted is left out. Raises `InputError` for an unusable source, level or importance matrix.
     """
     channel.progress(CHECK, 0, 1, "steps")
     level = parse_level(job.level)
@@ -65,7 +67,7 @@ def prepared(job: GgufPlanJob | QuantizeGgufJob, channel: EventChannel) -> Itera
     channel.progress(PLAN, 0, 1, "steps")
     with tempfile.TemporaryDirectory(prefix="quant-assets-") as scratch:
         source: Source = (
-            HuggingFaceSource(job.source, Path(scratch))
+            HuggingFaceSource(job.source, Path(scratch), any_vocabulary=any_vocabulary)
             if job.source_kind == "hf"
             else GgufSource(job.source)
         )
@@ -77,8 +79,11 @@ def prepared(job: GgufPlanJob | QuantizeGgufJob, channel: EventChannel) -> Itera
 def plan_only(job: GgufPlanJob, channel: EventChannel) -> GgufPlan:
     """The output that a run would write, after the same checks."""
     channel.plan_steps({CHECK: 10, PLAN: 90})
-    with prepared(job, channel) as work:
+    with prepared(job, channel, any_vocabulary=job.header is not None) as work:
         plan = work.plan
+        if job.header is not None:
+            job.header.write_bytes(plan.header)
+            os.truncate(job.header, plan.file_bytes)
         return GgufPlan(
             architecture=work.source.metadata.text("general.architecture") or "unknown",
             level=work.level.name,

@@ -5,7 +5,6 @@ same figures. They are read through `llama_get_memory_breakdown` of src/llama-ex
 """
 
 import ctypes
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,7 @@ from quant_assets.capacity.allocator import (
 )
 from quant_assets.capacity.memory import Serving
 from quant_assets.errors import EnvironmentNotReady, InputError
-from quant_assets.formats.gguf_header import read_gguf_header
+from quant_assets.formats.gguf_header import with_room_for_data
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.workers.gguf import ggml
 from quant_assets.workers.llama_cpp.native import ggml_type, library_versions, resolve_device
@@ -64,30 +63,17 @@ def allocate(job: AllocationJob, channel: EventChannel) -> AllocationResult:
     """Load the model once, and reserve a context for every serving."""
     device = resolve_device(job.device)
     allocations: list[Allocation] = []
-    with _whole_file(job) as path, _model(path, device, job.mode) as model:
-        for number, serving in enumerate(job.servings):
-            channel.progress(ASK, number, len(job.servings), "points")
-            allocations.append(_allocation(model, serving))
+    with tempfile.TemporaryDirectory(prefix="quant-assets-") as folder:
+        # llama.cpp refuses a file that ends before its tensors, even where it never reads them.
+        path = job.model
+        if job.mode == "planned":
+            path = with_room_for_data(path, Path(folder))
+        with _model(path, device, job.mode) as model:
+            for number, serving in enumerate(job.servings):
+                channel.progress(ASK, number, len(job.servings), "points")
+                allocations.append(_allocation(model, serving))
     channel.progress(ASK, len(job.servings), len(job.servings), "points")
     return AllocationResult(allocations=allocations, library_versions=library_versions())
-
-
-@contextmanager
-def _whole_file(job: AllocationJob) -> Iterator[Path]:
-    """The model's file; a file that lacks data is replaced by a sparse copy of its header.
-
-    llama.cpp refuses a file that ends before its tensors, even where it never reads them.
-    """
-    header = read_gguf_header(job.model, require_data=job.mode == "real")
-    if job.model.stat().st_size >= header.file_bytes:
-        yield job.model
-        return
-    with tempfile.TemporaryDirectory(prefix="quant-assets-") as folder:
-        copy = Path(folder) / "header.gguf"
-        with job.model.open("rb") as stream:
-            copy.write_bytes(stream.read(header.data_start))
-        os.truncate(copy, header.file_bytes)
-        yield copy
 
 
 @contextmanager

@@ -132,6 +132,7 @@ def context(
     params.type_k = ggml_type(cache_type_k)
     params.type_v = ggml_type(cache_type_v)
     params.kv_unified = False
+    params.swa_full = False  # the default of the API, but not of the tools, is a whole window cache
     if needs_flash_attention(cache_type_v):
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
     native = llama_cpp.llama_init_from_model(model, params)
