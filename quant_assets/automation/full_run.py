@@ -28,6 +28,9 @@ from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import Variant, load_settings, load_variants
 from quant_assets.errors import QuantAssetsError
+from quant_assets.host.conditions import cpu_name
+from quant_assets.host.devices import available_physical_cores
+from quant_assets.host.identity import host_id
 from quant_assets.models.config import ModelConfig, load_models
 from quant_assets.processes.quantization_job import QuantizationJob
 from quant_assets.resources.executor import execute_here, patient_in_process_executor
@@ -36,7 +39,7 @@ from quant_assets.resources.instance import dagster_instance
 from quant_assets.resources.run_processes import end_dead_runs
 from quant_assets.resources.stores import DataRoot
 from quant_assets.settings import Settings
-from quant_assets.speed.host_peaks import recorded_peaks
+from quant_assets.speed.host_peaks import uncontended_peaks
 
 JobOf = Callable[[str], dg.JobDefinition]
 """Resolves the name of a job that is served to the job."""
@@ -95,7 +98,10 @@ class FullRun:
         settings, progress = self._settings, self._progress
         progress.begin("listings: reading offers and matching them to GPUs")
         self._run(REFRESH_LISTINGS)
-        if measure_again or not recorded_peaks(settings.results):
+        peaks = uncontended_peaks(
+            settings.results, cpu_name(), available_physical_cores(), host_id()
+        )
+        if measure_again or peaks is None:
             progress.begin("host: measuring memory bandwidth and matrix throughput")
             self._run(MEASURE_HOST)
         else:

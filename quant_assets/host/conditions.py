@@ -115,6 +115,28 @@ def cpu_name() -> str | None:
     return platform.processor() or None
 
 
+def wait_until_quiet(limit_s: float) -> bool:
+    """Wait until other load on the processor is within its limits, at most `limit_s` seconds.
+
+    Returns whether it is, by readings over `BEFORE_INTERVAL_S` seconds each.
+    """
+    deadline = time.monotonic() + limit_s
+    start = _read_counters()
+    while True:
+        time.sleep(BEFORE_INTERVAL_S)
+        end = _read_counters()
+        reading = _others(start, end)
+        if (
+            reading is not None
+            and reading[0] <= OTHERS_BUSY_CORES_LIMIT
+            and reading[1] <= STEAL_FRACTION_LIMIT
+        ):
+            return True
+        if time.monotonic() >= deadline:
+            return False
+        start = end
+
+
 class HostWatch:
     """Watches the host from its creation until `finish`.
 

@@ -68,5 +68,8 @@ def load_variant_quality(
 
 def load_hosts(connection: duckdb.DuckDBPyConnection, results: Path) -> int:
     """Load `raw.hosts` from the measured peaks; return its row count."""
-    rows = [peaks.model_dump(exclude={"library_versions"}) for peaks in recorded_peaks(results)]
+    rows = [
+        peaks.model_dump(exclude={"library_versions", "attempts"})
+        for peaks in recorded_peaks(results)
+    ]
     return replace_rows(connection, "hosts", rows)
