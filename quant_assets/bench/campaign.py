@@ -27,7 +27,7 @@ from quant_assets.bench.quality import (
     measure_quality,
 )
 from quant_assets.bench.record import BenchmarkRecord
-from quant_assets.bench.results import ResultStore
+from quant_assets.bench.results import ResultStore, newest_of_cells
 from quant_assets.bench.settings import BenchSettings, resolve_variant_names
 from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant, load_variants
@@ -111,13 +111,13 @@ class Campaign:
         return plan_matrix(self.variants, self.settings, self.find, self.results, self.model_name)
 
     def latest_records(self) -> list[BenchmarkRecord]:
-        """The newest record of each cell that has one, in the order of the plan."""
+        """The newest record of each cell and processor, in the order of the plan."""
         found = (
             self.results.find(variant=name, batch_size=batch_size, model=self.model_name)
             for name in self.variants
             for batch_size in self.settings.batch_sizes
         )
-        return [records[-1] for records in found if records]
+        return [record for records in found for record in newest_of_cells(records)]
 
     def run(
         self,

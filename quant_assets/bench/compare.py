@@ -21,30 +21,51 @@ from quant_assets.errors import InputError
 from quant_assets.record_files import recency
 
 
+class Cell(NamedTuple):
+    """A cell under its conditions; only cells with equal conditions are compared."""
+
+    model: str
+    variant: str
+    batch_size: int
+    prompt_tokens: int
+    generated_tokens: int
+    threads: int | None
+    device: str
+    cpu_name: str | None
+    gpu_name: str | None
+
+
 class Side(NamedTuple):
-    """One side of a comparison: its latest record of each cell, and where their samples are."""
+    """One side of a comparison: the latest record of each cell on each host, and their samples."""
 
     name: str
     store: ResultStore
-    records: dict[tuple[str, str, int], BenchmarkRecord]
+    records: dict[Cell, dict[str | None, BenchmarkRecord]]
 
     @property
     def variants(self) -> set[str]:
         """The variants it has records of."""
-        return {variant for _, variant, _ in self.records}
+        return {cell.variant for cell in self.records}
 
 
 class Comparison(BaseModel):
     """A cell of A over the same cell of B: ratios of medians with 95% bootstrap intervals.
 
-    A time ratio below 1 means that A is faster. `perplexity` is paired by window, on the newest
-    text that both sides were measured on; null where there is none.
+    A time ratio below 1 means that A is faster. `same_host`: whether one machine measured both; false
+    for different machines with equal processors, whose memory may differ, and null where a record
+    does not say. `perplexity` is paired by window, on the newest text that both sides were measured
+    on; null where there is none.
     """
 
     model: str
     variant_a: str
     variant_b: str
     batch_size: int
+    processor: str | None
+    threads: int | None
+    prompt_tokens: int
+    generated_tokens: int
+    same_host: bool | None
     run_time: Ratio
     time_to_first_token: Ratio
     token_time: Ratio | None
@@ -70,39 +91,52 @@ def open_side(name: str, results: ResultStore) -> Side:
     return Side(name, results, _latest(records))
 
 
-def _latest(records: Iterable[BenchmarkRecord]) -> dict[tuple[str, str, int], BenchmarkRecord]:
-    ordered = sorted(records, key=lambda record: recency(record.metadata.timestamp))
-    return {
-        (item.metadata.model, item.metadata.variant, item.metadata.batch_size): item
-        for item in ordered
-    }
-
-
-def _equal_settings(a: BenchmarkRecord, b: BenchmarkRecord) -> bool:
-    fields = ("prompt_tokens", "generated_tokens", "threads", "device", "cpu_name", "gpu_name")
-    return all(getattr(a.metadata, field) == getattr(b.metadata, field) for field in fields)
+def _latest(
+    records: Iterable[BenchmarkRecord],
+) -> dict[Cell, dict[str | None, BenchmarkRecord]]:
+    found: dict[Cell, dict[str | None, BenchmarkRecord]] = {}
+    for record in sorted(records, key=lambda record: recency(record.metadata.timestamp)):
+        cell = Cell(*(getattr(record.metadata, field) for field in Cell._fields))
+        hosts = found.setdefault(cell, {})
+        hosts.pop(record.metadata.host_id, None)  # the newest comes last
+        hosts[record.metadata.host_id] = record
+    return found
 
 
 def compare(a: Side, b: Side) -> list[Comparison]:
-    """Compare all cells that both sides have, with equal settings on equal machines.
+    """Compare all cells that both sides have, with equal settings on equal processors.
 
-    Sides of one variant each are paired by batch size, others by variant and batch size. Raises
-    `InputError` when no cell of both has equal settings.
+    Sides of one variant each are paired by batch size, others by variant and batch size. Records of
+    the same host are compared where both sides have them, otherwise the newest of each, which
+    `same_host` flags. Raises `InputError` when no cell of both has equal settings.
     """
     across_variants = len(a.variants) == len(b.variants) == 1
     found = []
-    for (model, variant, batch_size), record in a.records.items():
-        other_variant = next(iter(b.variants)) if across_variants else variant
-        other = b.records.get((model, other_variant, batch_size))
-        if other is not None and _equal_settings(record, other):
-            found.append(_compare_cell(record, a.store, other, b.store))
+    for cell, records in a.records.items():
+        other_variant = next(iter(b.variants)) if across_variants else cell.variant
+        others = b.records.get(cell._replace(variant=other_variant))
+        if others is not None:
+            found += [
+                _compare_cell(record, a.store, other, b.store)
+                for record, other in _pairs(records, others)
+            ]
     if not found:
         raise InputError(
             f"{a.name} and {b.name} cannot be compared.",
-            "They share no cell with equal prompt and generated lengths, threads and machine.",
+            "They share no cell with equal prompt and generated lengths, threads and processor.",
             "Run both with the same settings on one machine.",
         )
     return found
+
+
+def _pairs(
+    records: dict[str | None, BenchmarkRecord], others: dict[str | None, BenchmarkRecord]
+) -> list[tuple[BenchmarkRecord, BenchmarkRecord]]:
+    """The records of each known host of both; without one, the newest of each side."""
+    same = [
+        (records[host], others[host]) for host in records if host is not None and host in others
+    ]
+    return same or [([*records.values()][-1], [*others.values()][-1])]
 
 
 def _compare_cell(
@@ -110,11 +144,18 @@ def _compare_cell(
 ) -> Comparison:
     samples, other_samples = store.samples(record), other_store.samples(other)
     steps, other_steps = _mean_steps(samples), _mean_steps(other_samples)
+    run, other_run = record.metadata, other.metadata
+    hosts_known = run.host_id is not None and other_run.host_id is not None
     return Comparison(
-        model=record.metadata.model,
-        variant_a=record.metadata.variant,
-        variant_b=other.metadata.variant,
-        batch_size=record.metadata.batch_size,
+        model=run.model,
+        variant_a=run.variant,
+        variant_b=other_run.variant,
+        batch_size=run.batch_size,
+        processor=run.processor,
+        threads=run.threads,
+        prompt_tokens=run.prompt_tokens,
+        generated_tokens=run.generated_tokens,
+        same_host=run.host_id == other_run.host_id if hosts_known else None,
         run_time=bootstrap_median_ratio(
             [run.total_ms for run in samples], [run.total_ms for run in other_samples]
         ),

@@ -18,6 +18,7 @@ from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import Variant
 from quant_assets.errors import QuantAssetsError
+from quant_assets.host.identity import host_id
 from quant_assets.record_files import recency
 
 # Rough processor speed for estimating a cell that has never run: weight bytes read per second in
@@ -98,7 +99,7 @@ def _estimate(
     earlier: Sequence[BenchmarkRecord],
     model_name: str,
 ) -> tuple[float, str]:
-    runs = settings.warmups + settings.runs
+    runs, this_host = settings.warmups + settings.runs, host_id()
     known = [
         record
         for record in earlier
@@ -106,6 +107,7 @@ def _estimate(
         == (cell.variant, cell.batch_size, model_name)
         and record.metadata.prompt_tokens == settings.prompt_tokens
         and record.metadata.generated_tokens == settings.generated_tokens
+        and record.metadata.host_id in (None, this_host)
     ]
     if known:
         last = max(known, key=lambda record: recency(record.metadata.timestamp))
@@ -129,7 +131,12 @@ def _journal_path(
     plan: Sequence[PlannedCell], settings: BenchSettings, model_name: str, results: ResultStore
 ) -> Path:
     identity = json.dumps(
-        [model_name, settings.model_dump(mode="json"), [_cell_key(cell) for cell in plan]],
+        [
+            host_id(),
+            model_name,
+            settings.model_dump(mode="json"),
+            [_cell_key(cell) for cell in plan],
+        ],
         sort_keys=True,
     )
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
@@ -149,7 +156,7 @@ def run_matrix(
 ) -> Iterator[CellOutcome]:
     """Run the planned cells one after the other and append each record as soon as it is measured.
 
-    An interrupted matrix (same model, settings, cells and artifacts) resumes after its last
+    An interrupted matrix (same machine, model, settings, cells and artifacts) resumes after its last
     finished cell, unless `restart`. A failing cell does not stop the others.
     """
     path = _journal_path(plan, settings, model_name, results)

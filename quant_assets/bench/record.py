@@ -64,6 +64,11 @@ class RecordMetadata(BaseModel):
     )
     host_load: HostConditions | None
 
+    @property
+    def processor(self) -> str | None:
+        """The GPU or CPU that ran it, as it reports its name."""
+        return self.gpu_name or self.cpu_name
+
 
 class BenchmarkRecord(BaseModel):
     """The measurement of one cell (variant x batch size). Null: not measured.

@@ -1,6 +1,6 @@
 """The result store: `<variant>_YYYYMMDD.json` files, each a JSON array of records."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -30,6 +30,17 @@ def read_records(path: Path) -> list[BenchmarkRecord]:
         "result file",
         "Move it out of the results folder, or restore it from a copy.",
     )
+
+
+def newest_of_cells(records: Iterable[BenchmarkRecord]) -> list[BenchmarkRecord]:
+    """The newest record, by `recency`, of each model, variant, batch size and processor."""
+    ordered = sorted(records, key=lambda record: recency(record.metadata.timestamp))
+    newest = {
+        (run.model, run.variant, run.batch_size, run.device, run.processor): record
+        for record in ordered
+        for run in [record.metadata]
+    }
+    return list(newest.values())
 
 
 class ResultStore:

@@ -1,5 +1,6 @@
 """`quant-assets bench`: run the matrix, show its plan, check thresholds, compare records."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -123,7 +124,7 @@ class RecordOptions(CommandOptions):
 class BenchDocument(BaseModel):
     """The cells of a matrix: planned (--dry-run), or with their records.
 
-    `records` has the latest record of each cell that has one, `failures` what went wrong by cell,
+    `records` has the latest record of each cell and processor that has one, `failures` what went wrong by cell,
     as in "q4_K_M batch 2". Cells of a server have no plan. `quantization_job` is the final state of the
     whole matrix; null for a plan.
     """
@@ -136,7 +137,7 @@ class BenchDocument(BaseModel):
 
 
 class BenchCompareDocument(BaseModel):
-    """Every cell that both sides have, with equal settings on equal machines."""
+    """Every cell that both sides have, with equal settings on equal processors."""
 
     comparisons: list[Comparison]
 
@@ -227,21 +228,31 @@ def compare(
 
 def _show_comparisons(document: BenchCompareDocument) -> None:
     table = _table(
-        "model", "A", "B", "batch", "run time", "first token", "per token", "perplexity", "note"
-    )
+        "model", "A", "B", "batch", "tokens", "on", "run time", "first token", "per token",
+        "perplexity", "note",
+    )  # fmt: skip
     for item in document.comparisons:
         table.add_row(
             item.model,
             item.variant_a,
             item.variant_b,
             str(item.batch_size),
+            f"{item.prompt_tokens} + {item.generated_tokens}",
+            f"{item.processor or 'unknown'}{f', {item.threads} threads' if item.threads else ''}",
             _ratio(item.run_time),
             _ratio(item.time_to_first_token),
             _ratio(item.token_time) if item.token_time else "",
             _ratio(item.perplexity) if item.perplexity else "",
-            "contended" if item.contended else "",
+            ", ".join(_notes(item)),
         )
     _print(table)
+
+
+def _notes(item: Comparison) -> Iterator[str]:
+    if item.contended:
+        yield "contended"
+    if item.same_host is False:
+        yield "different hosts"
 
 
 def _ratio(ratio: Ratio) -> str:

@@ -92,6 +92,9 @@ def measure_host_peaks(
         measured.append(peaks)
         return peaks
 
+    def wait(longest_s: float) -> None:
+        wait_until_quiet(longest_s)
+
     def highest(_: RetryCallState) -> HostPeaks:
         return measured[-1].model_copy(
             update={
@@ -104,7 +107,7 @@ def measure_host_peaks(
         retry=retry_if_result(lambda found: found.contended),
         stop=stop_after_attempt(ATTEMPTS),
         wait=wait_fixed(QUIET_WAIT_S),
-        sleep=wait_until_quiet,
+        sleep=wait,
         retry_error_callback=highest,
     )(measure)
     recorded = RecordedPeaks(
@@ -141,7 +144,8 @@ def uncontended_peaks(
         if not peaks.contended and (peaks.cpu_name, peaks.threads) == (processor, threads)
     ]
     own = [peaks for peaks in found if peaks.host_id == machine]
-    return (own or found or [None])[-1]
+    candidates = own or found
+    return candidates[-1] if candidates else None
 
 
 def recorded_peaks(results: Path) -> list[RecordedPeaks]:

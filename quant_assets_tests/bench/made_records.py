@@ -63,6 +63,7 @@ def new_record(q4_variant: Variant) -> MakeRecord:
         artifact_id: str = "artifact",
         settings: BenchSettings | None = None,
         timestamp: datetime.datetime | None = None,
+        machine: dict[str, Any] | None = None,
         **fields: Any,
     ) -> tuple[BenchmarkRecord, list[RunSample]]:
         measured = measurement(totals or [10.0] * 20)
@@ -80,9 +81,9 @@ def new_record(q4_variant: Variant) -> MakeRecord:
             settings or BenchSettings(prompt_tokens=8, generated_tokens=4),
             batch_size,
         )
-        if timestamp is not None:
-            metadata = record.metadata.model_copy(update={"timestamp": timestamp})
-            record = record.model_copy(update={"metadata": metadata})
+        update = {"timestamp": timestamp} if timestamp is not None else {}
+        metadata = record.metadata.model_copy(update={**update, **(machine or {})})
+        record = record.model_copy(update={"metadata": metadata})
         return record.model_copy(update=fields), measured.samples
 
     return make

@@ -60,6 +60,38 @@ def test_unequal_settings_are_not_compared(tmp_path: Path, new_record: Any) -> N
         open_side("c", store)
 
 
+def test_records_of_one_host_are_compared_with_each_other(tmp_path: Path, new_record: Any) -> None:
+    store = ResultStore(tmp_path)
+    for host, times in (("one", SLOW), ("two", FAST)):
+        store.append(*new_record(times, variant="a", machine={"host_id": host}))
+    store.append(*new_record(FAST, variant="b", machine={"host_id": "one"}))
+    (only,) = compare(open_side("a", store), open_side("b", store))
+    assert only.run_time.ratio == pytest.approx(2.0) and only.same_host is True
+    assert (only.processor, only.threads) == ("a processor", 2)
+    assert (only.prompt_tokens, only.generated_tokens) == (8, 4)
+
+
+@pytest.mark.parametrize(("host", "same"), [("three", False), (None, None)])
+def test_equal_processors_of_different_hosts_are_compared_and_flagged(
+    tmp_path: Path, new_record: Any, host: str | None, same: bool | None
+) -> None:
+    store = ResultStore(tmp_path)
+    store.append(*new_record(SLOW, variant="a", machine={"host_id": "one"}))
+    store.append(*new_record(FAST, variant="a", machine={"host_id": "two"}))
+    store.append(*new_record(FAST, variant="b", machine={"host_id": host}))
+    (only,) = compare(open_side("a", store), open_side("b", store))
+    assert only.run_time.ratio == 1.0, "the newest of each side"
+    assert only.same_host is same
+
+
+def test_different_processors_are_not_compared(tmp_path: Path, new_record: Any) -> None:
+    store = ResultStore(tmp_path)
+    store.append(*new_record(SLOW, variant="a"))
+    store.append(*new_record(FAST, variant="b", machine={"cpu_name": "another processor"}))
+    with pytest.raises(InputError, match="cannot be compared"):
+        compare(open_side("a", store), open_side("b", store))
+
+
 def test_records_are_collected_into_one_csv(tmp_path: Path, new_record: Any) -> None:
     store = ResultStore(tmp_path / "results")
     for variant in ("x", "y"):

@@ -9,7 +9,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from quant_assets.bench.record import SCHEMA_FILE_NAME, record_schema
-from quant_assets.bench.results import ResultStore, read_records
+from quant_assets.bench.results import ResultStore, newest_of_cells, read_records
 from quant_assets.errors import InputError
 from quant_assets.settings import PROJECT_ROOT
 
@@ -107,6 +107,27 @@ def test_records_are_found_by_their_metadata(tmp_path: Path, new_record: Any) ->
     (only,) = store.find(variant="q8", batch_size=1, model="tiny")
     assert store.find(record_id=only.record_id) == [only]
     assert store.find(artifact_id="other") == []
+
+
+def test_the_newest_of_a_cell_is_that_of_each_processor(new_record: Any) -> None:
+    moment = datetime.datetime(2026, 3, 4, tzinfo=datetime.UTC)
+    later = moment + datetime.timedelta(hours=1)
+    records = [
+        new_record([time], timestamp=at, machine={"cpu_name": cpu})[0]
+        for time, at, cpu in ((1.0, later, "a"), (2.0, moment, "a"), (3.0, moment, "b"))
+    ]
+    assert sorted(record.p50_ms for record in newest_of_cells(records)) == [1.0, 3.0]
+
+
+def test_a_record_without_a_host_id_is_read(tmp_path: Path, new_record: Any) -> None:
+    store = ResultStore(tmp_path)
+    store.append(new_record(machine={"host_id": "0123456789ab"})[0])
+    (file,) = store.files()
+    (element,) = json.loads(file.read_text())
+    assert element["metadata"]["host_id"] == "0123456789ab"
+    del element["metadata"]["host_id"]
+    file.write_text(json.dumps([element]))
+    assert read_records(file)[0].metadata.host_id is None
 
 
 def test_two_processes_lose_no_record(tmp_path: Path, new_record: Any) -> None:

@@ -299,3 +299,99 @@ def test_peaks_of_the_same_processor_on_another_machine_serve(
             "select memory_bandwidth_gb_s, peaks_contended from staging.stg_hosts"
         ).fetchall()
     assert found == [(20.0, False)]
+
+
+def machine_runs() -> list[dict[str, Any]]:
+    """Q8_0 at 10 tokens/s and a faster, better Q4_0, on machines that differ in one thing."""
+    q8 = {"variant": "q8", "artifact_id": "m-q8", "decode_tokens_per_s": 10.0}
+    q4 = {"variant": "q4", "artifact_id": "m-q4", "decode_tokens_per_s": 50.0}
+    pairs: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({"cpu_name": "one machine", "host_id": "h1"}, {}),
+        ({"cpu_name": "two machines", "host_id": "h2"}, {"host_id": "h3"}),
+        ({"cpu_name": "other threads", "host_id": "h4"}, {"threads": 4}),
+        ({"cpu_name": "other prompts", "host_id": "h5"}, {"prompt_tokens": 512}),
+        ({"cpu_name": "before host ids", "host_id": None}, {"host_id": "h6"}),
+    ]
+    found = []
+    for number, (machine, difference) in enumerate(pairs):
+        found.append(run(200 + number, **{**q8, **machine}))
+        found.append(run(300 + number, **{**q4, **machine, **difference}))
+    server = {"backend": "endpoint", "device": "remote", "cpu_name": None, "threads": None}
+    found.append(run(400, variant="endpoint", artifact_id="http://server:8000", **server))
+    return found
+
+
+@pytest.fixture(scope="module")
+def machines(
+    marts_warehouse: Warehouse, tmp_path_factory: pytest.TempPathFactory
+) -> duckdb.DuckDBPyConnection:
+    """The marts with runs on several machines, and a Q4_0 of less loss than Q8_0."""
+    folder = tmp_path_factory.mktemp("machines")
+    copy = folder / marts_warehouse.path.name
+    shutil.copyfile(marts_warehouse.path, copy)
+    with duckdb.connect(str(copy)) as connection:
+        insert(connection, "benchmark_runs", machine_runs())
+        connection.execute(
+            "update raw.variant_quality set artifact_id = 'm-q4', perplexity_ratio = 0.99 "
+            "where variant = 'q4'"
+        ).fetchall()
+    built = dbt(copy, folder, "build", "--select", "stg_benchmark_runs+", "int_variant_quality+")
+    assert built.returncode == 0, built.stdout
+    return duckdb.connect(str(copy), read_only=True)
+
+
+def test_variants_are_compared_on_one_machine_under_equal_conditions(
+    machines: duckdb.DuckDBPyConnection,
+):
+    found = machines.execute(
+        "select processor, is_pareto, dominated_by from marts.pareto_variants "
+        "where variant = 'q8' order by processor"
+    ).fetchall()
+    assert found == [
+        ("before host ids", False, "q4"),
+        ("cpu", True, None),
+        ("one machine", False, "q4"),
+        ("other prompts", True, None),
+        ("other threads", True, None),
+        ("two machines", True, None),
+    ]
+
+
+def test_a_summary_has_one_row_per_machine_and_conditions(machines: duckdb.DuckDBPyConnection):
+    found = machines.execute(
+        "select host_id, threads, prompt_tokens, decode_tokens_per_s_batch_1 "
+        "from marts.variant_summary where variant = 'q4' and device = 'cpu' order by host_id"
+    ).fetchall()
+    assert found == [
+        ("h1", 2, 128, 50.0),
+        ("h3", 2, 128, 50.0),
+        ("h4", 4, 128, 50.0),
+        ("h5", 2, 512, 50.0),
+        ("h6", 2, 128, 50.0),
+    ]
+
+
+def test_the_conditions_measured_last_come_first(machines: duckdb.DuckDBPyConnection):
+    found = machines.execute(
+        "select distinct conditions_recency, coalesce(host_id, processor) "
+        "from staging.stg_benchmark_runs order by 1"
+    ).fetchall()
+    # By the newest record of each; Q4_0 was measured last on every machine.
+    assert [name for _, name in found[:5]] == ["http://server:8000", "h6", "h5", "h4", "h3"]
+    assert len({rank for rank, _ in found}) == len(found)
+
+
+def test_a_run_of_a_server_has_its_address_as_processor(machines: duckdb.DuckDBPyConnection):
+    ((processor,),) = machines.execute(
+        "select processor from marts.variant_benchmarks where backend = 'endpoint'"
+    ).fetchall()
+    assert processor == "http://server:8000"
+
+
+def test_a_run_is_compared_with_the_previous_one_of_its_machine(
+    machines: duckdb.DuckDBPyConnection,
+):
+    found = machines.execute(
+        "select run_number from marts.run_history where processor = 'two machines'"
+    ).fetchall()
+    assert found == [(1,), (1,)]

@@ -1,10 +1,13 @@
--- One row per model and variant: size, decoding speed and quality loss, and which variants dominate
--- it: at least as good in all three and better in one. Speed is the newest measurement at batch 1.
--- Where a figure is missing, dominance is unknown and the flag is null.
+-- One row per model, variant and conditions of its runs: size, decoding speed and quality loss, and
+-- which variants dominate it under the same conditions (machine, processor, device, threads, lengths
+-- of prompt and generation): at least as good in all three and better in one. Speed is the newest
+-- measurement at batch 1. Where a figure is missing, dominance is unknown and the flag is null.
 with figures as (
     select
         summary.model,
         summary.variant,
+        {{ run_conditions('summary') }},
+        summary.conditions_recency,
         summary.size_gb,
         summary.bits_per_weight,
         summary.decode_tokens_per_s_batch_1 as decode_tokens_per_s,
@@ -21,12 +24,14 @@ dominated as (
     select
         mine.model,
         mine.variant,
+        {{ run_conditions('mine') }},
         string_agg(other.variant, ', ' order by other.variant) as dominated_by
     from figures as mine
     inner join figures as other
         on
             mine.model = other.model
             and mine.variant <> other.variant
+            and {{ equal_run_conditions('mine', 'other') }}
             and other.size_gb <= mine.size_gb
             and other.decode_tokens_per_s >= mine.decode_tokens_per_s
             and other.quality_loss <= mine.quality_loss
@@ -35,7 +40,7 @@ dominated as (
                 or other.decode_tokens_per_s > mine.decode_tokens_per_s
                 or other.quality_loss < mine.quality_loss
             )
-    group by mine.model, mine.variant
+    group by mine.model, mine.variant, {{ run_conditions('mine') }}
 )
 
 select
@@ -47,4 +52,7 @@ select
     dominated.dominated_by
 from figures
 left join dominated
-    on figures.model = dominated.model and figures.variant = dominated.variant
+    on
+        figures.model = dominated.model
+        and figures.variant = dominated.variant
+        and {{ equal_run_conditions('figures', 'dominated') }}

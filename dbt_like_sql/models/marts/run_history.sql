@@ -8,6 +8,7 @@ with compared as (
         batch_size,
         artifact_id,
         processor,
+        host_id,
         threads,
         prompt_tokens,
         generated_tokens,
@@ -30,11 +31,7 @@ with compared as (
                 variant,
                 batch_size,
                 backend,
-                device,
-                processor,
-                threads,
-                prompt_tokens,
-                generated_tokens
+                {{ run_conditions() }}
             order by measured_at, record_id
         )
 )

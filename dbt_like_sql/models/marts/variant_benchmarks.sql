@@ -1,5 +1,5 @@
--- The newest record of every cell under its conditions: model, variant, batch size, processor,
--- threads, and the lengths of prompt and generation.
+-- The newest record of every cell under its conditions: machine, processor, device, threads, and the
+-- lengths of prompt and generation.
 select
     runs.model,
     runs.variant,
@@ -7,9 +7,11 @@ select
     runs.backend,
     runs.device,
     runs.processor,
+    runs.host_id,
     runs.threads,
     runs.prompt_tokens,
     runs.generated_tokens,
+    runs.conditions_recency,
     runs.warmups,
     runs.runs,
     runs.record_id,
@@ -55,10 +57,6 @@ qualify row_number() over (
         runs.variant,
         runs.batch_size,
         runs.backend,
-        runs.device,
-        runs.processor,
-        runs.threads,
-        runs.prompt_tokens,
-        runs.generated_tokens
+        {{ run_conditions('runs') }}
     order by {{ newest_first('runs.measured_at') }}, runs.record_id
 ) = 1

@@ -1,4 +1,6 @@
--- One row per model and variant: its size, and the newest measurement at each batch size.
+-- One row per model, variant and conditions of its runs (machine, processor, device, threads, and the
+-- lengths of prompt and generation): its size, and the newest measurement at each batch size under
+-- these conditions. A variant that was never measured has one row without conditions.
 with latest as (
     select * from {{ ref('stg_benchmark_runs') }} where recency = 1
 ),
@@ -7,6 +9,8 @@ cells as (
     select
         model,
         variant,
+        {{ run_conditions() }},
+        any_value(conditions_recency) as conditions_recency,
         cast(count(*) as integer) as measured_cells,
         max(decode_tokens_per_s) as best_decode_tokens_per_s,
         max(case when batch_size = 1 then p50_ms end) as p50_ms_batch_1,
@@ -20,10 +24,9 @@ cells as (
         max(peak_rss_bytes) as peak_rss_bytes,
         max(kv_cache_bytes) as kv_cache_bytes,
         bool_or(contended) as any_contended,
-        any_value(processor) as processor,
         max(measured_at) as measured_at
     from latest
-    group by model, variant
+    group by model, variant, {{ run_conditions() }}
 )
 
 select

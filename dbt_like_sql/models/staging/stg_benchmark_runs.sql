@@ -1,4 +1,41 @@
--- Every benchmark record once, with its rank among the records of its cell (1 is the newest).
+-- Every benchmark record once, with its rank among the records of its cell under its conditions (1 is
+-- the newest), and the rank of these conditions among those of its model by their newest record. The
+-- processor of an endpoint is its address. An older record without a host id is that of the only
+-- machine known to have its processor, if there is one.
+with recorded as (
+    select
+        *,
+        coalesce(
+            gpu_name, cpu_name, case when backend = 'endpoint' then artifact_id end, 'unknown'
+        ) as processor
+    from {{ source('raw', 'benchmark_runs') }}
+    qualify row_number() over (partition by record_id order by {{ newest_first('"timestamp"') }}) = 1
+),
+
+attributed as (
+    select
+        * replace (
+            coalesce(
+                host_id,
+                case
+                    when min(host_id) over same_processor = max(host_id) over same_processor
+                        then min(host_id) over same_processor
+                end
+            ) as host_id
+        )
+    from recorded
+    window same_processor as (partition by processor)
+),
+
+dated as (
+    select
+        *,
+        max("timestamp") filter ("timestamp" <= current_timestamp + interval 1 day) over (
+            partition by model, {{ run_conditions() }}
+        ) as conditions_measured_at
+    from attributed
+)
+
 select
     record_id,
     model,
@@ -11,7 +48,8 @@ select
     cache_type_v,
     backend,
     device,
-    coalesce(gpu_name, cpu_name) as processor,
+    processor,
+    host_id,
     cpu_name,
     gpu_name,
     gpu,
@@ -49,7 +87,10 @@ select
     library_versions,
     "timestamp" as measured_at,
     row_number() over (
-        partition by model, variant, batch_size order by {{ newest_first('"timestamp"') }}, record_id
-    ) as recency
-from {{ source('raw', 'benchmark_runs') }}
-qualify row_number() over (partition by record_id order by {{ newest_first('"timestamp"') }}) = 1
+        partition by model, variant, batch_size, {{ run_conditions() }}
+        order by {{ newest_first('"timestamp"') }}, record_id
+    ) as recency,
+    dense_rank() over (
+        partition by model order by conditions_measured_at desc nulls last, {{ run_conditions() }}
+    ) as conditions_recency
+from dated

@@ -15,8 +15,37 @@ _EXAMPLES = 2
 RowT = TypeVar("RowT", bound=BaseModel)
 
 
-class VariantFigures(BaseModel):
-    """A variant's size, speed at batch 1 and quality; None where not measured."""
+class Conditions(BaseModel):
+    """The conditions of a measurement of speed; None where unknown or not measured.
+
+    `conditions_recency` ranks the conditions of a model, 1 for those measured last.
+    """
+
+    processor: str | None
+    host_id: str | None
+    threads: int | None
+    prompt_tokens: int | None
+    generated_tokens: int | None
+    conditions_recency: int | None
+
+    @property
+    def measured_on(self) -> str:
+        """Processor, threads and machine, or a dash."""
+        if self.processor is None:
+            return "–"
+        threads = f", {self.threads} threads" if self.threads else ""
+        return f"{self.processor}{threads}{f', host {self.host_id}' if self.host_id else ''}"
+
+    @property
+    def lengths(self) -> str:
+        """Prompt and generated tokens, or a dash."""
+        if self.prompt_tokens is None or self.generated_tokens is None:
+            return "–"
+        return f"{self.prompt_tokens} + {self.generated_tokens}"
+
+
+class VariantFigures(Conditions):
+    """A variant's size, speed at batch 1 under conditions, and quality; None where not measured."""
 
     model: str
     variant: str
@@ -30,6 +59,11 @@ class VariantFigures(BaseModel):
     obedience_pass_rate_high: float | None
     is_pareto: bool | None
     dominated_by: str | None
+
+    @property
+    def variant_of_model(self) -> tuple[str, str]:
+        """Model and variant, which have a row for each set of conditions."""
+        return self.model, self.variant
 
     @property
     def obedience(self) -> str:
@@ -48,16 +82,12 @@ class VariantFigures(BaseModel):
         )
 
 
-class Cell(BaseModel):
+class Cell(Conditions):
     """The newest benchmark record of a cell under its conditions."""
 
     model: str
     variant: str
     batch_size: int
-    processor: str
-    threads: int | None
-    prompt_tokens: int
-    generated_tokens: int
     runs: int
     p50_ms: float
     p95_ms: float
@@ -140,7 +170,7 @@ def gather(
             quality.obedience_pass_rate_high
         from marts.pareto_variants as pareto
         inner join marts.variant_quality as quality using (model, variant)
-        order by model, size_gb desc, variant
+        order by model, conditions_recency nulls first, size_gb desc, variant
         """,
     )
     cells = _rows(
@@ -222,9 +252,10 @@ def _stale(
             found.append(f"{model} {variant}: it was measured {_age(now - newest)} ago.")
     for model, variant, unmeasured_speed, unmeasured_quality, contended in connection.execute(
         """
-        select model, variant, decode_tokens_per_s is null, quality_basis = 'unmeasured',
-            coalesce(any_contended, false)
-        from marts.pareto_variants order by model, variant
+        select model, variant, bool_and(decode_tokens_per_s is null),
+            bool_and(quality_basis = 'unmeasured'),
+            coalesce(arg_min(any_contended, conditions_recency), false)
+        from marts.pareto_variants group by model, variant order by model, variant
         """
     ).fetchall():
         for applies, problem in (

@@ -2,11 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from html import escape
+from typing import TypeVar
 
-from quant_assets.report.decision.content import CardOffer, Cell, DecisionReport, VariantFigures
+from quant_assets.report.decision.content import (
+    CardOffer,
+    Cell,
+    Conditions,
+    DecisionReport,
+    VariantFigures,
+)
 from quant_assets.report.page import figure_html, log_ticks
 
 _COLORS = ("#2f7fd1", "#d1602f", "#3a8f4d", "#8a6fc9", "#c2487f", "#8c8420", "#3f9c9c", "#7d7d7d")
+
+RowT = TypeVar("RowT", VariantFigures, Cell)
 
 _LABEL_SIDES = ("top center", "bottom center", "middle right", "middle left")
 _LABEL_WIDTH, _LABEL_HEIGHT = 0.12, 0.08
@@ -16,16 +25,21 @@ _LABEL_WIDTH, _LABEL_HEIGHT = 0.12, 0.08
 def draw(report: DecisionReport) -> dict[str, str]:
     """The plots by name; a plot without data is left out."""
     complete = [row for row in report.variants if row.quality_loss is not None]
-    timed = [row for row in complete if row.decode_tokens_per_s is not None]
+    timed = _under_newest_conditions(
+        [row for row in complete if row.decode_tokens_per_s is not None]
+    )
     figures = {}
     if complete:
-        figures["size"] = _quality(complete, lambda row: row.size_gb, "Size of the artifact (GB)")
+        newest = {(row.model, row.variant): row for row in sorted(complete, key=_age, reverse=True)}
+        figures["size"] = _quality(
+            list(newest.values()), lambda row: row.size_gb, "Size of the artifact (GB)"
+        )
     if timed:
         figures["speed"] = _quality(
             timed, lambda row: row.decode_tokens_per_s or 0, "Decoding, batch 1 (tokens/s)"
         )
     for model in report.models:
-        cells = [cell for cell in report.cells if cell.model == model]
+        cells = _under_newest_conditions([cell for cell in report.cells if cell.model == model])
         if cells:
             figures[f"latency {model}"] = _latency(cells)
     for kind in ("purchase", "hourly"):
@@ -37,6 +51,19 @@ def draw(report: DecisionReport) -> dict[str, str]:
         if offers:
             figures[f"price {kind}"] = _price(offers, kind)
     return figures
+
+
+def _age(row: Conditions) -> int:
+    """The rank of its conditions, where a variant without any is not older than others."""
+    return row.conditions_recency or 0
+
+
+def _under_newest_conditions(rows: Sequence[RowT]) -> list[RowT]:
+    """The rows of each model under the conditions measured last: only these can be compared."""
+    newest: dict[str, int] = {}
+    for row in rows:
+        newest[row.model] = min(_age(row), newest.get(row.model, _age(row)))
+    return [row for row in rows if _age(row) == newest[row.model]]
 
 
 def _quality(
@@ -66,7 +93,9 @@ def _quality(
             text=[escape(row.variant) for row in shown],
             textposition=[side for _, side in placed],
             textfont={"size": 11},
-            customdata=[escape(f"{row.model} {row.variant}") for row in shown],
+            customdata=[
+                escape(f"{row.model} {row.variant}, on {row.measured_on}") for row in shown
+            ],
             hovertemplate="%{customdata}<br>%{x:,.3g}, %{y:+.2f}%<extra></extra>",
         )
     figure.update_xaxes(title=x_title, rangemode="tozero")
@@ -92,7 +121,10 @@ def _label_sides(points: Sequence[tuple[float, float]]) -> list[str]:
 
 
 def _latency(cells: Sequence[Cell]) -> str:
-    """Median duration of a run by batch size, from the newest record of each cell."""
+    """Median duration of a run by batch size, from the newest record of each cell.
+
+    All cells have equal conditions.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()

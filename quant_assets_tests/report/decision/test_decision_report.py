@@ -176,3 +176,30 @@ def test_an_empty_installation_has_a_report(marts_home: Path, tmp_path: Path):
     report = build_decision_report(settings)
     assert "No offer can serve" in render_html(report)
     assert "No offer can serve" in render_markdown(report)
+
+
+def test_figures_compare_only_what_was_measured_under_equal_conditions(report: DecisionReport):
+    """Each row names its conditions; plots of speed show those measured last."""
+    (row,) = (row for row in report.variants if row.variant == "q8")
+    (cell,) = (cell for cell in report.cells if cell.variant == "q8")
+    older = {"processor": "an older machine", "conditions_recency": 7}
+    variants = [
+        row.model_copy(update={"variant": "here", "conditions_recency": 1}),
+        row.model_copy(update={"variant": "here", **older}),
+        row.model_copy(update={"variant": "elsewhere", **older}),
+    ]
+    cells = [
+        cell.model_copy(update={"variant": "here", "conditions_recency": 1}),
+        cell.model_copy(update={"variant": "elsewhere", **older}),
+    ]
+    several = report.model_copy(update={"variants": variants, "cells": cells})
+    figures = draw(several)
+    assert "here" in figures["speed"] and "elsewhere" not in figures["speed"]
+    assert "here" in figures["latency m"] and "elsewhere" not in figures["latency m"]
+    # Size and quality do not depend on the machine: every variant once.
+    assert figures["size"].count("m here, on") == figures["size"].count("m elsewhere, on") == 1
+    assert "<dt>Variants</dt><dd>2</dd>" in render_html(several)
+    assert ", 2 variants," in render_markdown(several)
+    assert all(
+        "an older machine" in text for text in (render_html(several), render_markdown(several))
+    )
