@@ -1,6 +1,6 @@
 """Compares two sets of records: ratios of run times with confidence intervals."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from quant_assets.record_files import recency
 
 
 class Cell(NamedTuple):
-    """A cell under its conditions; only cells with equal conditions are compared."""
+    """A cell under its conditions; only cells that are equal but for the host are compared."""
 
     model: str
     variant: str
@@ -33,19 +33,27 @@ class Cell(NamedTuple):
     device: str
     cpu_name: str | None
     gpu_name: str | None
+    host_id: str | None
 
 
 class Side(NamedTuple):
-    """One side of a comparison: the latest record of each cell on each host, and their samples."""
+    """One side of a comparison: its latest record of each cell, and where their samples are."""
 
     name: str
     store: ResultStore
-    records: dict[Cell, dict[str | None, BenchmarkRecord]]
+    records: dict[Cell, BenchmarkRecord]
 
     @property
     def variants(self) -> set[str]:
         """The variants it has records of."""
         return {cell.variant for cell in self.records}
+
+    def by_host(self) -> dict[Cell, dict[str | None, BenchmarkRecord]]:
+        """The records of each cell, without its host, by host."""
+        found: dict[Cell, dict[str | None, BenchmarkRecord]] = {}
+        for cell, record in self.records.items():
+            found.setdefault(cell._replace(host_id=None), {})[cell.host_id] = record
+        return found
 
 
 class Comparison(BaseModel):
@@ -91,16 +99,12 @@ def open_side(name: str, results: ResultStore) -> Side:
     return Side(name, results, _latest(records))
 
 
-def _latest(
-    records: Iterable[BenchmarkRecord],
-) -> dict[Cell, dict[str | None, BenchmarkRecord]]:
-    found: dict[Cell, dict[str | None, BenchmarkRecord]] = {}
-    for record in sorted(records, key=lambda record: recency(record.metadata.timestamp)):
-        cell = Cell(*(getattr(record.metadata, field) for field in Cell._fields))
-        hosts = found.setdefault(cell, {})
-        hosts.pop(record.metadata.host_id, None)  # the newest comes last
-        hosts[record.metadata.host_id] = record
-    return found
+def _latest(records: Iterable[BenchmarkRecord]) -> dict[Cell, BenchmarkRecord]:
+    ordered = sorted(records, key=lambda record: recency(record.metadata.timestamp))
+    return {
+        Cell(*(getattr(record.metadata, field) for field in Cell._fields)): record
+        for record in ordered
+    }
 
 
 def compare(a: Side, b: Side) -> list[Comparison]:
@@ -111,10 +115,11 @@ def compare(a: Side, b: Side) -> list[Comparison]:
     `same_host` flags. Raises `InputError` when no cell of both has equal settings.
     """
     across_variants = len(a.variants) == len(b.variants) == 1
+    theirs = b.by_host()
     found = []
-    for cell, records in a.records.items():
+    for cell, records in a.by_host().items():
         other_variant = next(iter(b.variants)) if across_variants else cell.variant
-        others = b.records.get(cell._replace(variant=other_variant))
+        others = theirs.get(cell._replace(variant=other_variant))
         if others is not None:
             found += [
                 _compare_cell(record, a.store, other, b.store)
@@ -130,13 +135,17 @@ def compare(a: Side, b: Side) -> list[Comparison]:
 
 
 def _pairs(
-    records: dict[str | None, BenchmarkRecord], others: dict[str | None, BenchmarkRecord]
+    records: Mapping[str | None, BenchmarkRecord], others: Mapping[str | None, BenchmarkRecord]
 ) -> list[tuple[BenchmarkRecord, BenchmarkRecord]]:
     """The records of each known host of both; without one, the newest of each side."""
-    same = [
-        (records[host], others[host]) for host in records if host is not None and host in others
-    ]
-    return same or [([*records.values()][-1], [*others.values()][-1])]
+    shared = [host for host in records if host is not None and host in others]
+    if shared:
+        return [(records[host], others[host]) for host in shared]
+    return [(_newest(records.values()), _newest(others.values()))]
+
+
+def _newest(records: Iterable[BenchmarkRecord]) -> BenchmarkRecord:
+    return max(records, key=lambda record: recency(record.metadata.timestamp))
 
 
 def _compare_cell(
