@@ -23,7 +23,7 @@ from quant_assets.resources.failures import clear_failures
 from quant_assets.resources.stores import DataRoot
 from quant_assets.speed.checking import SpeedCheck
 from quant_assets.speed.model import load_speed_model
-from quant_assets.speed.validation import check_own_runs
+from quant_assets.speed.validation import validate_speed_model
 from quant_assets.warehouse.staleness import BENCHMARKS_STALE_AFTER, LISTINGS_STALE_AFTER
 
 MATCH_RATE_DROP = 0.05
@@ -123,22 +123,30 @@ def _speeds_are_true() -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset="expected_speed",
         description=(
-            "The speed model, adapted to the other runs, predicts each own run within its interval."
+            "Predicted speeds and their intervals are true: of every own run, predicted from the "
+            "others, and of the published runs that ship."
         ),
     )
     def speeds_are_true(data_root: DataRoot) -> dg.AssetCheckResult:
+        published = data_root.settings.data / "published_speeds.csv"
         with clear_failures(), data_root.warehouse.read() as connection:
-            check = check_own_runs(connection, load_registry(), load_speed_model())
+            found = validate_speed_model(connection, load_registry(), load_speed_model(), published)
         return dg.AssetCheckResult(
-            passed=check.passed,
-            metadata={**_speed_figures("own runs", check), "problems": " ".join(check.problems)},
+            passed=not found.problems,
+            metadata={
+                **_speed_figures("own runs", found.own_runs),
+                **_speed_figures("published runs", found.published_runs),
+                "problems": " ".join(found.problems),
+            },
         )
 
     return speeds_are_true
 
 
-def _speed_figures(name: str, check: SpeedCheck) -> dict[str, int | float]:
+def _speed_figures(name: str, check: SpeedCheck | None) -> dict[str, int | float]:
     """Number of runs, errors, coverage and width of the intervals, as metadata of a check."""
+    if check is None:
+        return {}
     return {
         f"{name}, {phase}, {figure.replace('_', ' ')}": value
         for phase, figures in (("decode", check.decode.all), ("prefill", check.prefill.all))

@@ -1,7 +1,8 @@
-"""Validates the speed model in the graph: every own run is predicted from the others."""
+"""Validates the speed model in the graph, on the runs measured here and on published ones."""
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
 import duckdb
 
@@ -9,9 +10,47 @@ from quant_assets.gpus.registry import GpuRegistry
 from quant_assets.speed.checking import OWN_LIMITS, PredictedRun, SpeedCheck, check_predictions
 from quant_assets.speed.model import SpeedModel
 from quant_assets.speed.own_runs import OwnRun, own_runs
+from quant_assets.speed.run_check import check_runs
+from quant_assets.speed.runs import read_runs
+from quant_assets.speed.selection import select_runs
 
 _MAX_FOLDS: Final = 20
 """With more records than this, several are predicted at once from the rest."""
+
+
+class SpeedValidation(NamedTuple):
+    """How true predicted speeds are for own runs, and for published ones (None without a table)."""
+
+    own_runs: SpeedCheck
+    published_runs: SpeedCheck | None
+
+    @property
+    def problems(self) -> list[str]:
+        """The limits that are exceeded, with the runs that exceed them."""
+        checks = {"own runs": self.own_runs, "published runs": self.published_runs}
+        return [
+            f"{name}, {problem}"
+            for name, check in checks.items()
+            if check is not None
+            for problem in check.problems
+        ]
+
+
+def validate_speed_model(
+    connection: duckdb.DuckDBPyConnection,
+    registry: GpuRegistry,
+    model: SpeedModel,
+    published: Path,
+) -> SpeedValidation:
+    """Hold `model` against the own runs in the warehouse and the table `published`, if it exists.
+
+    Of the table, the runs of dense models with llama.cpp on one GPU have limits, as in
+    `quant-assets speed check`. Raises `InputError` for a damaged table.
+    """
+    published_runs = None
+    if published.exists():
+        published_runs = check_runs(select_runs(read_runs([published]), registry), model).dense
+    return SpeedValidation(check_own_runs(connection, registry, model), published_runs)
 
 
 def check_own_runs(

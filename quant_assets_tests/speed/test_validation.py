@@ -1,13 +1,15 @@
 """The speed model is checked against the runs measured here."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from quant_assets.gpus.registry import GpuRegistry
+from quant_assets.gpus.registry import GpuRegistry, load_registry
+from quant_assets.settings import PROJECT_ROOT
 from quant_assets.speed.model import load_speed_model
-from quant_assets.speed.validation import check_own_runs
+from quant_assets.speed.validation import check_own_runs, validate_speed_model
 from quant_assets_tests.marts_world import insert, run
 from quant_assets_tests.speed.gpu_runs import CARDS, measured_points
 
@@ -73,3 +75,24 @@ def test_without_runs_nothing_is_judged(
     found = check_own_runs(gpu_warehouse, small_registry, load_speed_model())
     assert found.passed
     assert found.decode.all.n == 0
+
+
+def test_published_runs_count_where_a_table_of_them_exists(
+    gpu_warehouse: duckdb.DuckDBPyConnection, tmp_path: Path
+) -> None:
+    registry, model = load_registry(), load_speed_model()
+    shipped = PROJECT_ROOT / "data" / "published_speeds.csv"
+    found = validate_speed_model(gpu_warehouse, registry, model, shipped)
+    assert found.published_runs is not None
+    assert found.published_runs.decode.all.n > 100
+    header, *rows = shipped.read_text().splitlines()
+    tenfold = tmp_path / "runs.csv"
+    column = header.split(",").index("tokens_per_s")
+    wrong = [row.split(",") for row in rows if '"' not in row]
+    for cells in wrong:
+        cells[column] = str(10 * float(cells[column]))
+    tenfold.write_text("\n".join([header, *(",".join(cells) for cells in wrong)]))
+    worse = validate_speed_model(gpu_warehouse, registry, model, tenfold)
+    assert any("published runs, decode at batch 1, median" in text for text in worse.problems)
+    none = validate_speed_model(gpu_warehouse, registry, model, tmp_path / "absent.csv")
+    assert (none.published_runs, none.problems) == (None, [])
