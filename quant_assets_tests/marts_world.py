@@ -11,8 +11,12 @@ import duckdb
 import pandas as pd
 import pytest
 
+from quant_assets.capacity.placement import CopyParts, LayerNeeds
+from quant_assets.gpus.registry import load_registry
 from quant_assets.settings import PROJECT_ROOT
+from quant_assets.speed.needs import ServingNeeds
 from quant_assets.warehouse.connection import Warehouse
+from quant_assets.warehouse.loads.placements import PlacedCopy, placement_rows
 
 NOW = datetime.datetime(2026, 5, 4, 12, tzinfo=datetime.UTC)
 WEIGHTS_GB = {"f16": 10.0, "q8": 5.0, "q4": 3.0}
@@ -23,7 +27,9 @@ SUFFIXED = (
 CPU_EFFICIENCIES = (0.4, 0.5, 0.5, 0.6, 0.6, 0.7)
 
 
-def insert(connection: duckdb.DuckDBPyConnection, table: str, rows: list[dict[str, Any]]) -> None:
+def insert(
+    connection: duckdb.DuckDBPyConnection, table: str, rows: list[dict[str, Any]] | pd.DataFrame
+) -> None:
     connection.register("incoming", pd.DataFrame(rows))
     connection.execute(f"insert into raw.{table} by name select * from incoming").fetchall()
     connection.unregister("incoming")
@@ -120,6 +126,20 @@ def needs(variant: str, batch: int, source: str, context: int, prompt: int) -> d
     }
 
 
+def placements(needs: ServingNeeds, layers: int = 32) -> pd.DataFrame:
+    """How the cards hold a copy of equal layers, whose input embedding is also its output head."""
+    equal = LayerNeeds(needs.weights_bytes // layers, 0, needs.kv_cache_bytes // layers)
+    parts = CopyParts((equal,) * layers, output=0, embedding=0, compute=needs.compute_bytes)
+    card = load_registry().get("GeForce RTX 3090")
+    gpus = [
+        card.model_copy(
+            update={"canonical_name": name, "vram_gb": gb, "reported_memory_bytes": None}
+        )
+        for name, gb in {"A": 24, "B": 80, "C": 16}.items()
+    ]
+    return placement_rows(PlacedCopy(needs, parts, hidden_size=4096), gpus)
+
+
 def fill(connection: duckdb.DuckDBPyConnection) -> None:
     """Three cards, five offers, one model in three variants, runs on a CPU and on one card."""
     insert(
@@ -204,6 +224,10 @@ def fill(connection: duckdb.DuckDBPyConnection) -> None:
         "speed_predictions",
         [prediction(gpu, name, batch) for gpu in CARDS for name in levels for batch in (1, 4)],
     )
+    for name in levels:
+        for batch in (1, 4):
+            fields = needs(name, batch, "grid", 4096, 4096)
+            insert(connection, "placements", placements(ServingNeeds.model_validate(fields)))
     cpu_roofline = 20e9 / 10.25e9
     insert(
         connection,

@@ -9,15 +9,21 @@
                 then ', amortized over {{ var("amortization_years") }} years, power included'
             else ''
         end,
-        printf(
-            '. A copy needs %.2f of %.0f GB, including %.2f GB for the KV cache',
-            copy_gb, vram_gb, kv_cache_gb
-        ),
+        case
+            when gpus_per_copy > 1
+                then
+                    printf(
+                        '. A copy needs %.2f GB, split over %d GPUs of %.0f GB by layers',
+                        copy_gb, gpus_per_copy, gpu_memory_gb
+                    )
+            else printf('. A copy needs %.2f of %.0f GB', copy_gb, vram_gb)
+        end,
+        printf(', including %.2f GB for the KV cache', kv_cache_gb),
         printf(
             '. %.0f tokens/s in total (%.0f to %.0f, ',
-            decode_tokens_per_s * gpu_count,
-            decode_tokens_per_s_low * gpu_count,
-            decode_tokens_per_s_high * gpu_count
+            decode_tokens_per_s * busy_copies,
+            decode_tokens_per_s_low * busy_copies,
+            decode_tokens_per_s_high * busy_copies
         ),
         case
             when speed_basis = 'measured' then 'measured'

@@ -31,6 +31,7 @@ from quant_assets.warehouse.loads.measurements import (
     load_hosts,
     load_variant_quality,
 )
+from quant_assets.warehouse.loads.placements import load_placements
 from quant_assets.warehouse.loads.references import load_gpus, load_variants_table
 from quant_assets.warehouse.loads.speed import load_speed_predictions
 
@@ -127,6 +128,17 @@ def build_tables(
                 connection, load_registry(), load_speed_model()
             ),
             ["serving_needs", "benchmark_runs", "gpus"],
+        ),
+        build_table(
+            "placements",
+            (
+                "How many copies of every variant each GPU of the registry holds, or over how many "
+                "of them a copy is split."
+            ),
+            lambda connection, root: load_placements(
+                connection, root.artifacts, variants, load_registry()
+            ),
+            ["serving_needs", "variants", "gpus"],
         ),
         build_table(
             "quality_measurements",

@@ -9,7 +9,7 @@ answers from `fit`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, isclose
 from typing import Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
@@ -28,6 +28,10 @@ MAX_CARDS: Final = 1024
 
 _OUTPUT_TYPE: Final = "Q6_K"
 """llama.cpp's mixtures store the output head in it at least (`llama_tensor_get_type`)."""
+
+
+_ROUNDED_BITS_PER_WEIGHT: Final = 1e-3
+"""Up to this difference the weights are those of the files, whose bytes a manifest states rounded."""
 
 
 class Offload(BaseModel):
@@ -376,8 +380,10 @@ def _weight_parts(estimate: MemoryEstimate) -> WeightParts:
     """The parts at the estimate's level: those of the files, scaled to its bytes."""
     weights, typical = estimate.weights, typical_parts(estimate.shape)
     stored = stored_parts(estimate.shape)
-    if stored is not None and stored.total == weights.weights_bytes:
-        return stored
+    if stored is not None and isclose(
+        stored.total, weights.weights_bytes, rel_tol=_ROUNDED_BITS_PER_WEIGHT
+    ):
+        return stored.rescaled(weights.weights_bytes)
     stored = stored or typical
     if weights.checkpoint:
         return stored.rescaled(

@@ -24,6 +24,7 @@ from quant_assets.warehouse.loads.measurements import (
     load_hosts,
     load_variant_quality,
 )
+from quant_assets.warehouse.loads.placements import load_placements
 from quant_assets.warehouse.loads.references import load_gpus, load_variants_table
 from quant_assets.warehouse.loads.speed import load_speed_predictions
 
@@ -74,6 +75,9 @@ def _loads(settings: Settings) -> dict[str, _Load]:
         "benchmark_runs": lambda connection: load_benchmarks(connection, results),
         "speed_predictions": lambda connection: load_speed_predictions(
             connection, load_registry(), load_speed_model()
+        ),
+        "placements": lambda connection: load_placements(
+            connection, artifacts, load_variants(settings.variants_yaml), load_registry()
         ),
         "variant_quality": lambda connection: load_variant_quality(
             connection, QualityStore(settings.results, settings.cache), settings.results

@@ -54,6 +54,7 @@ class Recommendation(BaseModel):
     usd_per_million_tokens_high: float
     copy_gb: float
     vram_gb: float
+    gpus_per_copy: int
     copies: int
     decode_tokens_per_s: float
     decode_tokens_per_s_low: float
@@ -102,7 +103,7 @@ select
             then 'for sale only'
         when price_usd > case price_kind when 'hourly' then $hourly else $budget end
             then 'over budget'
-        when not fits then 'too small: a copy does not fit on one GPU'
+        when not fits then 'too small: the GPUs of the offer do not hold a copy'
         when usd_per_million_tokens is null
             then 'without an expected speed: the memory bandwidth of the GPU is unknown'
         when decode_tokens_per_s_per_sequence < $speed then 'too slow'

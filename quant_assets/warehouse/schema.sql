@@ -97,6 +97,24 @@ create table if not exists raw.speed_predictions (
     prefill_runs integer
 );
 
+-- How each GPU of the registry holds a copy at each point of the serving grid
+-- (quant_assets/capacity/placement.py): `gpus_per_card` GPUs on a card, each with `gpu_memory_bytes` for
+-- copies; a copy spans `gpus_per_copy` of them (null: it never fits), of which the fullest holds
+-- `fullest_gpu_bytes`, and a decoding step spends `transfer_s` between them.
+create table if not exists raw.placements (
+    gpu varchar not null,
+    model varchar not null,
+    variant varchar not null,
+    context_tokens integer not null,
+    batch_size integer not null,
+    gpus_per_card integer not null,
+    gpu_memory_bytes bigint not null,
+    gpus_per_copy integer,
+    copies_per_gpu integer not null,
+    fullest_gpu_bytes bigint,
+    transfer_s double
+);
+
 -- One row per measurement: perplexity and divergence, or obedience.
 create table if not exists raw.variant_quality (
     model varchar not null,

@@ -116,7 +116,7 @@ def test_the_cost_of_a_token_on_purchased_and_rented_gpus(marts_warehouse: Wareh
     hourly, cost, speed, copies = found["buy-a"]
     assert hourly == pytest.approx(2000 / (3 * 365.25 * 24 * 0.5) + 0.25 * 0.15)
     assert cost == pytest.approx(hourly / (speed * 3600) * 1e6)
-    assert copies == 2  # floor((24 - 2) / (10 + 0.5 + 0.5))
+    assert copies == 2  # 24 x 2^30 bytes hold two copies of 10 + 0.5 + 0.5 + 1 GB kept free
     # Four cards at 7 USD per hour, one copy on each.
     hourly, cost, speed, copies = found["rent-4b"]
     assert (hourly, copies) == (7.0, 28)

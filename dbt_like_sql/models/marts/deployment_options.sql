@@ -1,8 +1,9 @@
--- Listing x variant x context x batch: whether a copy fits on one GPU of the offer, how many copies
--- the whole offer holds, how fast a copy decodes and what its tokens cost. A copy is weights, KV
--- cache and compute buffers, and never spans GPUs; `overhead_gb` of every GPU is not available to
--- copies. Speed and cost assume one copy on each GPU: several copies on one GPU would share its
--- bandwidth.
+-- Listing x variant x context x batch: whether the GPUs of the offer hold a copy, how many copies the
+-- whole offer holds, how fast a copy decodes and what its tokens cost. A copy is weights, KV cache and
+-- compute buffers; one that exceeds a GPU is split by layers over the fewest that hold it
+-- (`stg_placements`). Its stages take turns, so it decodes as fast as on one GPU, less the transfers.
+-- Cost assumes one copy on each GPU, or on each group that a copy spans (`busy_copies`): several on one
+-- GPU would share its bandwidth.
 with options as (
     select
         listings.row_id,
@@ -22,12 +23,23 @@ with options as (
         needs.weights_gb,
         needs.kv_cache_gb,
         needs.copy_gb,
-        cast(
-            greatest(floor((listings.vram_gb - {{ var('overhead_gb') }}) / needs.copy_gb), 0)
-            as integer
-        ) as copies_per_gpu
+        placements.gpu_memory_gb,
+        placements.gpus_per_copy,
+        placements.fullest_gpu_gb,
+        placements.transfer_s,
+        coalesce(placements.copies_per_gpu, 0) as copies_per_gpu,
+        coalesce(
+            listings.gpu_count * placements.gpus_per_card // placements.gpus_per_copy, 0
+        ) as busy_copies
     from {{ ref('stg_listings') }} as listings
     cross join {{ ref('stg_serving_needs') }} as needs
+    left join {{ ref('stg_placements') }} as placements
+        on
+            listings.canonical_name = placements.gpu
+            and needs.model = placements.model
+            and needs.variant = placements.variant
+            and needs.context_tokens = placements.context_tokens
+            and needs.batch_size = placements.batch_size
     where needs.point_source = 'grid'
 ),
 
@@ -35,13 +47,13 @@ timed as (
     select
         options.*,
         artifacts.level,
-        options.copies_per_gpu >= 1 as fits,
-        options.copies_per_gpu * options.gpu_count as copies,
+        options.busy_copies >= 1 as fits,
+        options.busy_copies * greatest(options.copies_per_gpu, 1) as copies,
         {{ hourly_cost_usd('options.price_kind', 'options.price_usd', 'options.tdp_w',
                            'options.gpu_count') }} as hourly_cost_usd,
-        speed.decode_tokens_per_s,
-        speed.decode_tokens_per_s_low,
-        speed.decode_tokens_per_s_high,
+        {{ with_transfers('speed.decode_tokens_per_s') }} as decode_tokens_per_s,
+        {{ with_transfers('speed.decode_tokens_per_s_low') }} as decode_tokens_per_s_low,
+        {{ with_transfers('speed.decode_tokens_per_s_high') }} as decode_tokens_per_s_high,
         speed.speed_basis,
         speed.speed_runs,
         speed.prefill_tokens_per_s,
@@ -63,7 +75,7 @@ timed as (
             and options.variant = speed.variant
             and options.context_tokens = speed.context_tokens
             and options.batch_size = speed.batch_size
-            and options.copies_per_gpu >= 1
+            and options.busy_copies >= 1
 ),
 
 priced as (
@@ -87,7 +99,11 @@ priced as (
         kv_cache_gb,
         copy_gb,
         fits,
+        gpu_memory_gb,
+        gpus_per_copy,
+        fullest_gpu_gb,
         copies_per_gpu,
+        cast(busy_copies as integer) as busy_copies,
         cast(copies as integer) as copies,
         price_usd / nullif(copies, 0) as usd_per_slot,
         decode_tokens_per_s,
@@ -101,10 +117,11 @@ priced as (
         prefill_tokens_per_s_high,
         prefill_basis,
         prefill_runs,
-        1e6 * hourly_cost_usd / (3600 * gpu_count * decode_tokens_per_s) as usd_per_million_tokens,
-        1e6 * hourly_cost_usd / (3600 * gpu_count * decode_tokens_per_s_high)
+        1e6 * hourly_cost_usd / (3600 * busy_copies * decode_tokens_per_s)
+            as usd_per_million_tokens,
+        1e6 * hourly_cost_usd / (3600 * busy_copies * decode_tokens_per_s_high)
             as usd_per_million_tokens_low,
-        1e6 * hourly_cost_usd / (3600 * gpu_count * decode_tokens_per_s_low)
+        1e6 * hourly_cost_usd / (3600 * busy_copies * decode_tokens_per_s_low)
             as usd_per_million_tokens_high,
         quality_loss,
         quality_basis

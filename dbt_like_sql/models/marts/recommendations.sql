@@ -36,6 +36,7 @@ select
     price_usd,
     hourly_cost_usd,
     copy_gb,
+    gpus_per_copy,
     copies,
     decode_tokens_per_s,
     decode_tokens_per_s_low,

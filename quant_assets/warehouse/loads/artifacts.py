@@ -23,7 +23,7 @@ from quant_assets.speed.needs import (
 )
 from quant_assets.warehouse.loads.tables import replace_rows
 
-_ReadShape = Callable[[ArtifactManifest], ModelShape | None]
+ReadShape = Callable[[ArtifactManifest], ModelShape | None]
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def load_models(connection: duckdb.DuckDBPyConnection, store: ArtifactStore) -> 
     """Load `raw.models`, the shape of every model that has an artifact; return its row count."""
     rows = [
         {"model": model, **{name: getattr(shape, name) for name in _SHAPE_COLUMNS}}
-        for model, shape in _shapes(store, _shape_reader(store)).items()
+        for model, shape in _shapes(store, shape_reader(store)).items()
     ]
     return replace_rows(connection, "models", rows)
 
@@ -84,7 +84,7 @@ def load_serving_needs(
         cell = (run.prompt_tokens, run.generated_tokens, run.batch_size)
         lengths.setdefault((run.model, run.variant), set()).add(cell)
     needs: list[ServingNeeds] = []
-    shape_of = _shape_reader(store)
+    shape_of = shape_reader(store)
     for model in _shapes(store, shape_of):
         find_artifact = artifact_finder(store, model)
         for variant in variants.values():
@@ -104,7 +104,7 @@ def load_serving_needs(
     return replace_rows(connection, "serving_needs", [need.model_dump() for need in needs])
 
 
-def _shapes(store: ArtifactStore, shape_of: _ReadShape) -> dict[str, ModelShape]:
+def _shapes(store: ArtifactStore, shape_of: ReadShape) -> dict[str, ModelShape]:
     """The shape of every model with a valid artifact, from the newest readable one."""
     shapes: dict[str, ModelShape] = {}
     for manifest in sorted(store.all(), key=lambda item: recency(item.created_at), reverse=True):
@@ -116,7 +116,7 @@ def _shapes(store: ArtifactStore, shape_of: _ReadShape) -> dict[str, ModelShape]
     return shapes
 
 
-def _shape_reader(store: ArtifactStore) -> _ReadShape:
+def shape_reader(store: ArtifactStore) -> ReadShape:
     """A function that reads the headers of an artifact once.
 
     It returns None, with a warning, where they are damaged.
