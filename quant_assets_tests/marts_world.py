@@ -251,7 +251,9 @@ def fill(connection: duckdb.DuckDBPyConnection) -> None:
         "variant_quality",
         [
             {"model": "m", "variant": variant, "artifact_id": artifact, "kind": "perplexity",
-             "measured_at": NOW, "perplexity": 10 * ratio, "perplexity_ratio": ratio}
+             "measured_at": NOW, "perplexity": 10 * ratio, "perplexity_ratio": ratio,
+             "perplexity_ratio_low": ratio - 0.004, "perplexity_ratio_high": ratio + 0.004,
+             "text": "wiki", "text_sha256": "w", "windows": 30, "context_tokens": 512}
             for variant, artifact, ratio in (("q8", "m-q8", 1.01), ("q4", "an older one", 1.04))
         ],
     )  # fmt: skip

@@ -43,8 +43,37 @@
         case quality_basis
             when 'baseline' then 'It is the quality baseline.'
             when 'measured'
-                then printf('Its perplexity is %+.2f%% relative to F16.', 100 * quality_loss)
-            else 'Its quality has not been measured.'
+                then concat(
+                    printf('Its perplexity is %+.2f%% relative to F16', 100 * quality_loss),
+                    case
+                        when quality_loss_low is not null
+                            then printf(
+                                ' (%+.2f%% to %+.2f%%)',
+                                100 * quality_loss_low, 100 * quality_loss_high
+                            )
+                        else ''
+                    end,
+                    '.'
+                )
+            else concat('I', substr(unmeasured_because, 2), '.')
+        end,
+        case
+            when kv_cache_loss is null then ''
+            else concat(
+                printf(
+                    ' At %d tokens of context its KV cache types alone cost %+.2f%%',
+                    kv_cache_context_tokens, 100 * kv_cache_loss
+                ),
+                case
+                    when kv_cache_loss_low is not null
+                        then printf(
+                            ' (%+.2f%% to %+.2f%%)',
+                            100 * kv_cache_loss_low, 100 * kv_cache_loss_high
+                        )
+                    else ''
+                end,
+                '.'
+            )
         end
     )
 {%- endmacro %}

@@ -21,7 +21,7 @@ from quant_assets.warehouse.host_recommendation import (
     Objective,
     recommend_for_host,
 )
-from quant_assets.warehouse.recommendation import Answer, Question
+from quant_assets.warehouse.recommendation import Answer, Question, Recommendation
 from quant_assets.warehouse.recommendation import recommend as answer_question
 
 _AMOUNT = re.compile(
@@ -181,12 +181,25 @@ def parse_share(text: str) -> float:
     return float(found[1]) / (100 if found[2] else 1)
 
 
+def _loss(option: Recommendation) -> str:
+    """The quality loss with its interval, and below it that of the KV cache types alone."""
+    if option.quality_loss is None:
+        return "?"
+    lines = [f"{option.quality_loss:+.1%}"]
+    if option.quality_basis == "measured" and option.quality_loss_low is not None:
+        lines.append(f"{option.quality_loss_low:+.1%} to {option.quality_loss_high:+.1%}")
+    if option.kv_cache_loss is not None:
+        lines.append(f"KV {option.kv_cache_loss:+.1%} at {option.kv_cache_context_tokens}")
+    return "\n".join(lines)
+
+
 def _print(answer: Answer) -> None:
     console = output_console()
     question = answer.question
     table = Table(
         title=f"{question.model}, context {answer.context}, batch {answer.batch}",
-        caption="tokens/s per copy over all sequences, its interval and basis; ~ marks an estimate",
+        caption="tokens/s per copy over all sequences, its interval and basis; ~ marks an estimate; "
+        "loss of perplexity relative to F16, with its interval",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
@@ -207,7 +220,7 @@ def _print(answer: Answer) -> None:
             f"{option.decode_tokens_per_s_low:,.0f}-{option.decode_tokens_per_s_high:,.0f}\n"
             f"{option.speed_basis}",
             f"{option.usd_per_million_tokens:,.4f}",
-            "?" if option.quality_loss is None else f"{option.quality_loss:+.1%}",
+            _loss(option),
         )
     if answer.recommendations:
         console.print(table)

@@ -1,6 +1,7 @@
 """Which variant to run on which offer: one question, answered from the ranked deployment options."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 import duckdb
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -18,7 +19,8 @@ class Question(BaseModel):
     `max_hourly_usd` and `budget_usd` limit the price of a whole offer; with only one of them, only
     offers to rent, or only offers to buy, qualify. `min_tokens_per_s` applies to every sequence. The
     quality loss is relative to the perplexity of F16 (0.03 is 3% worse); with a limit, a variant
-    whose loss has not been measured does not qualify.
+    does not qualify whose loss is certainly over it (the lower bound of its 95% interval is), or has
+    not been measured.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,7 +70,14 @@ class Recommendation(BaseModel):
     prefill_basis: SpeedBasis | None
     prefill_runs: int | None
     quality_loss: float | None
+    quality_loss_low: float | None
+    quality_loss_high: float | None
     quality_basis: Literal["measured", "baseline", "unmeasured"]
+    unmeasured_because: str | None
+    kv_cache_context_tokens: int | None
+    kv_cache_loss: float | None
+    kv_cache_loss_low: float | None
+    kv_cache_loss_high: float | None
     reason: str
 
 
@@ -107,8 +116,12 @@ select
         when usd_per_million_tokens is null
             then 'without an expected speed: the memory bandwidth of the GPU is unknown'
         when decode_tokens_per_s_per_sequence < $speed then 'too slow'
-        when quality_loss > $loss then 'over the limit on quality loss'
-        when quality_loss is null and $loss is not null then 'without a measured quality'
+        when coalesce(quality_loss_low, quality_loss) > $loss then 'over the limit on quality loss'
+        when quality_loss is null and $loss is not null
+            then case unmeasured_because
+                when 'its quality has not been measured' then 'without a measured quality'
+                else 'without a quality measured on the text of the other variants'
+            end
     end as left_out_because
 from intermediate.int_ranked_options
 where model = $model and context_tokens = $context and batch_size = $batch
@@ -155,7 +168,7 @@ def recommend(connection: duckdb.DuckDBPyConnection, question: Question) -> Answ
         suitable=len(options),
         recommendations=[
             Recommendation.model_validate(
-                {**option, "reason": _reason(option["place"], len(options), option["explanation"])}
+                {**option, "reason": _reason(option, len(options), question.max_quality_loss)}
             )
             for option in options[: question.limit]
         ],
@@ -163,8 +176,13 @@ def recommend(connection: duckdb.DuckDBPyConnection, question: Question) -> Answ
     )
 
 
-def _reason(place: int, suitable: int, explanation: str) -> str:
-    return f"Number {place} of {suitable} suitable options: {explanation}"
+def _reason(option: Mapping[str, Any], suitable: int, max_quality_loss: float | None) -> str:
+    """The option's place and figures in words, as in the mart `recommendations`."""
+    reason = f"Number {option['place']} of {suitable} suitable options: {option['explanation']}"
+    low, high = option["quality_loss_low"], option["quality_loss_high"]
+    if max_quality_loss is None or low is None or not low <= max_quality_loss < high:
+        return reason
+    return f"{reason} The limit of {max_quality_loss * 100:.4g}% on its quality loss is within its error."
 
 
 def _covering_point(connection: duckdb.DuckDBPyConnection, question: Question) -> _Point:

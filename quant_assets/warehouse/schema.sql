@@ -124,14 +124,21 @@ create table if not exists raw.variant_quality (
     measured_at timestamp with time zone not null,
     baseline_artifact_id varchar,
     text varchar,
+    text_sha256 varchar,
     windows integer,
     context_tokens integer,
     scored_tokens integer,
     perplexity double,
     perplexity_standard_error double,
     perplexity_ratio double,
+    perplexity_ratio_low double,
+    perplexity_ratio_high double,
     kl_divergence double,
+    kl_divergence_low double,
+    kl_divergence_high double,
     kl_divergence_p99 double,
+    kl_divergence_p99_low double,
+    kl_divergence_p99_high double,
     top1_agreement double,
     obedience_prompts integer,
     obedience_pass_rate double,
@@ -139,8 +146,44 @@ create table if not exists raw.variant_quality (
     obedience_pass_rate_high double
 );
 
+alter table raw.variant_quality add column if not exists text_sha256 varchar;
+alter table raw.variant_quality add column if not exists perplexity_ratio_low double;
+alter table raw.variant_quality add column if not exists perplexity_ratio_high double;
+alter table raw.variant_quality add column if not exists kl_divergence_low double;
+alter table raw.variant_quality add column if not exists kl_divergence_high double;
+alter table raw.variant_quality add column if not exists kl_divergence_p99_low double;
+alter table raw.variant_quality add column if not exists kl_divergence_p99_high double;
 alter table raw.variant_quality add column if not exists obedience_pass_rate_low double;
 alter table raw.variant_quality add column if not exists obedience_pass_rate_high double;
+
+-- One row per measurement of a quantized KV cache at one context, against an F16 cache on the same
+-- weights and tokens (quant_assets/bench/kv_cache.py).
+create table if not exists raw.kv_cache_quality (
+    model varchar not null,
+    variant varchar not null,
+    artifact_id varchar not null,
+    cache_type_k varchar not null,
+    cache_type_v varchar not null,
+    context_tokens integer not null,
+    measured_at timestamp with time zone not null,
+    text varchar,
+    text_sha256 varchar,
+    windows integer,
+    scored_tokens integer,
+    f16_cache_perplexity double,
+    perplexity double,
+    perplexity_standard_error double,
+    perplexity_ratio double,
+    perplexity_ratio_low double,
+    perplexity_ratio_high double,
+    kl_divergence double,
+    kl_divergence_low double,
+    kl_divergence_high double,
+    kl_divergence_p99 double,
+    kl_divergence_p99_low double,
+    kl_divergence_p99_high double,
+    top1_agreement double
+);
 
 create table if not exists raw.hosts (
     cpu_name varchar,

@@ -158,6 +158,99 @@ def test_recommendations_are_ranked_and_give_their_reason(marts_warehouse: Wareh
     assert "measured)" in next(row[5] for row in ranked if row[1] == "q4")
 
 
+def measured_on(
+    variant: str, text: str, windows: int, ratio: float, when: str, artifact: str | None = None
+) -> str:
+    return (
+        "insert into raw.variant_quality (model, variant, artifact_id, kind, measured_at, text, "
+        "text_sha256, windows, context_tokens, perplexity, perplexity_ratio) values "
+        f"('m', '{variant}', '{artifact or 'm-' + variant}', 'perplexity', '{when}', '{text}', "
+        f"'sha of {text}', {windows}, 512, {10 * ratio}, {ratio})"
+    )
+
+
+@pytest.mark.parametrize(
+    ("measurements", "q8", "q4"),
+    [
+        # Newer, but on another text, on which fewer variants or as many were measured before.
+        ([("q4", "other", 30, 1.2, "2026-05-01")], 1.01, None),
+        # As many on a newer text: all figures come from that one.
+        ([("q4", "other", 30, 1.2, "2026-06-01")], None, 1.2),
+        # The number of windows is part of what was measured.
+        ([("q4", "other", 30, 1.2, "2026-05-01"), ("q8", "other", 8, 1.5, "2026-05-02")], 1.01, None),
+        # Most variants win over the newest measurement, and the older of two of one variant loses.
+        (
+            [
+                ("q4", "other", 30, 1.2, "2026-04-01"), ("q8", "other", 30, 1.5, "2026-04-01"),
+                ("q8", "other", 30, 1.4, "2026-04-02"), ("q8", "third", 30, 1.6, "2026-06-01"),
+            ],
+            1.4,
+            1.2,
+        ),
+        # What F16 was measured on does not count, nor does a clock that is ahead.
+        ([("f16", "other", 30, 1.0, "2999-01-01"), ("q4", "other", 30, 1.2, "2999-01-01")], 1.01, None),
+    ],
+)  # fmt: skip
+def test_losses_on_different_texts_never_meet(
+    marts_warehouse: Warehouse,
+    tmp_path: Path,
+    measurements: list[tuple[str, str, int, float, str]],
+    q8: float | None,
+    q4: float | None,
+):
+    copy = tmp_path / marts_warehouse.path.name
+    shutil.copyfile(marts_warehouse.path, copy)
+    with duckdb.connect(str(copy)) as connection:
+        for measurement in measurements:
+            connection.execute(measured_on(*measurement)).fetchall()
+        found = {
+            variant: (ratio, because)
+            for variant, ratio, because in connection.execute(
+                "select variant, perplexity_ratio, unmeasured_because "
+                "from intermediate.int_variant_quality"
+            ).fetchall()
+        }
+    assert (found["q8"][0], found["q4"][0]) == (q8, q4)
+    assert found["f16"] == (1.0, None)
+    for variant, ratio in (("q8", q8), ("q4", q4)):
+        assert (found[variant][1] is None) == (ratio is not None)
+    if q8 is None:
+        assert found["q8"][1] == (
+            "its quality was measured on wiki (30 windows of 512 tokens), that of the others on "
+            "other (30 windows of 512 tokens)"
+        )
+
+
+def test_the_cost_of_a_kv_cache_is_that_of_the_current_types_on_one_text(
+    marts_warehouse: Warehouse, tmp_path: Path
+):
+    copy = tmp_path / marts_warehouse.path.name
+    shutil.copyfile(marts_warehouse.path, copy)
+    rows_of = [  # K type, context, text, ratio, day
+        ("q4_0", 512, "a", 1.01, 1), ("q4_0", 2048, "a", 1.03, 1), ("q4_0", 2048, "a", 1.04, 2),
+        ("q4_0", 2048, "b", 1.50, 1), ("q8_0", 8192, "a", 1.90, 3),
+    ]  # fmt: skip
+    with duckdb.connect(str(copy)) as connection:
+        connection.execute("update raw.variants set cache_type_k = 'q4_0' where variant = 'q4'")
+        for k, context, text, ratio, day in rows_of:
+            connection.execute(
+                "insert into raw.kv_cache_quality (model, variant, artifact_id, cache_type_k, "
+                "cache_type_v, context_tokens, measured_at, text, text_sha256, windows, "
+                "perplexity_ratio) values ('m', 'q4', 'm-q4', ?, 'f16', ?, ?, ?, ?, 4, ?)",
+                [k, context, f"2026-05-0{day}", text, text, ratio],
+            ).fetchall()
+        found = connection.execute(
+            "select context_tokens, perplexity_ratio from intermediate.int_kv_cache_quality "
+            "order by all"
+        ).fetchall()
+        shown = connection.execute(
+            "select kv_cache_context_tokens, kv_cache_loss from intermediate.int_variant_quality "
+            "order by variant"
+        ).fetchall()
+    assert found == [(512, 1.01), (2048, 1.04)]
+    assert shown == [(None, None), (2048, pytest.approx(0.04)), (None, None)]
+
+
 def test_pareto_names_the_variants_that_dominate(marts_warehouse: Warehouse):
     found = {
         variant: (flag, better)

@@ -94,6 +94,23 @@ def test_a_limit_on_quality_loss_leaves_out_unmeasured_variants(marts_warehouse:
     assert strict.left_out["over the limit on quality loss"] == 3
 
 
+def test_a_limit_within_the_error_of_a_loss_keeps_the_option_and_says_so(
+    marts_warehouse: Warehouse,
+):
+    # q8 loses 1.0%, 0.6% to 1.4%.
+    for limit, kept in ((0.005, False), (0.008, True), (0.02, True)):
+        options = ask(marts_warehouse, max_quality_loss=limit).recommendations
+        losses = {item.variant: (item.quality_loss_low, item.quality_loss_high) for item in options}
+        assert ("q8" in losses) == kept
+        reasons = " ".join(item.reason for item in options)
+        assert ("The limit of 0.8% on its quality loss is within its error." in reasons) == (
+            limit == 0.008
+        )
+    assert losses == {
+        "f16": (0, 0), "q8": (pytest.approx(0.006), pytest.approx(0.014)),
+    }  # fmt: skip
+
+
 def test_a_question_between_grid_points_takes_the_next_larger_point(marts_warehouse: Warehouse):
     answer = ask(marts_warehouse, context=1000, batch=2)
     assert (answer.context, answer.batch) == (4096, 4)

@@ -62,7 +62,14 @@ timed as (
         speed.prefill_basis,
         speed.prefill_runs,
         quality.quality_loss,
-        quality.quality_basis
+        quality.quality_loss_low,
+        quality.quality_loss_high,
+        quality.quality_basis,
+        quality.unmeasured_because,
+        quality.kv_cache_context_tokens,
+        quality.kv_cache_loss,
+        quality.kv_cache_loss_low,
+        quality.kv_cache_loss_high
     from options
     inner join {{ ref('int_variant_artifacts') }} as artifacts
         on options.model = artifacts.model and options.variant = artifacts.variant
@@ -124,7 +131,14 @@ priced as (
         1e6 * hourly_cost_usd / (3600 * busy_copies * decode_tokens_per_s_low)
             as usd_per_million_tokens_high,
         quality_loss,
-        quality_basis
+        quality_loss_low,
+        quality_loss_high,
+        quality_basis,
+        unmeasured_because,
+        kv_cache_context_tokens,
+        kv_cache_loss,
+        kv_cache_loss_low,
+        kv_cache_loss_high
     from timed
 )
 

@@ -1,7 +1,8 @@
 -- One row per model, variant and conditions of its runs: size, decoding speed and quality loss, and
 -- which variants dominate it under the same conditions (machine, processor, device, threads, lengths
 -- of prompt and generation): at least as good in all three and better in one. Speed is the newest
--- measurement at batch 1. Where a figure is missing, dominance is unknown and the flag is null.
+-- measurement at batch 1; all losses of a model are on one text. Where a figure is missing, dominance
+-- is unknown and the flag is null.
 with figures as (
     select
         summary.model,
@@ -12,7 +13,10 @@ with figures as (
         summary.bits_per_weight,
         summary.decode_tokens_per_s_batch_1 as decode_tokens_per_s,
         quality.quality_loss,
+        quality.quality_loss_low,
+        quality.quality_loss_high,
         quality.quality_basis,
+        quality.unmeasured_because,
         quality.top1_agreement,
         summary.any_contended
     from {{ ref('variant_summary') }} as summary

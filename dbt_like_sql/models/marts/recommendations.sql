@@ -18,7 +18,10 @@ with ranked as (
         is_cheapest_of_card
         and decode_tokens_per_s_per_sequence
         >= {{ var('recommended_tokens_per_s_per_sequence') }}
-        and coalesce(quality_loss <= {{ var('recommended_quality_loss') }}, true)
+        -- What is over the limit only within its error stays, and says so.
+        and coalesce(
+            coalesce(quality_loss_low, quality_loss) <= {{ var('recommended_quality_loss') }}, true
+        )
 )
 
 select
@@ -51,8 +54,28 @@ select
     prefill_runs,
     usd_per_million_tokens,
     quality_loss,
+    quality_loss_low,
+    quality_loss_high,
     quality_basis,
-    printf('Number %d of %d suitable options: ', place, options_compared) || explanation as reason
+    unmeasured_because,
+    kv_cache_context_tokens,
+    kv_cache_loss,
+    kv_cache_loss_low,
+    kv_cache_loss_high,
+    concat(
+        printf('Number %d of %d suitable options: ', place, options_compared),
+        explanation,
+        case
+            when
+                quality_loss_low <= {{ var('recommended_quality_loss') }}
+                and quality_loss_high > {{ var('recommended_quality_loss') }}
+                then printf(
+                    ' The limit of %.4g%% on its quality loss is within its error.',
+                    100 * {{ var('recommended_quality_loss') }}
+                )
+            else ''
+        end
+    ) as reason
 from ranked
 where place <= {{ var('recommendations_per_question') }}
 order by model, context_tokens, batch_size, price_kind, place

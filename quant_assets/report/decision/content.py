@@ -52,8 +52,13 @@ class VariantFigures(Conditions):
     size_gb: float
     bits_per_weight: float
     decode_tokens_per_s: float | None
+    perplexity: float | None
+    perplexity_standard_error: float | None
     quality_loss: float | None
+    quality_loss_low: float | None
+    quality_loss_high: float | None
     quality_basis: str
+    unmeasured_because: str | None
     obedience_pass_rate: float | None
     obedience_pass_rate_low: float | None
     obedience_pass_rate_high: float | None
@@ -64,6 +69,18 @@ class VariantFigures(Conditions):
     def variant_of_model(self) -> tuple[str, str]:
         """Model and variant, which have a row for each set of conditions."""
         return self.model, self.variant
+
+    @property
+    def perplexity_with_error(self) -> str:
+        """Perplexity with its standard error as llama.cpp prints it, or a dash."""
+        return _with_error(self.perplexity, self.perplexity_standard_error)
+
+    @property
+    def loss_interval(self) -> str:
+        """The 95% interval of a measured loss, or nothing."""
+        if self.quality_basis != "measured":
+            return ""
+        return _percent_interval(self.quality_loss_low, self.quality_loss_high)
 
     @property
     def obedience(self) -> str:
@@ -80,6 +97,55 @@ class VariantFigures(Conditions):
             if low is None or high is None
             else f"{rate:.0%} ({low:.0%} to {high:.0%})"
         )
+
+
+class KvCacheFigures(BaseModel):
+    """What a variant's KV cache types alone cost at one context, against an F16 cache."""
+
+    model: str
+    variant: str
+    cache_type_k: str
+    cache_type_v: str
+    context_tokens: int
+    windows: int
+    perplexity: float
+    perplexity_standard_error: float | None
+    perplexity_ratio: float
+    perplexity_ratio_low: float | None
+    perplexity_ratio_high: float | None
+    kl_divergence: float | None
+    kl_divergence_low: float | None
+    kl_divergence_high: float | None
+
+    @property
+    def perplexity_with_error(self) -> str:
+        """Perplexity with its standard error as llama.cpp prints it."""
+        return _with_error(self.perplexity, self.perplexity_standard_error)
+
+    @property
+    def loss_interval(self) -> str:
+        """The 95% interval of the loss, or nothing."""
+        low, high = self.perplexity_ratio_low, self.perplexity_ratio_high
+        return _percent_interval(low and low - 1, high and high - 1)
+
+    @property
+    def divergence(self) -> str:
+        """The KL divergence with its 95% interval, or a dash."""
+        if self.kl_divergence is None:
+            return "–"
+        low, high = self.kl_divergence_low, self.kl_divergence_high
+        known = low is not None and high is not None
+        return f"{self.kl_divergence:.4f}" + (f" ({low:.4f} to {high:.4f})" if known else "")
+
+
+def _with_error(perplexity: float | None, error: float | None) -> str:
+    if perplexity is None:
+        return "–"
+    return f"{perplexity:.3f}" + ("" if error is None else f" ± {error:.3f}")
+
+
+def _percent_interval(low: float | None, high: float | None) -> str:
+    return "" if low is None or high is None else f"{low:+.2%} to {high:+.2%}"
 
 
 class Cell(Conditions):
@@ -128,7 +194,17 @@ class RecommendedOption(BaseModel):
     speed_runs: int
     usd_per_million_tokens: float
     quality_loss: float | None
+    quality_loss_low: float | None
+    quality_loss_high: float | None
+    quality_basis: str
     reason: str
+
+    @property
+    def loss_interval(self) -> str:
+        """The 95% interval of a measured loss, or nothing."""
+        if self.quality_basis != "measured":
+            return ""
+        return _percent_interval(self.quality_loss_low, self.quality_loss_high)
 
 
 class QuarantinedCount(BaseModel):
@@ -148,6 +224,7 @@ class DecisionReport(BaseModel):
     offers: int
     cards: int
     variants: list[VariantFigures]
+    kv_caches: list[KvCacheFigures]
     cells: list[Cell]
     card_offers: list[CardOffer]
     recommendations: list[RecommendedOption]
@@ -166,7 +243,8 @@ def gather(
         connection,
         VariantFigures,
         """
-        select pareto.*, quality.obedience_pass_rate, quality.obedience_pass_rate_low,
+        select pareto.*, quality.perplexity, quality.perplexity_standard_error,
+            quality.obedience_pass_rate, quality.obedience_pass_rate_low,
             quality.obedience_pass_rate_high
         from marts.pareto_variants as pareto
         inner join marts.variant_quality as quality using (model, variant)
@@ -202,6 +280,11 @@ def gather(
         offers=offers,
         cards=cards,
         variants=variants,
+        kv_caches=_rows(
+            connection,
+            KvCacheFigures,
+            "select * from marts.kv_cache_quality order by model, variant, context_tokens",
+        ),
         cells=cells,
         card_offers=_rows(
             connection,
@@ -250,17 +333,17 @@ def _stale(
             found.append(f"{model} {variant}: its artifact was rebuilt after it was measured.")
         elif now - newest > BENCHMARKS_STALE_AFTER:
             found.append(f"{model} {variant}: it was measured {_age(now - newest)} ago.")
-    for model, variant, unmeasured_speed, unmeasured_quality, contended in connection.execute(
+    for model, variant, unmeasured_speed, quality_problem, contended in connection.execute(
         """
         select model, variant, bool_and(decode_tokens_per_s is null),
-            bool_and(quality_basis = 'unmeasured'),
+            any_value(unmeasured_because),
             coalesce(arg_min(any_contended, conditions_recency), false)
         from marts.pareto_variants group by model, variant order by model, variant
         """
     ).fetchall():
         for applies, problem in (
             (unmeasured_speed, "its speed at batch 1 has not been measured"),
-            (unmeasured_quality, "its quality has not been measured"),
+            (quality_problem, quality_problem),
             (contended, "its speed was measured while other processes were busy"),
         ):
             if applies:

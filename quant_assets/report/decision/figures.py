@@ -87,6 +87,7 @@ def _quality(
         figure.add_scatter(
             x=[x(row) for row in shown],
             y=[100 * (row.quality_loss or 0) for row in shown],
+            error_y=_error_bars(shown),
             mode="markers+text",
             name=name,
             marker={"size": 10, "color": color},
@@ -101,6 +102,24 @@ def _quality(
     figure.update_xaxes(title=x_title, rangemode="tozero")
     figure.update_yaxes(title="Quality loss (% perplexity)")
     return figure_html(figure, height=380)
+
+
+def _error_bars(rows: Sequence[VariantFigures]) -> dict[str, object]:
+    """The 95% intervals of the losses, in percent; none where a loss has none."""
+    loss, low, high = (
+        [getattr(row, name) for row in rows]
+        for name in ("quality_loss", "quality_loss_low", "quality_loss_high")
+    )
+    return {
+        "array": [
+            0 if top is None else 100 * (top - at) for at, top in zip(loss, high, strict=True)
+        ],
+        "arrayminus": [
+            0 if bottom is None else 100 * (at - bottom)
+            for at, bottom in zip(loss, low, strict=True)
+        ],
+        "thickness": 1,
+    }
 
 
 def _label_sides(points: Sequence[tuple[float, float]]) -> list[str]:

@@ -5,12 +5,14 @@ from typing import Any
 
 import duckdb
 
+from quant_assets.bench.jobs import QualityMeasurement
 from quant_assets.bench.obedience.measurement import obedience_results
 from quant_assets.bench.quality import QualityStore
 from quant_assets.bench.results import ResultStore
 from quant_assets.gpus.registry import GpuRegistry, load_registry
 from quant_assets.speed.host_peaks import recorded_peaks
 from quant_assets.warehouse.loads.tables import replace_rows
+from quant_assets.window_intervals import Interval
 
 
 def load_benchmarks(
@@ -40,14 +42,11 @@ def load_variant_quality(
             "measured_at": result.timestamp,
             "context_tokens": result.measurement.context,
             **result.model_dump(
-                include={"model", "variant", "artifact_id", "baseline_artifact_id", "text"}
-            ),
-            **result.measurement.model_dump(
                 include={
-                    "windows", "scored_tokens", "perplexity", "perplexity_standard_error",
-                    "perplexity_ratio", "kl_divergence", "kl_divergence_p99", "top1_agreement",
+                    "model", "variant", "artifact_id", "baseline_artifact_id", "text", "text_sha256",
                 }
             ),
+            **_measured(result.measurement),
         }
         for result in quality.all()
     ]  # fmt: skip
@@ -64,6 +63,20 @@ def load_variant_quality(
         for result in obedience_results(results)
     ]
     return replace_rows(connection, "variant_quality", rows)
+
+
+def _measured(measurement: QualityMeasurement) -> dict[str, Any]:
+    """The figures that all tables of quality have, with the bounds of their intervals."""
+    fields = {
+        "windows", "scored_tokens", "perplexity", "perplexity_standard_error", "perplexity_ratio",
+        "kl_divergence", "kl_divergence_p99", "top1_agreement",
+    }  # fmt: skip
+    row = measurement.model_dump(include=fields)
+    for name in ("perplexity_ratio", "kl_divergence", "kl_divergence_p99"):
+        interval: Interval | None = getattr(measurement, f"{name}_interval")
+        row[f"{name}_low"] = interval and interval.low
+        row[f"{name}_high"] = interval and interval.high
+    return row
 
 
 def load_hosts(connection: duckdb.DuckDBPyConnection, results: Path) -> int:
