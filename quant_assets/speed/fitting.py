@@ -1,7 +1,7 @@
 """Fits the speed model to measured runs, and predicts each GPU from the others.
 
-The logarithms of the factors in `pass_time` are fitted by regularized least squares (ridge towards
-their priors, pseudo-Huber loss), so that a key with few runs borrows from all others. Standard
+The logarithms of the factors in `pass_time` are fitted by their likelihood (normal priors,
+pseudo-Huber loss of the errors), so that a key with few runs borrows from all others. Standard
 deviations come from the curvature at the optimum (Laplace's approximation).
 """
 
@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares, minimize
+from scipy.optimize import minimize
 
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import Gpu, GpuRegistry
@@ -243,32 +243,37 @@ def _fit(
     start = design.start if near is None else design.at(near)
     scale = runs.weights / NOISE
 
-    def residuals(parameters: Floats) -> tuple[Floats, Floats]:
-        raw = (
-            log_seconds(regime, runs.columns, design.logs(parameters)) - runs.log_seconds
-        ) * scale
-        # Pseudo-Huber: its square is 2 (sqrt(1 + raw^2) - 1).
-        root = np.sqrt(1 + raw * raw)
-        huber = np.sign(raw) * np.sqrt(2 * (root - 1))
-        slope = np.where(np.abs(raw) > 1e-6, raw / (root * np.where(huber == 0, 1, huber)), 1.0)
-        return huber, slope * scale
+    def errors(parameters: Floats) -> Floats:
+        predicted = log_seconds(regime, runs.columns, design.logs(parameters))
+        scaled: Floats = (predicted - runs.log_seconds) * scale
+        return scaled
 
-    def cost(parameters: Floats) -> Floats:
-        return np.concatenate(
-            [residuals(parameters)[0], (parameters - design.start) / design.spread]
-        )
+    # Pseudo-Huber loss: quadratic near 0, linear for outliers.
+    def unlikeliness(parameters: Floats) -> float:
+        loss = np.sum(np.sqrt(1 + errors(parameters) ** 2) - 1)
+        return float(loss + 0.5 * np.sum(((parameters - design.start) / design.spread) ** 2))
 
     def gradient(parameters: Floats) -> Floats:
-        slope = residuals(parameters)[1]
-        return np.concatenate(
-            [design.jacobian(parameters) * slope[:, None], np.diag(1 / design.spread)]
-        )
+        raw = errors(parameters)
+        slope: Floats = (raw / np.sqrt(1 + raw**2) * scale) @ design.jacobian(parameters)
+        slope += (parameters - design.start) / design.spread**2
+        return slope
 
-    solution = least_squares(
-        cost, start, jac=gradient, x_scale=design.spread, max_nfev=60, ftol=1e-5, xtol=1e-5
+    def curvature(parameters: Floats) -> Floats:
+        weight = scale**2 / np.sqrt(1 + errors(parameters) ** 2)
+        jacobian = design.jacobian(parameters)
+        curved: Floats = (jacobian * weight[:, None]).T @ jacobian + np.diag(design.spread**-2)
+        return curved
+
+    solution = minimize(
+        unlikeliness,
+        start,
+        jac=gradient,
+        hess=curvature,
+        method="trust-exact",
+        options={"gtol": 0.05, "maxiter": 200, "initial_trust_radius": 3.0, "max_trust_radius": 30},
     )
-    curvature = gradient(solution.x)
-    sds = np.sqrt(np.diag(np.linalg.inv(curvature.T @ curvature)))
+    sds = np.sqrt(np.diag(np.linalg.inv(curvature(solution.x))))
     return FittedRegime(
         factors=_factors(design, solution.x, sds),
         noise=NOISE,
