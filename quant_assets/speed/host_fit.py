@@ -47,21 +47,21 @@ _MACHINE_SD: Final = 1.0
 _CONSTANT_SDS: Final = (0.7, 0.5, 0.5, 0.7)
 
 _KERNEL_TYPE_SD: Final = 0.3  # of a type at every batch size
-_KERNEL_BATCH_SD: Final = 0.5  # of a batch size for every type
-_KERNEL_SD: Final = 0.3  # of a type at one batch size
+_KERNEL_BATCH_SD: Final = 0.4  # of a batch size for every type
+_KERNEL_SD: Final = 0.35  # of a type at one batch size
 _CACHE_TYPE_SD: Final = 1.0
 _MODEL_SD: Final = 0.15  # of a model as a whole: its shapes, its place in the caches
 _BACKEND_SD: Final = 0.5
 
-_FAMILY_SHARE: Final = 0.5  # of the variance that types of a family share
+_FAMILY_SHARE: Final = 0.4  # of the variance that types of a family share
 _ALL_SHARE: Final = 0.2  # of the variance that all types share
 _BITS_SCALE: Final = 2.0  # bits per weight over which neighbours of a family lose touch
 _REGIME_SHARE: Final = 0.2  # of the variance that one row and several rows share
-_BATCH_SCALE: Final = 1.5  # doublings of the batch over which it loses touch
+_BATCH_SCALE: Final = 2.0  # doublings of the batch over which it loses touch
 
 _RUN_SD: Final = 0.015  # of the median of a run's repetitions, on an otherwise idle machine
 _OTHER_BUILD_SD: Final = 0.1  # more, for a run of another build of the engine
-_CELL_SD: Final = 0.015  # of what no parameter of the model describes
+_CELL_SD: Final = 0.02  # of what no parameter of the model describes
 _PRIOR_FREEDOM: Final = 6.0  # how many runs the assumed standard deviations are worth
 
 _MACHINE_PRIOR: Final = np.hstack([np.full((4, 1), _MACHINE_SD), np.diag(_CONSTANT_SDS)])
