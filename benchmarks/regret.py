@@ -27,7 +27,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 from arguments import gguf_levels, positive, positive_list
@@ -53,6 +53,7 @@ from quant_assets.settings import Settings, get_settings
 from quant_assets.speed.host_cells import StepLengths
 from quant_assets.speed.host_fit import HostPrediction, HostRun, cells_to_measure, predict_host
 from quant_assets.speed.host_records import HostRecords, host_runs
+from quant_assets.texts.evaluation import TextChoice, evaluation_text
 from quant_assets.warehouse.host_recommendation import (
     HostCandidate,
     HostEvidence,
@@ -177,7 +178,7 @@ def questions(
     batch = candidates[0].cell.batch
     model = candidates[0].cell.model
     per_sequence = [speeds[candidate.cell.key] / batch for candidate in candidates]
-    losses = [item.quality_loss for item in candidates if item.quality_loss is not None]
+    losses = [item.quality.certain for item in candidates if item.quality is not None]
     losses_at, memory_at, speed_at = (
         [float(value) for value in np.quantile(values, levels)]
         for values, levels in (
@@ -233,15 +234,15 @@ def loss_of(
     if question.objective == "speed":
         lost = 1 - speed / speeds[best.cell.key]
     else:
-        lost = (1 + _known(chosen.quality_loss)) / (1 + _known(best.quality_loss)) - 1
+        lost = (1 + _known(chosen)) / (1 + _known(best)) - 1
     missed = 0.0
     if question.min_tokens_per_s is not None:
         missed = 1 - speed / chosen.cell.batch / question.min_tokens_per_s
     return Loss(asked.kind, max(lost, missed, 0.0), answered=True)
 
 
-def _known(quality_loss: float | None) -> float:
-    return math.inf if quality_loss is None else quality_loss
+def _known(candidate: HostCandidate) -> float:
+    return math.inf if candidate.quality is None else candidate.quality.loss
 
 
 def evaluate(
@@ -361,7 +362,9 @@ class Bench:
 
     def measure(self) -> list[BenchmarkRecord]:
         """The newest record of every cell, with quality; exits if cells are contended twice."""
-        extras = ExtraMeasurements(self._arguments.text, self._arguments.windows)
+        # Chosen once: without a network, every attempt to fetch WikiText-2 takes seconds.
+        text = evaluation_text(self._arguments.text, self._project.cache).name
+        extras = ExtraMeasurements(cast(TextChoice, text), self._arguments.windows)
         records = self._run(self._variants, self._results, extras)
         busy = {record.variant for record in records if record.contended is not False}
         if busy and not self._arguments.allow_contended:
@@ -479,10 +482,10 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--levels", type=gguf_levels, default=LEVELS)
     parser.add_argument("--batch-sizes", type=positive_list, default=BATCHES)
     parser.add_argument("--runs", type=positive, default=3, help="measured runs per cell")
-    parser.add_argument("--prompt-tokens", type=positive, default=64)
+    parser.add_argument("--prompt-tokens", type=positive, default=48)
     parser.add_argument("--generated-tokens", type=positive, default=16)
     parser.add_argument(
-        "--windows", type=positive, default=4, help="windows of 512 tokens to score"
+        "--windows", type=positive, default=3, help="windows of 512 tokens to score"
     )
     parser.add_argument(
         "--text", choices=("auto", "wikitext-2", "python-reference"), default="auto"

@@ -17,6 +17,7 @@ from quant_assets.warehouse.host_recommendation import (
     OBJECTIVE,
     THIS_MACHINE,
     HostAnswer,
+    HostOption,
     HostQuestion,
     Objective,
     recommend_for_host,
@@ -82,7 +83,7 @@ class OfferOptions(CommandOptions):
         )
 
 
-class HostOptions(CommandOptions):
+class ProcessorOptions(CommandOptions):
     """A processor in place of offers."""
 
     cpu: Annotated[
@@ -120,7 +121,7 @@ class HostOptions(CommandOptions):
 
 @takes_models
 def recommend(
-    asked: QuestionOptions, offers: OfferOptions, host: HostOptions
+    asked: QuestionOptions, offers: OfferOptions, host: ProcessorOptions
 ) -> Reply[Answer] | Reply[HostAnswer]:
     """Rank what can be rented or bought to serve a model by cost per token, with the reasons.
 
@@ -136,7 +137,7 @@ def recommend(
         return Reply(answer_question(connection, question), _print)
 
 
-def _check_combination(offers: OfferOptions, host: HostOptions) -> None:
+def _check_combination(offers: OfferOptions, host: ProcessorOptions) -> None:
     """Raise `InputError` where limits of offers meet a processor, or the other way round."""
     of_offers = {"--max-price": offers.max_price, "--budget": offers.budget}
     of_host = {"--for": host.objective, "--max-memory-gb": host.max_memory_gb}
@@ -183,14 +184,20 @@ def parse_share(text: str) -> float:
 
 def _loss(option: Recommendation) -> str:
     """The quality loss with its interval, and below it that of the KV cache types alone."""
+    loss = _measured_loss(option)
+    if option.quality_loss is not None and option.kv_cache_loss is not None:
+        loss += f"\nKV {option.kv_cache_loss:+.1%} at {option.kv_cache_context_tokens}"
+    return loss
+
+
+def _measured_loss(option: Recommendation | HostOption) -> str:
+    """The quality loss, and below it its interval."""
     if option.quality_loss is None:
         return "?"
-    lines = [f"{option.quality_loss:+.1%}"]
+    loss = f"{option.quality_loss:+.1%}"
     if option.quality_basis == "measured" and option.quality_loss_low is not None:
-        lines.append(f"{option.quality_loss_low:+.1%} to {option.quality_loss_high:+.1%}")
-    if option.kv_cache_loss is not None:
-        lines.append(f"KV {option.kv_cache_loss:+.1%} at {option.kv_cache_context_tokens}")
-    return "\n".join(lines)
+        loss += f"\n{option.quality_loss_low:+.1%} to {option.quality_loss_high:+.1%}"
+    return loss
 
 
 def _print(answer: Answer) -> None:
@@ -261,7 +268,7 @@ def _print_host(answer: HostAnswer) -> None:
             f"{about}{option.decode_tokens_per_s:,.1f}",
             f"{option.decode_tokens_per_s_low:,.1f}-{option.decode_tokens_per_s_high:,.1f}",
             f"{option.memory_gb:,.2f}",
-            "?" if option.quality_loss is None else f"{option.quality_loss:+.1%}",
+            _measured_loss(option),
         )
     if answer.options:
         console.print(table)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from quant_assets.artifacts.manifest import ArtifactManifest
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.artifact_finder import artifact_finder
-from quant_assets.bench.quality import QualityResult, QualityStore, newest_by_artifact
+from quant_assets.bench.quality import QualityResult, QualityStore, on_one_text
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import Variant, load_settings, load_variants
 from quant_assets.capacity.memory import Serving, compute_buffer_bytes, kv_cache_bytes
@@ -27,6 +27,7 @@ from quant_assets.speed.host_records import (
     usual_lengths,
 )
 
+_ON_ANOTHER_TEXT = "without a quality measured on the text of the other variants"
 _LOG = logging.getLogger(__name__)
 
 THIS_MACHINE: Final = "this-machine"
@@ -42,8 +43,8 @@ class HostQuestion(BaseModel):
     `cpu` is the processor's name in benchmark records, or `this-machine`. Without a `context`, the
     lengths are those of most of the processor's runs. `min_tokens_per_s` applies to every sequence.
     `max_memory_gb` (10^9 bytes) limits weights, KV cache and compute buffers together. The quality
-    loss is relative to the perplexity of F16; with a limit, a variant whose loss has not been
-    measured does not qualify.
+    loss is relative to the perplexity of F16; with a limit, a variant does not qualify whose loss is
+    certainly over it (the lower bound of its 95% interval is), or has not been measured.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -62,7 +63,7 @@ class HostQuestion(BaseModel):
 class HostOption(BaseModel):
     """One variant on the processor. Speeds are of all its sequences together, unless named otherwise.
 
-    The interval holds 90 % of such speeds. `runs` of the processor are behind the speed: those of
+    The interval of the speed is at 90 %, that of the quality loss at 95 %. `runs` of the processor are behind the speed: those of
     this very cell where `speed_basis` is measured, else those that the estimate was fitted to.
     """
 
@@ -80,6 +81,8 @@ class HostOption(BaseModel):
     runs: int
     memory_gb: float
     quality_loss: float | None
+    quality_loss_low: float | None
+    quality_loss_high: float | None
     quality_basis: QualityBasis
     reason: str
 
@@ -103,14 +106,31 @@ class HostAnswer(BaseModel):
     runs_left_out: dict[str, int]
 
 
+class QualityLoss(NamedTuple):
+    """A variant's loss with its 95% interval; None, None for records from before intervals."""
+
+    loss: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def certain(self) -> float:
+        """The loss that a limit is compared with."""
+        return self.loss if self.low is None else self.low
+
+
 class HostCandidate(NamedTuple):
-    """A variant that could run: its decoding step at the lengths asked for, memory, quality loss."""
+    """A variant that could run: its decoding step at the lengths asked for, memory, quality loss.
+
+    `unmeasured_because` says why `quality` is None.
+    """
 
     variant: Variant
     cell: HostCell
     memory_gb: float
-    quality_loss: float | None
+    quality: QualityLoss | None
     quality_basis: QualityBasis
+    unmeasured_because: str = "without a measured quality"
 
 
 class HostEvidence:
@@ -153,7 +173,14 @@ class HostEvidence:
         Raises `InputError` for a context beyond the model's own.
         """
         find = artifact_finder(self._artifacts, model)
-        losses = _quality_losses(model, self._quality)
+        results = [result for result in self._quality.all() if result.model == model]
+        on_any_text = {(result.variant, result.artifact_id) for result in results}
+        located_ids = {
+            (variant.name, located.artifact_id)
+            for variant in self._variants.values()
+            if (located := find(variant))
+        }
+        losses = on_one_text(results, located_ids)
         candidates = []
         left_out: Counter[str] = Counter()
         for variant in self._variants.values():
@@ -170,15 +197,15 @@ class HostEvidence:
             except InputError:
                 left_out["with a KV cache type that the model's heads do not allow"] += 1
                 continue
-            loss = losses.get((variant.name, located.artifact_id))
-            basis: QualityBasis = "unmeasured" if loss is None else "measured"
+            cell = host_cell(artifact, variant, lengths)
+            quality = _quality_loss(losses.get((variant.name, located.artifact_id)))
+            basis: QualityBasis = "unmeasured" if quality is None else "measured"
             if _is_baseline(variant):
-                loss, basis = 0.0, "baseline"
-            candidates.append(
-                HostCandidate(
-                    variant, host_cell(artifact, variant, lengths), memory_gb, loss, basis
-                )
-            )
+                quality, basis = QualityLoss(0.0, 0.0, 0.0), "baseline"
+            candidate = HostCandidate(variant, cell, memory_gb, quality, basis)
+            if quality is None and (variant.name, located.artifact_id) in on_any_text:
+                candidate = candidate._replace(unmeasured_because=_ON_ANOTHER_TEXT)
+            candidates.append(candidate)
         return candidates, left_out
 
     def open_artifact(self, artifact_id: str) -> HostArtifact | None:
@@ -272,7 +299,7 @@ def rank_for_host(
 
     def preference(item: tuple[HostCandidate, HostPrediction]) -> tuple[float, float, str]:
         candidate, speed = item
-        loss = math.inf if candidate.quality_loss is None else candidate.quality_loss
+        loss = math.inf if candidate.quality is None else candidate.quality.loss
         first = loss if question.objective == "quality" else 0.0
         return first, -speed.tokens_per_s, candidate.variant.name
 
@@ -290,9 +317,9 @@ def _reason_against(
     if question.max_memory_gb is not None and candidate.memory_gb > question.max_memory_gb:
         return "over the limit on memory"
     if question.max_quality_loss is not None:
-        if candidate.quality_loss is None:
-            return "without a measured quality"
-        if candidate.quality_loss > question.max_quality_loss:
+        if candidate.quality is None:
+            return candidate.unmeasured_because
+        if candidate.quality.certain > question.max_quality_loss:
             return "over the limit on quality loss"
     if question.min_tokens_per_s is not None and per_sequence < question.min_tokens_per_s:
         return "too slow"
@@ -319,30 +346,24 @@ def _memory_gb(
     return (tensor_bytes + cache_bytes + compute_buffer_bytes(artifact.shape, serving)) / 1e9
 
 
-def _quality_losses(model: str, quality: QualityStore) -> dict[tuple[str, str], float]:
-    """The newest loss of each variant and artifact, all on the text and window that most have."""
-    results = newest_by_artifact(result for result in quality.all() if result.model == model)
-    texts = Counter(_measured_on(result) for result in results.values())
-    if not texts:
-        return {}
-    common = max(texts, key=lambda text: (texts[text], text))
-    return {
-        key: result.measurement.perplexity_ratio - 1
-        for key, result in results.items()
-        if result.measurement.perplexity_ratio is not None and _measured_on(result) == common
-    }
-
-
-def _measured_on(result: QualityResult) -> tuple[str, int]:
-    return result.text_sha256, result.measurement.context
+def _quality_loss(result: QualityResult | None) -> QualityLoss | None:
+    ratio = result.measurement.perplexity_ratio if result else None
+    if result is None or ratio is None:
+        return None
+    interval = result.measurement.perplexity_ratio_interval
+    if interval is None:
+        return QualityLoss(ratio - 1)
+    return QualityLoss(ratio - 1, interval.low - 1, interval.high - 1)
 
 
 def _option(
     place: int, suitable: int, candidate: HostCandidate, speed: HostPrediction
 ) -> HostOption:
     variant, batch = candidate.variant, candidate.cell.batch
-    loss = candidate.quality_loss
+    loss, low, high = candidate.quality or (None, None, None)
     quality = "quality not measured" if loss is None else f"quality loss {loss:+.1%}"
+    if candidate.quality_basis == "measured" and low is not None and high is not None:
+        quality += f" ({low:+.1%} to {high:+.1%})"
     runs = f"{speed.runs} run{'s' if speed.runs != 1 else ''}"
     basis = f"measured in {runs}" if speed.basis == "measured" else f"estimated from {runs}"
     return HostOption(
@@ -360,6 +381,8 @@ def _option(
         runs=speed.runs,
         memory_gb=candidate.memory_gb,
         quality_loss=loss,
+        quality_loss_low=low,
+        quality_loss_high=high,
         quality_basis=candidate.quality_basis,
         reason=(
             f"Number {place} of {suitable} suitable variants: {speed.tokens_per_s:,.1f} tokens/s "

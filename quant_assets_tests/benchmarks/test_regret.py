@@ -8,7 +8,7 @@ import pytest
 
 from quant_assets.bench.variants import Variant
 from quant_assets.speed.host_fit import HostPrediction
-from quant_assets.warehouse.host_recommendation import HostCandidate, HostQuestion
+from quant_assets.warehouse.host_recommendation import HostCandidate, HostQuestion, QualityLoss
 from quant_assets_tests.benchmarks.scripts import imported
 from quant_assets_tests.speed.made_processors import BATCHES, BITS, grid, processor, runs_on
 
@@ -31,7 +31,9 @@ def measured(script: ModuleType) -> Any:
             cache_type_k=cell.k_type.lower(), cache_type_v=cell.v_type.lower(),
         )  # fmt: skip
         loss = 0.2 / bits + 0.01 * (cell.v_type == "Q4_0") - 0.2 / 16
-        candidates[cell.batch].append(HostCandidate(variant, cell, bits / 8, loss, "measured"))
+        candidates[cell.batch].append(
+            HostCandidate(variant, cell, bits / 8, QualityLoss(loss), "measured")
+        )
     return script.Grid(candidates, runs)
 
 
@@ -62,7 +64,7 @@ def test_a_choice_loses_what_the_best_is_better_by(script: ModuleType, measured:
     too_fast = HostQuestion(model="m", objective="quality", min_tokens_per_s=best)
     at_speed = script.Asked("best quality at speed", too_fast)
     hopeful = [exact(2 * best)] * len(candidates)
-    chosen = next(item for item in candidates if item.quality_loss == 0)
+    chosen = next(item for item in candidates if item.quality.loss == 0)
     missed = 1 - measured.speeds[chosen.cell.key] / best
     assert missed > 0
     lost = script.loss_of(at_speed, candidates, measured.speeds, hopeful)

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from quant_assets.artifacts.job import JobSpec
 from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
 from quant_assets.artifacts.store import ArtifactStore
-from quant_assets.bench.jobs import QualityMeasurement
+from quant_assets.bench.jobs import QualityMeasurement, WindowSums
 from quant_assets.bench.quality import QualityResult, QualityStore
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.settings import BenchSettings
@@ -95,7 +96,14 @@ def artifact_of(variant: str) -> str:
     return job_of(load_variants(get_settings().variants_yaml)[variant].level).job_id
 
 
-def save_quality(variant: str, loss: float, *, text: str = "a", minutes: int = 0) -> None:
+def save_quality(
+    variant: str,
+    loss: float,
+    *,
+    text: str = "a",
+    minutes: int = 0,
+    sums: WindowSums | None = None,
+) -> None:
     settings = get_settings()
     result = QualityResult(
         variant=variant,
@@ -107,7 +115,7 @@ def save_quality(variant: str, loss: float, *, text: str = "a", minutes: int = 0
         timestamp=NOW + datetime.timedelta(minutes=minutes),
         measurement=QualityMeasurement(
             perplexity=10 * (1 + loss), perplexity_standard_error=0.1, scored_tokens=2048,
-            windows=8, context=512, perplexity_ratio=1 + loss, seconds=1.0,
+            windows=8, context=512, perplexity_ratio=1 + loss, seconds=1.0, window_sums=sums,
         ),
     )  # fmt: skip
     store = QualityStore(settings.results, settings.cache)
@@ -241,8 +249,26 @@ def test_losses_on_different_texts_never_meet(measure: Measure):
     losses = {option.variant: option.quality_loss for option in ask().options}
     assert losses["q8"] == pytest.approx(LOSSES["q8"])
     assert losses["q4"] is None or losses["q4"] == pytest.approx(LOSSES["q4"])
-    limited = ask(max_quality_loss=0.001)
+    quality = QualityStore(get_settings().results, get_settings().cache)
+    (earlier,) = quality.folder.glob("q4_key-a.json")
+    earlier.unlink()
+    limited = ask(max_quality_loss=0.03)
     assert "q4" not in variants_of(limited)
+    reason = "without a quality measured on the text of the other variants"
+    assert limited.left_out[reason] == 1
+
+
+def test_a_limit_on_quality_excludes_only_what_is_certainly_over_it(measure: Measure):
+    measure("q4")
+    for spread, qualifies in ((0.001, False), (0.5, True)):
+        nll = [256 * (2.3 + math.log1p(LOSSES["q4"]) + spread * side) for side in (-1, 1) * 4]
+        sums = WindowSums(nll=nll, baseline_nll=[256 * 2.3] * 8)
+        save_quality("q4", LOSSES["q4"], sums=sums)
+        (option,) = [item for item in ask().options if item.variant == "q4"]
+        assert option.quality_loss == pytest.approx(LOSSES["q4"])
+        assert option.quality_loss_low is not None and option.quality_loss_high is not None
+        assert option.quality_loss_low < LOSSES["q4"] < option.quality_loss_high
+        assert ("q4" in variants_of(ask(max_quality_loss=0.03))) is qualifies
 
 
 def test_records_that_cannot_be_trusted_are_left_out_with_the_reason(measure: Measure):
