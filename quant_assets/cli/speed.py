@@ -5,27 +5,25 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 from rich.table import Table
 
 from quant_assets.cli.output import output_console
 from quant_assets.cli.presentation import CommandLine, Reply
+from quant_assets.cli.verbosity import notify
 from quant_assets.gpus.registry import load_registry
+from quant_assets.settings import get_settings
 from quant_assets.speed.checking import ErrorFigures, PhaseFigures, SpeedCheck, Target
+from quant_assets.speed.fitting import fit_speed_model
 from quant_assets.speed.model import load_speed_model
 from quant_assets.speed.run_check import RunCheck, check_runs, cross_validate_runs
 from quant_assets.speed.runs import read_runs
-from quant_assets.speed.selection import select_runs
+from quant_assets.speed.selection import Selection, select_runs
 
 speed = CommandLine(
     help="Fit the speed model to measured runs, and check its predictions.",
     no_args_is_help=True,
 )
-
-
-@speed.callback()
-def group() -> None:
-    """Fit the speed model to measured runs, and check its predictions."""
-
 
 Runs = Annotated[
     list[Path],
@@ -35,8 +33,57 @@ Runs = Annotated[
 ]
 
 
+class SpeedFitDocument(BaseModel):
+    """The fit: where it was written, how many runs of how many GPUs it rests on, and how true it is.
+
+    The figures are cross-validated: each run is predicted by a fit to the runs of other GPUs.
+    """
+
+    output: Path
+    rows: int
+    fitted_rows: int
+    gpus: int
+    dense: SpeedCheck
+    mixtures_of_experts: SpeedCheck
+    left_out_by_reason: dict[str, int]
+
+
 class SpeedCheckDocument(RunCheck):
     """How true predicted speeds are, by table, and the prediction of every row."""
+
+
+@speed.command()
+def fit(
+    runs: Runs,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to write the model (default: speed_model.yaml in the data folder)."
+        ),
+    ] = None,
+) -> Reply[SpeedFitDocument]:
+    """Fit the speed model to measured runs on single GPUs, and write it.
+
+    The errors shown are cross-validated: each run is predicted by a fit to the runs of other GPUs.
+    """
+    registry = load_registry()
+    selection = select_runs(read_runs(runs), registry)
+    chosen = selection.fitted
+    sources = {item.source for item in chosen if item.source}
+    model = fit_speed_model([item.observation for item in chosen], registry, sorted(sources))
+    path = output or get_settings().data / "speed_model.yaml"
+    model.save(path)
+    validated = cross_validate_runs(Selection(tuple(chosen), selection.left_out), registry, model)
+    document = SpeedFitDocument(
+        output=path,
+        rows=len(selection.selected) + len(selection.left_out),
+        fitted_rows=len(chosen),
+        gpus=len({item.gpu.canonical_name for item in chosen}),
+        dense=validated.dense,
+        mixtures_of_experts=validated.mixtures_of_experts,
+        left_out_by_reason=validated.left_out_by_reason,
+    )
+    return Reply(document, _show_fit)
 
 
 @speed.command()
@@ -59,6 +106,23 @@ def check(
     else:
         result = check_runs(selection, model)
     return Reply(SpeedCheckDocument.model_validate(dict(result)), _show_check)
+
+
+def _show_fit(document: SpeedFitDocument) -> None:
+    console = output_console()
+    console.print(
+        f"Fitted to {document.fitted_rows} of {document.rows} rows, on {document.gpus} GPUs.",
+        soft_wrap=True,
+    )
+    console.print(
+        _phases(
+            "Cross-validated by GPU",
+            {"dense": document.dense, "mixtures of experts": document.mixtures_of_experts},
+        )
+    )
+    console.print(_targets(document.dense.targets))
+    console.print(_reasons(document.left_out_by_reason))
+    notify(f"model: {document.output}")
 
 
 def _show_check(document: SpeedCheckDocument) -> None:

@@ -17,7 +17,7 @@ from quant_assets.speed.checking import (
 from quant_assets.speed.fitting import cross_validated
 from quant_assets.speed.model import SpeedModel
 from quant_assets.speed.runs import MILD_SUSPECTS
-from quant_assets.speed.selection import SelectedRun, Selection, Table, observations
+from quant_assets.speed.selection import SelectedRun, Selection, Table
 from quant_assets.speed.workload import Phase, Prediction
 
 PredictedBy = Literal["shipped model", "cross-validation"]
@@ -110,14 +110,13 @@ def check_runs(selection: Selection, model: SpeedModel) -> RunCheck:
 def cross_validate_runs(selection: Selection, registry: GpuRegistry, model: SpeedModel) -> RunCheck:
     """Predict each run by a model that has not seen its GPU.
 
-    The runs that a fit learns from validate each other; `model` predicts those on several GPUs and
-    of other engines.
+    The runs that a fit learns from validate each other; `model` predicts those on several GPUs.
     """
     fitted = selection.fitted
     validated = dict(
         zip(
             (id(item) for item in fitted),
-            cross_validated(observations(fitted), registry),
+            cross_validated([item.observation for item in fitted], registry),
             strict=True,
         )
     )

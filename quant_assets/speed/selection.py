@@ -1,6 +1,6 @@
 """Which published runs a prediction can be held against, in which table, and why the others not."""
 
-from collections.abc import Sequence
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -13,8 +13,11 @@ Table = Literal["dense", "mixtures_of_experts", "several_gpus", "other_engines"]
 
 USABLE_MEASURES: Final = frozenset({"single_test", "workload_mean", "ubatch", "community"})
 """The others time something else: another host, the prompt too, or the output layer once."""
-FIT_WEIGHTS: Final = {"single_test": 1.0, "ubatch": 1.0, "workload_mean": 0.5, "community": 0.5}
-"""A tool's stated test counts fully; means over lengths and users' runs are noisier."""
+MEASURE_WEIGHTS: Final = {"workload_mean": 0.35, "community": 0.6}
+"""In a fit: means over lengths and users' runs are noisier than a tool's stated test, which counts 1."""
+_LESS_KNOWN_WEIGHT: Final = 0.5
+"""In a fit: of mixtures of experts, whose experts spread less evenly than assumed, and of other
+engines."""
 _SYSTEM_MEMORY_SHARE: Final = 1.05
 """Sold gigabytes are 2^30 bytes; figures of sizes are rounded."""
 
@@ -33,8 +36,21 @@ class SelectedRun:
 
     @property
     def observation(self) -> Observation:
-        """The run as the fit takes it."""
-        return Observation(self.gpu.canonical_name, self.work.workload, self.run.tokens_per_s)
+        """The run as a fit takes it."""
+        weight = MEASURE_WEIGHTS.get(self.run.measure, 1.0)
+        if self.work.workload.sparse:
+            weight *= _LESS_KNOWN_WEIGHT
+        if self.work.workload.engine not in LLAMA_CPP_ENGINES:
+            weight *= _LESS_KNOWN_WEIGHT
+        return Observation(
+            self.gpu.canonical_name, self.work.workload, self.run.tokens_per_s, weight
+        )
+
+    @property
+    def source(self) -> str | None:
+        """The address of the source, without the place in it."""
+        address = re.split(r"[\s#]", self.run.source_url or "")[0]
+        return address or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +66,8 @@ class Selection:
 
     @property
     def fitted(self) -> list[SelectedRun]:
-        """The runs that a fit learns from: llama.cpp on one GPU."""
-        return [item for item in self.selected if item.table in ("dense", "mixtures_of_experts")]
+        """The runs that a fit learns from: those on one GPU."""
+        return [item for item in self.selected if item.table != "several_gpus"]
 
 
 def select_runs(file: RunFile, registry: GpuRegistry) -> Selection:
@@ -107,8 +123,3 @@ def _splits_tensors(run: SpeedRun, work: RunWorkload) -> bool:
     if run.split is not None:
         return run.split == "tensor"
     return work.workload.engine not in LLAMA_CPP_ENGINES or "tensor" in (run.note or "").casefold()
-
-
-def observations(selected: Sequence[SelectedRun]) -> list[Observation]:
-    """What a fit takes of the runs."""
-    return [item.observation for item in selected]

@@ -40,7 +40,7 @@ def test_tables(fields: dict[str, object], table: str) -> None:
     selection = select(**fields)
     assert selection.left_out == ()
     assert selection.selected[0].table == table
-    assert len(selection.fitted) == (table in ("dense", "mixtures_of_experts"))
+    assert len(selection.fitted) == (table != "several_gpus")
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,20 @@ def test_every_published_row_is_used_and_names_a_permissive_source() -> None:
         assert source.startswith(PERMISSIVE), item.run.row_id
         assert item.run.source_date, item.run.row_id
         assert item.work.model or "Qwen3.8" in item.run.model, item.run.row_id
+
+
+def test_noisier_runs_weigh_less_in_a_fit() -> None:
+    def weight(**fields: object) -> float:
+        return select(**fields).selected[0].observation.weight
+
+    assert weight() == 1
+    assert weight(measure="community") == 0.6
+    assert weight(measure="workload_mean") == 0.35
+    assert weight(model="gpt-oss 20B", level="MXFP4") == 0.5
+    assert weight(engine="ik_llama.cpp", measure="community") == 0.3
+
+
+def test_a_source_is_its_address() -> None:
+    (item,) = select(source_url="https://example.org/runs.md#table (row 3)").selected
+    assert item.source == "https://example.org/runs.md"
+    assert select().selected[0].source is None
