@@ -2,8 +2,19 @@ from pathlib import Path
 
 import pytest
 
-from quant_assets.bench.obedience.measurement import check_answers
+from quant_assets.bench.artifact_finder import LocatedArtifact
+from quant_assets.bench.jobs import ChatReplies
+from quant_assets.bench.obedience import measurement
+from quant_assets.bench.obedience.measurement import (
+    ObedienceResult,
+    check_answers,
+    measure_obedience,
+)
 from quant_assets.bench.obedience.prompts import ObediencePrompt, load_prompts, spread_prompts
+from quant_assets.bench.settings import BenchSettings
+from quant_assets.bench.statistics import wilson_interval
+from quant_assets.bench.subject import Subject
+from quant_assets.bench.variants import Variant
 from quant_assets.errors import InputError
 from quant_assets.settings import PROJECT_ROOT
 
@@ -78,3 +89,41 @@ def test_an_empty_folder_and_a_repeated_id_are_refused(tmp_path: Path) -> None:
         (tmp_path / name).write_text(prompt, encoding="utf-8")
     with pytest.raises(InputError, match="occur twice: a"):
         load_prompts(tmp_path)
+
+
+def test_a_pass_rate_has_the_interval_of_its_prompts() -> None:
+    answers = [prompt.good[0] for prompt in PROMPTS]
+    result = check_answers(PROMPTS, answers, variant="v", model="m", artifact_id="a")
+    assert result.pass_rate_interval == wilson_interval(len(PROMPTS), len(PROMPTS))
+    for category, interval in result.pass_rate_interval_by_category.items():
+        count = sum(prompt.category == category for prompt in PROMPTS)
+        assert interval == wilson_interval(count, count)
+        assert interval.low < result.pass_rate_interval.low
+
+
+def test_answers_of_an_earlier_run_are_checked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, q4_variant: Variant
+) -> None:
+    """A result keeps its answers and its time; what a corrected check says of them is new."""
+    prompts = PROMPTS[:2]
+    asked: list[object] = []
+
+    def answer(*arguments: object, **_: object) -> ChatReplies:
+        asked.append(arguments)
+        return ChatReplies(replies=[prompt.good[0] for prompt in prompts])
+
+    monkeypatch.setattr(measurement, "run_worker", answer)
+    artifact = LocatedArtifact(tmp_path / "model.gguf", "artifact", 1)
+    subject = Subject("m", q4_variant, artifact, BenchSettings())
+
+    def measure() -> ObedienceResult:
+        return measure_obedience(subject, prompts, tmp_path, locks=tmp_path / "locks")
+
+    first = measure()
+    (file,) = (tmp_path / "obedience").iterdir()
+    stale = [item.model_copy(update={"failure": "a wrong check"}) for item in first.transcripts]
+    file.write_text(
+        first.model_copy(update={"transcripts": stale, "pass_rate": 0.0}).model_dump_json()
+    )
+    assert measure() == first and len(asked) == 1
+    assert ObedienceResult.model_validate_json(file.read_text()) == first
