@@ -128,9 +128,9 @@ def test_one_run_predicts_the_machine_with_an_interval_that_admits_how_little_it
 
 
 def test_a_type_without_runs_borrows_from_its_neighbours():
-    # On this processor K-quants take three times as long as their bytes suggest.
+    # On this processor K-quants take twice as long as their bytes suggest.
     plain = processor(4)
-    slow = {name: 3.0 if name.endswith("_K") else 1.0 for name in BITS}
+    slow = {name: 2.0 if name.endswith("_K") else 1.0 for name in BITS}
     made = plain._replace(one=slow, several=slow)
     cells = [made_cell(level, CACHES[0], 1) for level in BITS]
     seen = [cell for cell in cells if cell.weights[0].type_name != "Q5_K"]
@@ -138,13 +138,13 @@ def test_a_type_without_runs_borrows_from_its_neighbours():
     unseen = next(cell for cell in cells if cell not in seen)
     (prediction,) = predict_host(runs, [unseen])
     true = made.tokens_per_s(unseen)
-    assert prediction.tokens_per_s == pytest.approx(true, rel=0.35)
+    assert prediction.tokens_per_s == pytest.approx(true, rel=0.25)
     assert prediction.low < true < prediction.high
     other_family = dataclasses.replace(
         unseen, weights=(unseen.weights[0]._replace(type_name="Q5_1"), *unseen.weights[1:])
     )
     (quick,) = predict_host(runs, [other_family])
-    assert quick.tokens_per_s > 1.3 * prediction.tokens_per_s
+    assert quick.tokens_per_s > 1.15 * prediction.tokens_per_s
 
 
 def test_a_longer_context_costs_attention_and_its_interval_grows():
