@@ -46,6 +46,7 @@ from quant_assets.bench.settings import BenchSettings
 from quant_assets.bench.variants import CacheType, Variant
 from quant_assets.errors import QuantAssetsError
 from quant_assets.host.conditions import cpu_name
+from quant_assets.host.identity import host_id
 from quant_assets.models.config import load_models
 from quant_assets.quantize.conversion.float_source import float_source
 from quant_assets.quantize.gguf.artifact import make_gguf_artifact
@@ -371,7 +372,7 @@ class Bench:
             CONSOLE.print(f"{len(busy)} variants again: the machine was busy")
             again = {name: variant for name, variant in self._variants.items() if name in busy}
             self._run(again, self._results, extras, restart=True)
-            records = self._campaign(self._variants, self._results).latest_records()
+            records = self._known(self._campaign(self._variants, self._results))
             busy = {record.variant for record in records if record.contended is not False}
             if busy:
                 sys.exit(
@@ -422,11 +423,29 @@ class Bench:
         restart: bool = False,
     ) -> list[BenchmarkRecord]:
         campaign = self._campaign(variants, results)
-        known = campaign.latest_records()
+        known = self._known(campaign)
         if not restart and len(known) == len(variants) * len(self.settings.batch_sizes):
             CONSOLE.print(f"{len(known)} cells are reused from {results.folder}")
             return known
         return measured_records(campaign.run(extras, self._project, restart=restart))
+
+    def _known(self, campaign: Campaign) -> list[BenchmarkRecord]:
+        """The newest record of each cell that this machine measured with these settings."""
+        settings, machine = self.settings, host_id()
+        wanted = (
+            settings.prompt_tokens, settings.generated_tokens, settings.warmups, settings.runs,
+            settings.effective_threads, machine,
+        )  # fmt: skip
+        return [
+            record
+            for record in campaign.latest_records()
+            for run in [record.metadata]
+            if wanted
+            == (
+                run.prompt_tokens, run.generated_tokens, run.warmups, run.runs, run.threads,
+                run.host_id,
+            )
+        ]  # fmt: skip
 
 
 def log_differences(

@@ -38,6 +38,8 @@ from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.settings import Settings
 from quant_assets.texts.evaluation import TextChoice, evaluation_text
 
+LEFT_TO_ESTIMATES = "left to be estimated from the others by `quant-assets recommend --cpu`"
+
 _SPEED_SHARE = 0.5
 """Share of a cell's time that measuring its speed usually takes."""
 
@@ -96,7 +98,8 @@ class CellProgress:
 class Campaign:
     """The chosen variants of one model, in the order in which they run.
 
-    `find` locates artifacts; `baseline` is the artifact that quality is measured against.
+    `find` locates artifacts; `baseline` is the artifact that quality is measured against. `only`
+    limits it to some cells, by variant and batch size.
     """
 
     model_name: str
@@ -105,10 +108,21 @@ class Campaign:
     results: ResultStore
     find: FindArtifact
     baseline: LocatedArtifact | None = None
+    only: frozenset[tuple[str, int]] | None = None
 
     def plan(self) -> list[PlannedCell]:
         """All cells in order, each with an estimate or the reason why it is skipped."""
-        return plan_matrix(self.variants, self.settings, self.find, self.results, self.model_name)
+        plan = plan_matrix(self.variants, self.settings, self.find, self.results, self.model_name)
+        if self.only is None:
+            return plan
+        return [
+            cell
+            if cell.skipped or (cell.variant, cell.batch_size) in self.only
+            else PlannedCell(
+                variant=cell.variant, batch_size=cell.batch_size, skipped=LEFT_TO_ESTIMATES
+            )
+            for cell in plan
+        ]
 
     def latest_records(self) -> list[BenchmarkRecord]:
         """The newest record of each cell and processor, in the order of the plan."""

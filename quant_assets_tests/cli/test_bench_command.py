@@ -2,6 +2,7 @@
 
 import csv
 import datetime
+import json
 import os
 import subprocess
 import sys
@@ -77,6 +78,20 @@ def test_a_dry_run_prints_the_matrix_and_runs_nothing(home: Path) -> None:
     assert output.count("skipped: no gguf artifact of level F16") == 2
     assert "6 cells, about" in output
     assert not (home / "results").exists()
+
+
+def test_few_cells_are_those_that_tell_most_about_the_others(home: Path) -> None:
+    sizes = [word for size in ("1", "2", "8") for word in ("--batch-size", size)]
+    answer = json.loads(_invoke("bench", "--dry-run", "--cells", "4", *sizes, "--format", "json"))
+    planned = {
+        (cell["variant"], cell["batch_size"]) for cell in answer["cells"] if not cell["skipped"]
+    }
+    assert len(planned) == 4
+    assert {batch for _, batch in planned} == {1, 2, 8}
+    assert {variant for variant, _ in planned} == {"q4", "q4_KV"}
+    reasons = [cell["skipped"] for cell in answer["cells"] if cell["skipped"]]
+    assert sum("estimated" in reason for reason in reasons) == 2
+    assert sum("no gguf artifact" in reason for reason in reasons) == 3
 
 
 def test_cells_are_measured_skipped_checked_compared_and_collected(
