@@ -70,7 +70,7 @@ def _predicted(
         left_out = set(records[fold::_MAX_FOLDS])
         held = [run for run in runs if run.record_id in left_out]
         others = [run.observation for run in runs if run.record_id not in left_out]
-        predictions = model.adapted(others).predict(
+        predictions = model.adapted(others, registry).predict(
             [registry.by_name[run.observation.gpu] for run in held],
             [run.observation.workload for run in held],
         )

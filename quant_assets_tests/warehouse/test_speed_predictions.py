@@ -11,7 +11,7 @@ from quant_assets.speed.model import load_speed_model
 from quant_assets.speed.own_runs import own_runs
 from quant_assets.warehouse.loads.speed import load_speed_predictions
 from quant_assets_tests.marts_world import insert, run
-from quant_assets_tests.speed.gpu_runs import CARDS, points
+from quant_assets_tests.speed.gpu_runs import CARDS, measured_points, points
 
 RUN = {
     "variant": "q4", "device": "cuda", "gpu_name": "NVIDIA L4", "gpu": "L4",
@@ -71,6 +71,49 @@ def test_only_uncontended_runs_on_cards_of_the_registry_count(
     assert (work.batch, work.tokens, work.weight_type, work.backend) == (2, 2, "Q4_K", "CUDA")
     assert work.kv_bytes == 2 * (1024 + 64) * 2 * 32 * 8 * 128 * 2
     assert observations[1].workload.tokens == 2 * 1024
+
+
+def test_own_runs_move_and_narrow_what_is_predicted_on_their_gpu(
+    gpu_warehouse: duckdb.DuckDBPyConnection, small_registry: GpuRegistry
+) -> None:
+    before = decoding(gpu_warehouse, small_registry)
+    slower = [
+        run(
+            number, **{**RUN, "prompt_tokens": need.prompt_tokens, "batch_size": need.batch_size},
+            decode_tokens_per_s=0.7 * decoded.tokens_per_s, prefill_tokens_per_s=None,
+        )
+        for number, need in enumerate(measured_points())
+        if need.batch_size == 1
+        for decoded in load_speed_model().predict(
+            [small_registry.by_name["L4"]], [need.decode_workload("CUDA")]
+        )
+        if decoded is not None
+    ]  # fmt: skip
+    insert(gpu_warehouse, "benchmark_runs", slower)
+    after = decoding(gpu_warehouse, small_registry)
+    assert {key: row for key, row in after.items() if key[0] != "L4"} == {
+        key: row for key, row in before.items() if key[0] != "L4"
+    }
+    for key in (("L4", "q4", context, 1) for context in (2048, 8192)):
+        (speed, low, high, *_), (own, own_low, own_high, basis, runs) = before[key], after[key]
+        assert 0.65 < own / speed < 0.85
+        assert own_high / own_low < high / low
+        assert (basis, runs) == ("this GPU", len(slower))
+    # They were runs of llama.cpp.
+    assert after["L4", "gptq", 2048, 1] == before["L4", "gptq", 2048, 1]
+
+
+def decoding(
+    connection: duckdb.DuckDBPyConnection, registry: GpuRegistry
+) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """Speed, interval, basis and runs by GPU, variant, context and batch."""
+    load_speed_predictions(connection, registry, load_speed_model())
+    rows = connection.execute(
+        "select gpu, variant, context_tokens, batch_size, decode_tokens_per_s, "
+        "decode_tokens_per_s_low, decode_tokens_per_s_high, decode_rests_on, decode_runs "
+        "from raw.speed_predictions"
+    ).fetchall()
+    return {row[:4]: row[4:] for row in rows}
 
 
 def test_needs_of_an_earlier_version_are_left_out(

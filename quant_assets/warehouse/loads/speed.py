@@ -33,7 +33,7 @@ def load_speed_predictions(
     rows.
     """
     own = [run.observation for run in own_runs(connection, registry)]
-    adapted = model.adapted(own)
+    adapted = model.adapted(own, registry)
     points = [
         ServingNeeds.model_validate(fields)
         for (fields,) in connection.execute(
