@@ -5,7 +5,7 @@ BIN = .venv/bin
 # At most two processes; quant_assets_tests/conftest.py groups the tests.
 PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 2 --dist loadscope --no-loadscope-reorder
 
-.PHONY: demo test test-groupwise fuzz ui check setup setup-groupwise pins schemas bench-gguf bench-listings bench-peers bench-regret bench-criteria
+.PHONY: demo test test-groupwise fuzz ui check setup setup-groupwise pins schemas bench-gguf bench-listings bench-peers bench-memory bench-regret bench-criteria
 
 demo:  ## set up and run the main job: listings, artifacts, benchmarks, marts
 	@$(BOOTSTRAP) main --with demo
@@ -67,6 +67,10 @@ bench-peers:  ## speed and quality against llama.cpp's own tools
 bench-regret:  ## what `recommend --cpu` loses with a fifth of a grid measured; on an idle machine, 12 minutes
 	@$(BOOTSTRAP) main --with demo
 	@$(BIN)/python benchmarks/regret.py $(BENCH_ARGS)
+
+bench-memory:  ## the memory arithmetic against what llama.cpp allocates, over 50 tiny architectures
+	@$(BOOTSTRAP) main --with test
+	@$(BIN)/python benchmarks/allocator_agreement.py $(BENCH_ARGS)
 
 bench-criteria:  ## the specification's success criteria, measured; BENCH_ARGS="--only SC-002" for one
 	@$(BOOTSTRAP) main --with demo --with test --with live

@@ -15,12 +15,15 @@ from quant_assets.capacity.estimates import (
     fits,
     parse_parameter_count,
 )
-from quant_assets.capacity.memory import Serving
+from quant_assets.capacity.memory import Serving, compute_buffer_bytes, kv_cache_bytes
 from quant_assets.capacity.reference_models import ReferenceModel
 from quant_assets.cli.app import app
 from quant_assets.errors import InputError
+from quant_assets.formats.gguf_header import read_gguf_header
 from quant_assets.gpus.registry import load_registry
 from quant_assets.settings import Settings
+from quant_assets_tests.capacity.tiny_architectures import Tiny, write_tiny
+from quant_assets_tests.models.tiny_models import make_model, tokenizer_model
 
 SERVING = Serving(context=512)
 TINY = ReferenceModel(
@@ -124,6 +127,73 @@ def test_a_quantized_file_counts_as_it_is_stored(settings: Settings) -> None:
     # It is quantized already, so another level is estimated and not planned.
     other = estimate_of_model(model, "Q4_K_M", SERVING, settings)
     assert "SmolLM2 135M" in other.basis
+
+
+def test_a_gguf_file_is_asked_about_even_without_its_data(
+    tmp_path: Path, settings: Settings
+) -> None:
+    path = write_float_gguf(tmp_path / "tiny.gguf")
+    header = tmp_path / "header.gguf"
+    with path.open("rb") as stream:
+        header.write_bytes(stream.read(read_gguf_header(path).data_start))
+    serving = Serving(context=2048, batch=3, kv_type_k="Q8_0", kv_type_v="Q4_0")
+    for level in (None, "Q8_0", "Q4_K_M"):
+        whole, alone = (
+            estimate_of_model(str(file), level, serving, settings) for file in (path, header)
+        )
+        assert whole.memory_basis == "llama.cpp's allocator"
+        assert whole.memory_note is None
+        assert alone.model_dump(exclude={"model"}) == whole.model_dump(exclude={"model"})
+        assert kv_cache_bytes(whole.shape, serving) == whole.kv_cache_bytes
+        assert compute_buffer_bytes(whole.shape, serving) == whole.compute_bytes
+
+
+def test_a_folder_is_planned_and_asked_about(tmp_path: Path, settings: Settings) -> None:
+    folder = make_model(tmp_path / "model", "qwen3", tokenizer_model())
+    estimate = estimate_of_model(str(folder), "Q8_0", SERVING, settings)
+    assert (estimate.memory_basis, estimate.memory_note) == ("llama.cpp's allocator", None)
+    assert estimate.kv_cache_bytes == kv_cache_bytes(estimate.shape, SERVING)
+    assert estimate.compute_bytes == compute_buffer_bytes(estimate.shape, SERVING)
+
+
+@pytest.mark.parametrize(
+    ("level", "serving", "reason"),
+    [
+        (None, Serving(context=512, batch=257), "n_seq_max must be <= 256"),
+        ("gptq-4bit-g128", SERVING, "does not serve GPTQ"),
+    ],
+)
+def test_without_an_answer_arithmetic_says_why(
+    level: str | None, serving: Serving, reason: str, tmp_path: Path, settings: Settings
+) -> None:
+    path = write_float_gguf(tmp_path / "tiny.gguf")
+    estimate = estimate_of_model(str(path), level, serving, settings)
+    assert estimate.memory_basis == "arithmetic"
+    assert estimate.memory_note is not None
+    assert reason in estimate.memory_note
+    assert estimate.kv_cache_bytes == kv_cache_bytes(estimate.shape, serving)
+
+
+def test_an_architecture_that_llama_cpp_does_not_know_is_estimated(
+    tmp_path: Path, settings: Settings
+) -> None:
+    path = write_tiny(Tiny("unknown", "unheardof"), tmp_path / "unknown.gguf")
+    estimate = estimate_of_model(str(path), None, SERVING, settings)
+    assert estimate.memory_basis == "arithmetic"
+    assert estimate.memory_note is not None
+    assert "unheardof" in estimate.memory_note
+    known = write_tiny(Tiny("known", "llama"), tmp_path / "known.gguf")
+    answer = estimate_of_model(str(known), None, SERVING, settings)
+    assert estimate.total_bytes == answer.total_bytes
+
+
+def test_the_command_says_what_the_figures_rest_on(tmp_path: Path) -> None:
+    path = write_tiny(Tiny("unknown", "unheardof"), tmp_path / "unknown.gguf")
+    unknown = CliRunner().invoke(app, ["estimate", str(path), "--gpu", "L4"])
+    assert "KV cache and buffers: arithmetic (llama.cpp cannot load this model." in unknown.output
+    known = write_tiny(Tiny("known", "llama"), tmp_path / "known.gguf")
+    as_json = CliRunner().invoke(app, ["estimate", str(known), "--gpu", "L4", "--format", "json"])
+    assert json.loads(as_json.output)["memory_basis"] == "llama.cpp's allocator"
 
 
 def test_published_names_and_unknown_models(settings: Settings) -> None:
