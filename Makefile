@@ -68,7 +68,7 @@ bench-regret:  ## what `recommend --cpu` loses with a fifth of a grid measured; 
 	@$(BOOTSTRAP) main --with demo
 	@$(BIN)/python benchmarks/regret.py $(BENCH_ARGS)
 
-bench-memory:  ## the memory arithmetic against what llama.cpp allocates, over 50 tiny architectures
+bench-memory:  ## the memory arithmetic against what llama.cpp allocates, over more than 50 tiny architectures
 	@$(BOOTSTRAP) main --with test
 	@$(BIN)/python benchmarks/allocator_agreement.py $(BENCH_ARGS)
 

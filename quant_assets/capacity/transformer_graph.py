@@ -17,8 +17,6 @@ from quant_assets.models.inspection import ModelShape
 _ROTATION = 64
 """Rows of the smallest Hadamard rotation, which a quantized cache is stored under."""
 _EXPERTS_SUMMED = 3
-_LAYERS_KEPT = 4
-"""Of equal layers in a row: memory is reused alike from the third on."""
 
 
 class GraphSize(NamedTuple):
@@ -60,9 +58,8 @@ class _TransformerGraph:
     def buffer_bytes(self) -> int:
         """Bytes of the compute buffer."""
         hidden = self._embeddings()
-        layers = _representative_layers(self._shape)
-        for layer in layers:
-            hidden = self._layer(hidden, layer, last=layer == layers[-1])
+        for layer in range(self._shape.n_layers):
+            hidden = self._layer(hidden, layer, last=layer == self._shape.n_layers - 1)
         normed = self._norm(hidden)
         normed.is_output = True
         logits = self._matrix(self._shape.vocab_size, normed)
@@ -152,7 +149,7 @@ class _TransformerGraph:
         forward = self._feed_forward(inner if traits.post_norms_only else self._norm(inner), layer)
         if traits.post_norms:
             forward = self._norm(forward)
-        return _added(forward, inner)
+        return _added(inner, forward) if traits.residual_first else _added(forward, inner)
 
     def _selected(self, node: Node) -> Node:
         return Node("get_rows", (node.shape[0], self._outputs), (node, self._output_rows))
@@ -189,7 +186,8 @@ class _TransformerGraph:
             )
         if traits.query_key_norms == "heads":
             query, key = self._norm(query), self._norm(key)
-        query, key = self._rope(query), self._rope(key)
+        if traits.ropes(layer, slides=shape.layer_slides(layer) or not shape.slides):
+            query, key = self._rope(query), self._rope(key)
         return self._matrix(shape.hidden_size, self._cached(query, key, value, layer))
 
     def _cached(self, query: Node, key: Node, value: Node, layer: int) -> Node:
@@ -211,24 +209,30 @@ class _TransformerGraph:
         else:
             copy = Node("cont", (value.shape[0] * value.shape[1], self._tokens), (value,))
             self._graph.expand(_stored(copy, inputs.value_rows))
-        attended = self._mixed(query, value.shape[0], self._cells[slides], inputs.mask)
+        attended = self._mixed(query, key, value, layer)
         if inputs.value_rotation is not None:
             attended = _rotated(attended, inputs.value_rotation)
         return attended
 
-    def _mixed(
-        self, query: Node, dim_v: int, cells: int, mask: Node, value_copy: Node | None = None
-    ) -> Node:
-        """Values weighted by attention: softmax(Q K) V, flat."""
+    def _mixed(self, query: Node, key: Node, value: Node, layer: int) -> Node:
+        """Values weighted by attention: softmax(Q K) V, flat; `key` and `value` are a token's."""
+        slides = self._shape.layer_slides(layer)
+        cells, mask = self._cells[slides], self._inputs[slides].mask
+        dim_v = value.shape[0]
         dim, heads, tokens = query.shape
         latent = self._shape.graph.latent
         per_stream = tokens // self._streams
         split = _view(query, (dim, heads, per_stream, self._streams))
         split = _view(split, (dim, per_stream, heads, self._streams))
         if self._flash_attention:
-            result = Node(
-                "flash_attention", (dim_v, heads, per_stream, self._streams), (split, mask)
-            )
+            # The kernel takes a cache in F32 as a copy in F16.
+            copies = [
+                Node("cast", (*node.shape[:2], cells, self._streams), item_bytes=F16)
+                for node, kind in zip((key, value), self._kv_types, strict=True)
+                if kind.name == "F32"
+            ]
+            shape = (dim_v, heads, per_stream, self._streams)
+            result = Node("flash_attention", shape, (split, *copies, mask))
             if latent is not None:
                 swapped = _view(result, (dim_v, per_stream, heads, self._streams))
                 result = self._matrix(latent.value_dim, swapped)
@@ -238,7 +242,12 @@ class _TransformerGraph:
         else:
             scores = Node("mul_mat", (cells, per_stream, heads, self._streams), (split,))
             weights = Node("soft_max", scores.shape, (scores, mask))
-            sources = (weights,) if value_copy is None else (value_copy, weights)
+            sources = [weights]
+            if latent is not None:
+                # V is a view of the rows of K and is transposed for the product.
+                column = self._kv_types[0].row_bytes(cells)
+                copy = Node("cont", (column * latent.rank * self._streams,), item_bytes=1)
+                sources.insert(0, copy)
             result = Node("mul_mat", (dim_v, per_stream, heads, self._streams), sources)
             if latent is not None:
                 result = self._matrix(latent.value_dim, result)
@@ -267,18 +276,11 @@ class _TransformerGraph:
         query = Node("concat", (width, heads, tokens), (absorbed, query_rope))
         value = _view(row, (latent.rank, 1, tokens))
         key = Node("concat", (width, 1, tokens), (value, key_rope))
-        inputs = self._inputs[shape.layer_slides(layer)]
         for node in (query, value, key):
             self._graph.expand(node)
-        self._graph.expand(_stored(key, inputs.key_rows))
-        cells = self._cells[shape.layer_slides(layer)]
-        value_copy = None
-        if not self._flash_attention:
-            # V is a view of the rows of K and is transposed for the product.
-            column = self._kv_types[0].row_bytes(cells)
-            value_copy = Node("cont", (column * latent.rank * self._streams,), item_bytes=1)
-        attended = self._mixed(query, latent.rank, cells, inputs.mask, value_copy)
-        return self._matrix(shape.hidden_size, attended)
+        rows = self._inputs[shape.layer_slides(layer)].key_rows
+        self._graph.expand(_stored(key, rows))
+        return self._matrix(shape.hidden_size, self._mixed(query, key, value, layer))
 
     # Feed-forward
 
@@ -392,22 +394,6 @@ class _CacheInputs(NamedTuple):
     mask: Node
     key_rotation: Node | None
     value_rotation: Node | None
-
-
-def _representative_layers(shape: ModelShape) -> list[int]:
-    """The layers without the repetitions that need no more memory; the last one is among them."""
-    kept: list[int] = []
-    run: list[int] = []
-    previous: object = None
-    for layer in range(shape.n_layers):
-        kind = (shape.kv_heads(layer), shape.layer_slides(layer), shape.layer_kind(layer))
-        if kind != previous:
-            run = []
-        run.append(layer)
-        previous = kind
-        if len(run) <= _LAYERS_KEPT:
-            kept.append(layer)
-    return kept
 
 
 def _view(node: Node, shape: tuple[int, ...]) -> Node:

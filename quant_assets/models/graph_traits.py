@@ -1,14 +1,19 @@
 """Traits of a transformer's layers that decide how much memory its computation takes."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from quant_assets.models.hf_config import MAX_EXPERTS, MAX_WIDTH
+from quant_assets.models.hf_config import MAX_EXPERTS, MAX_LAYERS, MAX_WIDTH
 
 _SIGMOID_GATE: Final = 2  # llama_expert_gating_func_type
+# How src/models/ of llama.cpp builds these, which no tensor or key tells; by architecture in GGUF and
+# by model_type.
+_RESIDUAL_FIRST: Final = frozenset({"phi3", "phimoe", "jamba"})
+_ROPES_SLIDING_LAYERS_ONLY: Final = frozenset({"cohere2", "exaone4", "muse-glimmer"})
+_UNROPED_PERIODS: Final = {"smollm3": 4, "llama4": 4, "llama4_text": 4}
 _UNNORMED_EXPERTS: Final = frozenset({"olmoe", "qwen2moe", "deepseek", "deepseek2"})
 """Architectures whose experts' weights are not normalized unless the file says so."""
 
@@ -41,7 +46,9 @@ class GraphTraits(BaseModel):
 
     `query_key_norms` normalizes queries and keys by head or flat. `post_norms` follow attention and
     feed-forward, `post_norms_only` without a norm before them. `parallel_blocks` run attention and
-    feed-forward side by side; `centred_norms` subtract the mean. A `fused` feed-forward has gate and
+    feed-forward side by side; `residual_first` is the order of the sum after the feed-forward;
+    `centred_norms` subtract the mean. The last of every `unroped_period` layers has no rotary
+    embedding, and with `ropes_sliding_layers_only` no layer that attends to everything. A `fused` feed-forward has gate and
     up in one matrix, a `plain` one has no gate. Widths are those of one expert and of the shared
     experts together; `dense_layers` have no experts.
     """
@@ -53,6 +60,9 @@ class GraphTraits(BaseModel):
     post_norms: bool = False
     post_norms_only: bool = False
     parallel_blocks: bool = False
+    residual_first: bool = False
+    unroped_period: int = Field(default=0, ge=0, le=MAX_LAYERS)
+    ropes_sliding_layers_only: bool = False
     centred_norms: bool = False
     feed_forward: Literal["gated", "fused", "plain"] = "gated"
     latent: LatentAttention | None = None
@@ -67,6 +77,12 @@ class GraphTraits(BaseModel):
     scaled_expert_weights: bool = False
     expert_groups: int = Field(default=0, ge=0, le=MAX_EXPERTS)
     expert_groups_used: int = Field(default=0, ge=0, le=MAX_EXPERTS)
+
+    def ropes(self, layer: int, *, slides: bool) -> bool:
+        """Whether a layer, which `slides` or not, rotates queries and keys."""
+        if self.unroped_period and (layer + 1) % self.unroped_period == 0:
+            return False
+        return slides or not self.ropes_sliding_layers_only
 
 
 def gguf_traits(
@@ -114,10 +130,17 @@ def gguf_traits(
         and "ffn_up.weight" in roles
         and "attn_norm.weight" in roles
         and "attn_output.weight" in roles,
+        residual_first=architecture in _RESIDUAL_FIRST,
+        unroped_period=_UNROPED_PERIODS.get(architecture, 0),
+        ropes_sliding_layers_only=architecture in _ROPES_SLIDING_LAYERS_ONLY,
         centred_norms=f"{architecture}.attention.layer_norm_epsilon" in values,
         feed_forward=_feed_forward("ffn_gate.weight" in roles, up, width),
         latent=_gguf_latent(value, roles),
-        dense_layers=_dense_layers(expert_layers, n_layers),
+        dense_layers=(
+            frozenset(range(n_layers)) - expert_layers
+            if value("expert_count") and roles
+            else frozenset()
+        ),
         expert_width=down[0] if down else 0,
         shared_width=shared[0] if shared else 0,
         gated_shared_experts="ffn_gate_inp_shexp.weight" in roles,
@@ -163,6 +186,7 @@ def hf_traits(
     normed = fields.get("norm_topk_prob")
     post_norms = "post_feedforward_layernorm.weight" in roles
     query = roles.get("self_attn.q_proj.weight")
+    family = str(fields.get("model_type"))
     return GraphTraits(
         fused_qkv="self_attn.qkv_proj.weight" in roles,
         query_key_norms=_norm_kind(
@@ -174,6 +198,9 @@ def hf_traits(
         and "post_attention_layernorm.weight" not in roles
         and "input_layernorm.weight" in roles
         and "input_layernorm.bias" in roles,
+        residual_first=family in _RESIDUAL_FIRST,
+        unroped_period=_UNROPED_PERIODS.get(family, 0),
+        ropes_sliding_layers_only=family in _ROPES_SLIDING_LAYERS_ONLY,
         centred_norms="input_layernorm.bias" in roles,
         feed_forward=(
             "fused"
@@ -183,7 +210,11 @@ def hf_traits(
             else "gated"
         ),
         latent=_hf_latent(value),
-        dense_layers=_dense_layers(expert_layers, n_layers) if n_experts else frozenset(),
+        dense_layers=(
+            frozenset(range(n_layers)) - expert_layers
+            if n_experts and expert_layers
+            else frozenset()
+        ),
         expert_width=expert_width,
         shared_width=shared if n_experts else 0,
         gated_shared_experts="mlp.shared_expert_gate.weight" in roles,
@@ -211,10 +242,6 @@ def _feed_forward(
     if gated or not up:
         return "gated"
     return "fused" if len(up) > 1 and up[1] == 2 * width else "plain"
-
-
-def _dense_layers(expert_layers: Set[int], n_layers: int) -> frozenset[int]:
-    return frozenset(range(n_layers)) - expert_layers if expert_layers else frozenset()
 
 
 def _gguf_latent(

@@ -24,6 +24,7 @@ SERVINGS = (
     Serving(context=3000, batch=2, kv_type_k="Q8_0", kv_type_v="Q4_0"),
     Serving(context=8192, batch=5),
     Serving(context=1500, kv_type_k="Q8_0", flash_attention=False),
+    Serving(context=700, batch=2, kv_type_k="BF16", kv_type_v="F32"),
 )
 
 
@@ -38,7 +39,7 @@ class Compared(NamedTuple):
 
 
 def servings_of(model: Tiny, number: int) -> list[Serving]:
-    """The points of a model: another part of the list for each."""
+    """The points of a model: another part of the list for each architecture."""
     # Latent attention has one type for K and V.
     fitting = [
         serving for serving in SERVINGS if not model.rank or serving.kv_type_k == serving.kv_type_v

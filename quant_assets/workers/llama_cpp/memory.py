@@ -25,7 +25,7 @@ from quant_assets.errors import EnvironmentNotReady, InputError
 from quant_assets.formats.gguf_header import with_room_for_data
 from quant_assets.processes.protocol import EventChannel, serve
 from quant_assets.workers.gguf import ggml
-from quant_assets.workers.llama_cpp.native import ggml_type, library_versions, resolve_device
+from quant_assets.workers.llama_cpp.native import library_versions, resolve_device
 
 ASK: Final = "asking llama.cpp's allocator"
 _BREAKDOWN: Final = "_Z26llama_get_memory_breakdownPK13llama_context"
@@ -107,8 +107,8 @@ def _allocation(model: Any, serving: Serving) -> Allocation:
     parameters.kv_unified = False
     parameters.swa_full = False  # as in llama.cpp's own programs
     parameters.flash_attn_type = int(serving.flash_attention)
-    parameters.type_k = ggml_type(serving.kv_type_k)
-    parameters.type_v = ggml_type(serving.kv_type_v)
+    parameters.type_k = ggml.type_of_name(serving.kv_type_k)
+    parameters.type_v = ggml.type_of_name(serving.kv_type_v)
     with ggml.captured_log() as log:
         context = llama_cpp.llama_init_from_model(model, parameters)
     if not context:
