@@ -98,13 +98,18 @@ class RunCheck(_Row):
     predictions: list[RowPrediction]
 
 
-def check_runs(selection: Selection, model: SpeedModel) -> RunCheck:
-    """Predict every selected run with `model`, without looking at its speed."""
+def check_runs(
+    selection: Selection, model: SpeedModel, limits: SpeedLimits = PUBLISHED_LIMITS
+) -> RunCheck:
+    """Predict every selected run with `model`, without looking at its speed.
+
+    `limits` are those of dense models.
+    """
     found = model.predict(
         [item.gpu for item in selection.selected],
         [item.work.workload for item in selection.selected],
     )
-    return _check(selection, found, "shipped model")
+    return _check(selection, found, "shipped model", limits)
 
 
 def cross_validate_runs(selection: Selection, registry: GpuRegistry, model: SpeedModel) -> RunCheck:
@@ -124,12 +129,18 @@ def cross_validate_runs(selection: Selection, registry: GpuRegistry, model: Spee
     shipped = model.predict([item.gpu for item in others], [item.work.workload for item in others])
     validated |= dict(zip((id(item) for item in others), shipped, strict=True))
     return _check(
-        selection, [validated[id(item)] for item in selection.selected], "cross-validation"
+        selection,
+        [validated[id(item)] for item in selection.selected],
+        "cross-validation",
+        PUBLISHED_LIMITS,
     )
 
 
 def _check(
-    selection: Selection, found: Sequence[Prediction | None], predicted_by: PredictedBy
+    selection: Selection,
+    found: Sequence[Prediction | None],
+    predicted_by: PredictedBy,
+    limits: SpeedLimits,
 ) -> RunCheck:
     pairs = list(zip(selection.selected, found, strict=True))
     rows = [_row(item, made) for item, made in pairs if made is not None]
@@ -154,7 +165,7 @@ def _check(
         rows_of_seen_gpus=sum(row.rests_on == "this GPU" for row in rows),
         generic_shapes=sum(row.model_shape is None for row in rows),
         computed_sizes=sum(item.work.computed_size for item, made in pairs if made is not None),
-        dense=check_predictions(_of(pairs, "dense"), PUBLISHED_LIMITS),
+        dense=check_predictions(_of(pairs, "dense"), limits),
         mixtures_of_experts=check_predictions(_of(pairs, "mixtures_of_experts"), none),
         several_gpus=check_predictions(_of(pairs, "several_gpus"), none),
         other_engines={

@@ -85,6 +85,7 @@ def test_published_runs_count_where_a_table_of_them_exists(
     found = validate_speed_model(gpu_warehouse, registry, model, shipped)
     assert found.published_runs is not None
     assert found.published_runs.decode.all.n > 100
+    assert found.problems == []
     header, *rows = shipped.read_text().splitlines()
     tenfold = tmp_path / "runs.csv"
     column = header.split(",").index("tokens_per_s")
