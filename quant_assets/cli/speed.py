@@ -134,7 +134,7 @@ def _show_check(document: SpeedCheckDocument) -> None:
             {
                 "dense": document.dense,
                 "mixtures of experts": document.mixtures_of_experts,
-                "several GPUs, as one": document.several_gpus,
+                "several GPUs, split by layers": document.several_gpus,
                 **document.other_engines,
             },
         )

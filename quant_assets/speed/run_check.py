@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -18,11 +19,13 @@ from quant_assets.speed.fitting import cross_validated
 from quant_assets.speed.model import SpeedModel
 from quant_assets.speed.runs import MILD_SUSPECTS
 from quant_assets.speed.selection import SelectedRun, Selection, Table
-from quant_assets.speed.workload import Phase, Prediction
+from quant_assets.speed.workload import Phase, Prediction, Workload
 
 PredictedBy = Literal["shipped model", "cross-validation"]
 
 WORST_SHOWN: Final = 10
+_PIPELINED_SINCE: Final = 2024.2
+"""Pipeline parallelism came with llama.cpp b2407."""
 _FEW_BYTES: Final = 1.5e9
 """Below it, the launches of kernels take a large share of a decoding step."""
 
@@ -75,8 +78,9 @@ class WorstPrediction(_Row):
 class RunCheck(_Row):
     """How true the predictions of the rows are, by table.
 
-    `dense` has the limits: runs of dense models with llama.cpp's engines on one GPU. Rows on several
-    GPUs are predicted as on one, since a model split by layers runs through them one after another.
+    `dense` has the limits: runs of dense models with llama.cpp's engines on one GPU. On several GPUs
+    a model is split by layers: decoding is no faster than on one, and prefill passes its micro-batches
+    through the GPUs as through a pipeline where the backend can.
     `other_engines` is by engine. `rows_of_seen_gpus` of the predicted rows are on GPUs whose runs the
     model was fitted to: they test the fit, not what it says of other GPUs. `generic_shapes` and
     `computed_sizes` count rows whose model or file size was not known.
@@ -136,13 +140,44 @@ def cross_validate_runs(selection: Selection, registry: GpuRegistry, model: Spee
     )
 
 
+def layer_split_speedup(workload: Workload, gpus: int) -> float:
+    """How many times faster `gpus` GPUs prefill a model split by layers than one of them; 1 decoding.
+
+    k micro-batches pass n stages in k + n - 1 steps of 1 / n of the time each: k n / (k + n - 1).
+    llama.cpp does so with CUDA and HIP since March 2024; else the GPUs work one after another.
+    """
+    year = workload.engine_year
+    if (
+        workload.phase == "decode"
+        or workload.backend not in ("CUDA", "HIP")
+        or (year is not None and year < _PIPELINED_SINCE)
+    ):
+        return 1.0
+    passes = -(-workload.tokens // workload.tokens_per_pass)
+    return passes * gpus / (passes + gpus - 1)
+
+
+def _split(item: SelectedRun, made: Prediction | None) -> Prediction | None:
+    if made is None or item.table != "several_gpus":
+        return made
+    factor = layer_split_speedup(item.work.workload, item.run.gpu_count)
+    return replace(
+        made,
+        tokens_per_s=made.tokens_per_s * factor,
+        low=made.low * factor,
+        high=made.high * factor,
+    )
+
+
 def _check(
     selection: Selection,
     found: Sequence[Prediction | None],
     predicted_by: PredictedBy,
     limits: SpeedLimits,
 ) -> RunCheck:
-    pairs = list(zip(selection.selected, found, strict=True))
+    pairs = [
+        (item, _split(item, made)) for item, made in zip(selection.selected, found, strict=True)
+    ]
     rows = [_row(item, made) for item, made in pairs if made is not None]
     left_out = [
         LeftOutRow(row_id=item.row_id, reason=item.reason, detail=item.detail)

@@ -113,7 +113,7 @@ def test_check_shows_tables_to_people(tmp_path: Path) -> None:
     )
     run = CliRunner().invoke(app, ["speed", "check", "--runs", file])
     assert run.exit_code == 0, run.exception
-    for text in ("3 of 4 rows predicted", "mixtures of experts, decode", "several GPUs, as one",
+    for text in ("3 of 4 rows predicted", "mixtures of experts, decode", "several GPUs, split by layers",
                  "Largest errors", "unknown_gpu", "decode at batch 1, median error"):  # fmt: skip
         assert text in run.stdout
     assert "\x1b" not in run.stdout

@@ -1,5 +1,7 @@
 """Predictions of published runs: made without their speeds, by table, with reasons."""
 
+import pytest
+
 from quant_assets.gpus.registry import load_registry
 from quant_assets.speed.model import load_speed_model
 from quant_assets.speed.run_check import RunCheck, check_runs
@@ -32,11 +34,26 @@ def test_predictions_do_not_look_at_the_measured_speed() -> None:
         assert before.low < before.predicted < before.high
 
 
-def test_several_gpus_are_no_faster_than_one() -> None:
+def test_several_gpus_decode_no_faster_than_one() -> None:
     found = checked({}, {"gpu_count": 2}, {"gpu_count": 8})
     assert len({row.predicted for row in found.predictions}) == 1
     assert found.several_gpus.decode.all.n == 2
     assert found.dense.decode.all.n == 1
+
+
+def test_several_gpus_prefill_as_a_pipeline() -> None:
+    """Eight micro-batches pass four GPUs in 11 steps of a quarter of the time."""
+
+    def speedup(**fields: object) -> float:
+        run = {"test": "prefill", "prompt_tokens": 4096, **fields}
+        one, four = checked(run, run | {"gpu_count": 4}).predictions
+        assert (four.high / one.high) == pytest.approx(four.predicted / one.predicted)
+        return four.predicted / one.predicted
+
+    assert speedup() == pytest.approx(8 * 4 / 11)
+    assert speedup(prompt_tokens=512) == 1
+    assert speedup(gpu_backend="Vulkan") == 1
+    assert speedup(engine_build_or_date="b2000", source_date="2024-01") == 1
 
 
 def test_tables_and_counts() -> None:
