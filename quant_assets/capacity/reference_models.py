@@ -7,7 +7,7 @@ regenerates it.
 """
 
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 from typing import Final
 
 import yaml
@@ -75,7 +75,7 @@ class ReferenceModel(BaseModel):
             },
         }
 
-    @property
+    @cached_property
     def shape(self) -> ModelShape:
         """The equivalent `ModelShape`."""
         matrices = {name: rows * length for name, (length, rows) in self.matrices().items()}

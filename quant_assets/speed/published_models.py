@@ -7,7 +7,7 @@ they are; the published counts beside them check it.
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Final
 
 import yaml
@@ -20,6 +20,7 @@ from quant_assets.settings import get_settings
 MAX_SIZE_MISMATCH: Final = 0.2
 """A model of a known name whose stated size differs by more is another model."""
 
+_MOST_NAMES: Final = 4096  # remembered; tables repeat their models' names
 _TOKEN: Final = re.compile(
     r"\d+x\d+(?:\.\d+)?b(?![a-z0-9])"  # 8x7b
     r"|[ae]\d+(?:\.\d+)?[bm](?![a-z0-9])"  # a3b, e4b
@@ -295,7 +296,7 @@ def published_models() -> Mapping[str, PublishedModel]:
     return {model.name: model for model in models}
 
 
-@cache
+@lru_cache(maxsize=_MOST_NAMES)
 def find_published_model(name: str, parameters_b: float | None = None) -> PublishedModel | None:
     """The published model that `name` means; None when there is none, or more than one.
 
@@ -333,7 +334,7 @@ def _known_names() -> Sequence[tuple[tuple[str, ...], PublishedModel]]:
     ]
 
 
-@cache
+@lru_cache(maxsize=_MOST_NAMES)
 def _words(name: str) -> tuple[str, ...]:
     return tuple(_TOKEN.findall(name.casefold()))
 

@@ -1,7 +1,7 @@
 """Which published runs a prediction can be held against, in which table, and why the others not."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from quant_assets.gpus.registry import Gpu, GpuRegistry
@@ -74,8 +74,9 @@ def select_runs(file: RunFile, registry: GpuRegistry) -> Selection:
     """Every run of `file` with its GPU and workload, or left out with its reason."""
     selected: list[SelectedRun] = []
     left_out: list[LeftOut] = list(file.left_out)
+    gpus = _Gpus(registry)
     for run in file.runs:
-        found = _select(run, registry)
+        found = _select(run, gpus)
         if isinstance(found, LeftOut):
             left_out.append(found)
         else:
@@ -83,12 +84,27 @@ def select_runs(file: RunFile, registry: GpuRegistry) -> Selection:
     return Selection(tuple(selected), tuple(left_out))
 
 
-def _select(run: SpeedRun, registry: GpuRegistry) -> SelectedRun | LeftOut:
+class _Gpus:
+    """Remembers which GPU the rows of a table mean: names repeat, and unknown ones cost a search."""
+
+    def __init__(self, registry: GpuRegistry) -> None:
+        self._registry = registry
+        self._known: dict[tuple[object, ...], Gpu | LeftOut] = {}
+
+    def of(self, run: SpeedRun) -> Gpu | LeftOut:
+        key = (run.gpu, run.gpu_variant, run.gpu_group, run.bandwidth_gb_s)
+        if key not in self._known:
+            self._known[key] = gpu_of_run(run, self._registry)
+        found = self._known[key]
+        return replace(found, row_id=run.row_id) if isinstance(found, LeftOut) else found
+
+
+def _select(run: SpeedRun, gpus: _Gpus) -> SelectedRun | LeftOut:
     if doubts := [tag for tag in run.suspect if tag not in MILD_SUSPECTS]:
         return LeftOut(run.row_id, "suspect", ", ".join(doubts))
     if run.measure not in USABLE_MEASURES:
         return LeftOut(run.row_id, "measure", run.measure)
-    gpu = gpu_of_run(run, registry)
+    gpu = gpus.of(run)
     if isinstance(gpu, LeftOut):
         return gpu
     if gpu.memory_bandwidth_gb_s is None:
