@@ -121,12 +121,14 @@ def _with_allocation(estimate: MemoryEstimate, header: _Header, serving: Serving
         (allocation,) = ask_allocator(job).allocations
     except QuantAssetsError as error:
         return estimate.model_copy(update={"memory_note": f"{error.what} {error.why}"})
-    weights = estimate.weights
+    weights, shape = estimate.weights, estimate.shape
     if header.has_level:
         weights = weights.model_copy(update={"weights_bytes": allocation.weights_bytes})
+        shape = inspect_model(header.path, require_data=False)
     return estimate.model_copy(
         update={
             "weights": weights,
+            "shape": shape,
             "weights_bytes": weights.weights_bytes,
             "kv_cache_bytes": allocation.state_bytes,
             "compute_bytes": allocation.compute_bytes,

@@ -30,8 +30,8 @@ _OUTPUT_TYPE: Final = "Q6_K"
 """llama.cpp's mixtures store the output head in it at least (`llama_tensor_get_type`)."""
 
 
-_ROUNDED_BITS_PER_WEIGHT: Final = 1e-3
-"""Up to this difference the weights are those of the files, whose bytes a manifest states rounded."""
+_SAME_FILES: Final = 0.02
+"""Up to this difference the weights are those of the files: rounded, or padded by the allocator."""
 
 
 class Offload(BaseModel):
@@ -380,9 +380,7 @@ def _weight_parts(estimate: MemoryEstimate) -> WeightParts:
     """The parts at the estimate's level: those of the files, scaled to its bytes."""
     weights, typical = estimate.weights, typical_parts(estimate.shape)
     stored = stored_parts(estimate.shape)
-    if stored is not None and isclose(
-        stored.total, weights.weights_bytes, rel_tol=_ROUNDED_BITS_PER_WEIGHT
-    ):
+    if stored is not None and isclose(stored.total, weights.weights_bytes, rel_tol=_SAME_FILES):
         return stored.rescaled(weights.weights_bytes)
     stored = stored or typical
     if weights.checkpoint:

@@ -1,18 +1,22 @@
 """Which GPUs hold a copy: whole copies, copies split over several devices, parts in host memory."""
 
-from math import floor
+import re
+from math import ceil, floor
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from quant_assets.capacity.device_memory import DeviceBudget, device_budget, placement_settings
+from quant_assets.capacity.estimates import estimate_of_model, fits
 from quant_assets.capacity.heuristics.catalog import make_strategy
 from quant_assets.capacity.heuristics.strategy import GpuFacts
 from quant_assets.capacity.memory import (
     MemoryEstimate,
     Serving,
+    Weights,
     estimate_memory,
+    layer_cache_bytes,
     weights_at_level,
 )
 from quant_assets.capacity.placement import (
@@ -29,7 +33,11 @@ from quant_assets.capacity.placement import (
 )
 from quant_assets.capacity.reference_models import reference_models
 from quant_assets.errors import InputError
+from quant_assets.formats.gguf_header import read_gguf_header
 from quant_assets.gpus.registry import load_registry
+from quant_assets.models.inspection import ModelShape, inspect_model
+from quant_assets.settings import Settings
+from quant_assets_tests.capacity.tiny_architectures import ARCHITECTURES, Tiny, write_tiny
 
 REGISTRY = load_registry()
 LLAMA_3_8B = reference_models()["Llama 3 8B"].shape
@@ -325,3 +333,70 @@ def test_the_options_give_each_device_its_layers() -> None:
         for _ in range(share.n_layers + share.holds_output)
     ]
     assert device_of == expected
+
+
+# Files.
+
+
+@pytest.mark.parametrize("tiny", ARCHITECTURES, ids=lambda tiny: tiny.name)
+def test_parts_of_every_architecture_are_those_of_its_tensors(tiny: Tiny, tmp_path: Path) -> None:
+    path = write_tiny(tiny, tmp_path / "tiny.gguf")
+    # Every tensor is padded to 32 bytes, in the file and in memory.
+    tensors = {
+        tensor.name: ceil(tensor.n_bytes / 32) * 32 for tensor in read_gguf_header(path).tensors
+    }
+    shape = inspect_model(path)
+    estimate = estimate_memory(tiny.name, shape, _as_stored(shape), Serving(context=512))
+    parts = copy_parts(estimate)
+
+    def held_by(pattern: str) -> int:
+        return sum(size for name, size in tensors.items() if re.search(pattern, name))
+
+    for layer, needs in enumerate(parts.layers):
+        # The pattern of llama.cpp's --n-cpu-moe.
+        experts = held_by(rf"^blk\.{layer}\.ffn_(up|down|gate|gate_up)_(ch|)exps")
+        assert needs.experts == experts
+        assert needs.dense + needs.experts == held_by(rf"^blk\.{layer}\.")
+        assert needs.kv == layer_cache_bytes(shape, Serving(context=512), layer)
+    assert parts.embedding == (held_by(r"^token_embd\.") if "output.weight" in tensors else 0)
+    assert sum(needs.dense + needs.experts for needs in parts.layers) + (
+        parts.embedding + parts.output
+    ) == sum(tensors.values())
+
+
+def test_a_mixture_in_a_file_leaves_the_experts_of_its_first_layers_in_host_memory(
+    tmp_path: Path,
+) -> None:
+    mixture = next(tiny for tiny in ARCHITECTURES if tiny.architecture == "deepseek2")
+    path = write_tiny(mixture, tmp_path / "tiny.gguf")
+    sizes = {tensor.name: tensor.n_bytes for tensor in read_gguf_header(path).tensors}
+    shape = inspect_model(path)
+    estimate = estimate_memory("tiny", shape, _as_stored(shape), Serving(context=512))
+    (found,) = fits(estimate, REGISTRY, ["L4"], offload=Offload(cpu_moe_layers=2))
+    assert found.placement is not None
+    # The first layer is dense, so that only the second one's experts stay behind.
+    kept = sum(size for name, size in sizes.items() if re.match(r"blk\.1\.ffn_\w+_exps", name))
+    assert 0 < kept == found.placement.host.expert_bytes
+    assert found.placement.host.weights_bytes == kept + sizes["token_embd.weight"]
+    assert found.placement.devices[0].weights_bytes == sum(sizes.values()) - (
+        kept + sizes["token_embd.weight"]
+    )
+
+
+def test_a_planned_level_is_split_as_its_tensors_are_typed(tmp_path: Path) -> None:
+    tiny = Tiny("llama", "llama", layers=12, hidden=256, vocabulary=2000)
+    path = write_tiny(tiny, tmp_path / "tiny.gguf")
+    estimate = estimate_of_model(
+        str(path), "Q4_K_M", Serving(context=512), Settings(home=tmp_path / "home")
+    )
+    parts = copy_parts(estimate)
+    # Q4_K_M stores the output head in Q6_K, and the embedding in Q4_K.
+    assert parts.embedding == pytest.approx(2000 * 256 * 4.5 / 8, rel=0.01)
+    assert parts.output == pytest.approx(2000 * 256 * 6.5625 / 8, rel=0.01)
+    # The first and the last layers have some of their matrices in Q6_K.
+    assert parts.layers[0].dense > parts.layers[4].dense
+
+
+def _as_stored(shape: ModelShape) -> Weights:
+    assert shape.weights_bytes is not None
+    return Weights(level="F16", weights_bytes=shape.weights_bytes, basis="", weight_type="F16")

@@ -18,7 +18,7 @@ from quant_assets.capacity.placement import Offload, Placement, copy_parts, plac
 from quant_assets.capacity.reference_models import reference_models
 from quant_assets.gpus.registry import Gpu, load_registry
 from quant_assets.models.inspection import LayerWeights, ModelShape, TensorRoles
-from quant_assets.speed.model import SpeedModel
+from quant_assets.speed.model import SpeedModel, load_speed_model
 from quant_assets.speed.placed_speed import (
     CopySpeed,
     placed_speeds,
@@ -70,6 +70,9 @@ class Roofline(SpeedModel):
         return found
 
 
+ROOFLINE = Roofline.model_construct()
+
+
 def estimate_of(shape: ModelShape, batch: int = 1, context: int = 4096) -> MemoryEstimate:
     assert shape.weights_bytes is not None
     weights = Weights(level="Q4_0", weights_bytes=shape.weights_bytes, basis="", weight_type="Q4_0")
@@ -85,7 +88,7 @@ def speed_of(
     room = DeviceBudget(round(capacity_gb * GB), 0)
     placement = place(copy_parts(estimate), room, offload or Offload())
     assert placement is not None
-    (speed,) = placed_speeds(Roofline(), estimate, [(RTX_3090, placement)], bandwidth_gb_s)
+    (speed,) = placed_speeds(ROOFLINE, estimate, [(RTX_3090, placement)], bandwidth_gb_s)
     assert speed is not None
     return placement, speed
 
@@ -181,7 +184,7 @@ def test_a_checkpoints_embedding_is_on_the_gpu_but_hardly_read() -> None:
     embedding = 2 * shape.vocab_size * shape.hidden_size
     assert (parts.embedding, parts.embedding_on_gpu) == (0, embedding)
     (found,) = fits(estimate, REGISTRY, ["GeForce RTX 3090"])
-    (placed,) = with_speeds([found], estimate, Roofline(), REGISTRY)
+    (placed,) = with_speeds([found], estimate, ROOFLINE, REGISTRY)
     assert placed.llama_server_options == []
     assert placed.placement is not None and placed.speed is not None
     assert sum(share.weights_bytes for share in placed.placement.devices) == weights.weights_bytes
@@ -189,9 +192,12 @@ def test_a_checkpoints_embedding_is_on_the_gpu_but_hardly_read() -> None:
     assert placed.speed.gpu_ms == pytest.approx(1e3 * read / BANDWIDTH)
 
 
-def test_a_gpu_without_a_known_bandwidth_has_no_speed() -> None:
-    shape = reference_models()["Llama 3 8B"].shape
-    estimate = estimate_memory("8B", shape, weights_at_level(shape, "Q4_0"), Serving(context=512))
-    unknown = next(gpu for gpu in REGISTRY.all if gpu.memory_bandwidth_gb_s is None)
-    found = fits(estimate, REGISTRY, [unknown.canonical_name])
-    assert with_speeds(found, estimate, SpeedModel(), REGISTRY)[0].speed is None
+def test_a_gpu_without_a_known_bandwidth_has_no_speed_but_a_place() -> None:
+    estimate = estimate_of(MIXTURE)
+    unknown = RTX_3090.model_copy(update={"memory_bandwidth_gb_s": None})
+    placement = place(copy_parts(estimate), DeviceBudget(60 * GB, 0))
+    assert placement is not None
+    placements = [(unknown, placement), (RTX_3090, placement)]
+    nothing, something = placed_speeds(load_speed_model(), estimate, placements)
+    assert nothing is None
+    assert something is not None and something.rests_on == "this GPU"

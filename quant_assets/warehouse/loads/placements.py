@@ -63,7 +63,7 @@ def load_placements(
         manifest = store.find(needs.artifact_id)
         shape = shape_of(manifest) if manifest else None
         if shape is not None and needs.variant in variants:
-            parts = copy_parts(_estimate(needs, shape, variants[needs.variant]))
+            parts = copy_parts(needs_estimate(needs, shape, variants[needs.variant]))
             copies.append(PlacedCopy(needs, parts, shape.hidden_size))
     frames = (placement_rows(copy, registry.all) for copy in copies)
     return replace_frames(connection, "placements", frames)
@@ -103,7 +103,7 @@ def _held(copy: PlacedCopy, budget: DeviceBudget) -> _Held:
     )
 
 
-def _estimate(needs: ServingNeeds, shape: ModelShape, variant: Variant) -> MemoryEstimate:
+def needs_estimate(needs: ServingNeeds, shape: ModelShape, variant: Variant) -> MemoryEstimate:
     """The estimate whose figures are those of `needs`."""
     kv_type_k, kv_type_v = variant.cache_type_k.upper(), variant.cache_type_v.upper()
     return MemoryEstimate(
