@@ -37,7 +37,13 @@ quantum flux capacitor,1,USD,shop,https://shop.example/3
 """
 
 
-QUALITY = {"ops": {"tiny__variant_quality_results": {"config": {"windows": 1, "obedience": False}}}}
+QUALITY = {
+    "ops": {
+        "tiny__variant_quality_results": {
+            "config": {"windows": 1, "kv_cache_windows": 2, "obedience": False}
+        }
+    }
+}
 
 
 class FirstState(NamedTuple):

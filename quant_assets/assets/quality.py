@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 import dagster as dg
-from pydantic import PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 
 from quant_assets.assets.conventions import (
     DEVICE_POOL,
@@ -18,6 +18,7 @@ from quant_assets.assets.partitions import (
     variant_partitions,
 )
 from quant_assets.bench.artifact_finder import artifact_finder
+from quant_assets.bench.kv_cache import DEFAULT_KV_CACHE_WINDOWS, KvCacheResult
 from quant_assets.bench.matrix import first_failure
 from quant_assets.bench.obedience.measurement import ObedienceResult
 from quant_assets.bench.obedience.prompts import load_prompts, spread_prompts
@@ -38,11 +39,14 @@ class QualityConfig(dg.Config):
     """How many windows of 512 tokens are scored, and whether obedience is measured as well.
 
     `obedience_prompts`: the number of prompts, spread over their categories; null means all.
+    `kv_cache_windows`: windows, each as long as the model's longest `kv_cache_contexts`, on which
+    quantized KV caches are compared with an F16 cache; 0: not at all.
     """
 
     windows: int = DEFAULT_WINDOWS
     obedience: bool = True
     obedience_prompts: PositiveInt | None = None
+    kv_cache_windows: NonNegativeInt = DEFAULT_KV_CACHE_WINDOWS
 
 
 def build_variant_quality(
@@ -98,6 +102,18 @@ def build_variant_quality(
                     quality = backend.quality(
                         context, subject, baseline, text, store, config.windows
                     )
+                    kv_cache = (
+                        None
+                        if variants[name].has_f16_cache or not config.kv_cache_windows
+                        else backend.kv_cache_quality(
+                            context,
+                            subject,
+                            text,
+                            root.results,
+                            contexts=model.kv_cache_contexts,
+                            windows=config.kv_cache_windows,
+                        )
+                    )
                     obedience = (
                         backend.obedience(context, subject, prompts, root.results)
                         if config.obedience
@@ -107,7 +123,10 @@ def build_variant_quality(
                     failures[name] = error
                     context.log.error(f"{name} failed: {error}")
                     continue
-                measured[name] = _quality_metadata(quality, obedience, len(known_prompts))
+                measured[name] = {
+                    **_quality_metadata(quality, obedience, len(known_prompts)),
+                    **(_kv_cache_metadata(kv_cache) if kv_cache else {}),
+                }
         observe_skipped(context, skipped)
         complete = not skipped and not failures
         yield from materialized_partitions(context, measured, complete=complete)
@@ -116,6 +135,25 @@ def build_variant_quality(
                 raise first_failure(failures)
 
     return variant_quality_results
+
+
+def _kv_cache_metadata(result: KvCacheResult) -> dict[str, dg.MetadataValue]:
+    """What the cache types cost at each context, against an F16 cache."""
+    numbers: dict[str, float | None] = {}
+    for measured in result.contexts:
+        ratio, divergence = measured.perplexity_ratio_interval, measured.kl_divergence_interval
+        at = f"KV cache at {measured.context} tokens"
+        numbers |= {
+            f"{at}: perplexity ratio to an F16 cache": measured.perplexity_ratio,
+            f"{at}: ratio, low": ratio and ratio.low,
+            f"{at}: ratio, high": ratio and ratio.high,
+            f"{at}: KL divergence (nats)": measured.kl_divergence,
+            f"{at}: KL divergence, low": divergence and divergence.low,
+            f"{at}: KL divergence, high": divergence and divergence.high,
+        }
+    return {
+        name: dg.MetadataValue.float(value) for name, value in numbers.items() if value is not None
+    }
 
 
 def _quality_metadata(

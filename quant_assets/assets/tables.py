@@ -29,6 +29,7 @@ from quant_assets.warehouse.loads.listings import load_listing_history
 from quant_assets.warehouse.loads.measurements import (
     load_benchmarks,
     load_hosts,
+    load_kv_cache_quality,
     load_variant_quality,
 )
 from quant_assets.warehouse.loads.placements import load_placements
@@ -68,6 +69,14 @@ def build_table(
         )
 
     return load_table
+
+
+def _load_quality(connection: duckdb.DuckDBPyConnection, root: DataRoot) -> int:
+    """Load both tables of quality; return their row count."""
+    results = root.settings.results
+    store = QualityStore(results, root.settings.cache)
+    rows = load_variant_quality(connection, store, results)
+    return rows + load_kv_cache_quality(connection, results)
 
 
 def build_tables(
@@ -142,12 +151,9 @@ def build_tables(
         ),
         build_table(
             "quality_measurements",
-            "Perplexity, divergence and obedience of all variants, from the quality files.",
-            lambda connection, root: load_variant_quality(
-                connection,
-                QualityStore(root.settings.results, root.settings.cache),
-                root.settings.results,
-            ),
+            "Perplexity, divergence and obedience of all variants, and what their KV cache types "
+            "cost, from the quality files.",
+            _load_quality,
             [variant_quality_key(model) for model in models],
             table="variant_quality",
         ),

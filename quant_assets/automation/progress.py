@@ -19,13 +19,14 @@ USUAL_S: dict[Stage, float] = {
     "host": 6.0,
     "source": 20.0,
     "artifacts": 22.0,
-    "quality": 125.0,
+    "quality": 205.0,
     "benchmarks": 120.0,
     "marts": 18.0,
 }
 """Seconds per stage with SmolLM2-135M on two idle cores and an empty data root.
 
-Quality is 75 s for perplexity and divergence, and 50 s for six variants that answer 24 prompts.
+Quality is 75 s for perplexity and divergence, 80 s for two quantized KV caches at 2048 tokens, and
+50 s for six variants that answer 24 prompts.
 """
 
 LINE_INTERVAL_S: Final = 30.0

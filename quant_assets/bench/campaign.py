@@ -11,6 +11,12 @@ from typing import NamedTuple
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.bench.artifact_finder import FindArtifact, LocatedArtifact, artifact_finder
 from quant_assets.bench.cell import MeasuredCell, run_cell
+from quant_assets.bench.kv_cache import (
+    DEFAULT_KV_CACHE_WINDOWS,
+    KvCacheResult,
+    kv_cache_results,
+    measure_kv_cache,
+)
 from quant_assets.bench.matrix import (
     CellOutcome,
     IncompleteCell,
@@ -32,7 +38,7 @@ from quant_assets.bench.settings import BenchSettings, resolve_variant_names
 from quant_assets.bench.subject import Subject
 from quant_assets.bench.variants import BASELINE_VARIANT, Variant, load_variants
 from quant_assets.errors import InputError, QuantAssetsError
-from quant_assets.models.config import load_models
+from quant_assets.models.config import ModelConfig, load_models
 from quant_assets.processes.protocol import ProgressEvent
 from quant_assets.processes.session import UNATTENDED, WorkerSession
 from quant_assets.settings import Settings
@@ -45,11 +51,16 @@ _SPEED_SHARE = 0.5
 
 
 class ExtraMeasurements(NamedTuple):
-    """Measurements besides speed: quality on `text` (None: not), and obedience."""
+    """Measurements besides speed: quality on `text` (None: not), and obedience.
+
+    `kv_cache_contexts` None: those of the model's configuration.
+    """
 
     text: TextChoice | None = None
     windows: int = DEFAULT_WINDOWS
     obedience: bool = False
+    kv_cache_contexts: tuple[int, ...] | None = None
+    kv_cache_windows: int = DEFAULT_KV_CACHE_WINDOWS
 
 
 class CellProgress:
@@ -98,7 +109,8 @@ class CellProgress:
 class Campaign:
     """The chosen variants of one model, in the order in which they run.
 
-    `find` locates artifacts; `baseline` is the artifact that quality is measured against. `only`
+    `find` locates artifacts; `baseline` is the artifact that quality is measured against,
+    `kv_cache_contexts` are the contexts at which quantized KV caches are compared with F16. `only`
     limits it to some cells, by variant and batch size.
     """
 
@@ -109,6 +121,7 @@ class Campaign:
     find: FindArtifact
     baseline: LocatedArtifact | None = None
     only: frozenset[tuple[str, int]] | None = None
+    kv_cache_contexts: tuple[int, ...] = ()
 
     def plan(self) -> list[PlannedCell]:
         """All cells in order, each with an estimate or the reason why it is skipped."""
@@ -132,6 +145,23 @@ class Campaign:
             for batch_size in self.settings.batch_sizes
         )
         return [record for records in found for record in newest_of_cells(records)]
+
+    def kv_cache_quality(self) -> list[KvCacheResult]:
+        """The newest result of each variant that runs its current artifact and cache types."""
+        newest = {}
+        for result in kv_cache_results(self.results.folder):
+            variant = self.variants.get(result.variant)
+            if result.model != self.model_name or variant is None:
+                continue
+            artifact = self.find(variant)
+            types = (variant.cache_type_k, variant.cache_type_v)
+            if (
+                artifact is not None
+                and artifact.artifact_id == result.artifact_id
+                and types == (result.cache_type_k, result.cache_type_v)
+            ):
+                newest[result.variant] = result
+        return [newest[name] for name in self.variants if name in newest]
 
     def run(
         self,
@@ -189,14 +219,25 @@ class Campaign:
     ) -> BenchmarkRecord:
         if extras.text is None or self.baseline is None:
             return record
+        text = evaluation_text(extras.text, project.cache)
         quality = measure_quality(
             subject,
             self.baseline,
-            evaluation_text(extras.text, project.cache),
+            text,
             QualityStore(self.results.folder, project.cache),
             windows=extras.windows,
             session=session,
         )
+        contexts = extras.kv_cache_contexts or self.kv_cache_contexts
+        if not subject.variant.has_f16_cache and contexts and extras.kv_cache_windows:
+            measure_kv_cache(
+                subject,
+                text,
+                self.results.folder,
+                contexts=contexts,
+                windows=extras.kv_cache_windows,
+                session=session,
+            )
         return record.with_quality(quality=quality)
 
     def _with_obedience(
@@ -230,7 +271,8 @@ def open_campaign(
     """
     known = load_variants(project.variants_yaml)
     chosen = resolve_variant_names(list(known), variant_names)
-    name = _known_model(project, model_name)
+    model = _known_model(project, model_name)
+    name = model.name
     find = artifact_finder(ArtifactStore(project.artifacts), name)
     baseline = known.get(BASELINE_VARIANT)
     return Campaign(
@@ -240,18 +282,19 @@ def open_campaign(
         results=results,
         find=find,
         baseline=find(baseline) if baseline else None,
+        kv_cache_contexts=model.kv_cache_contexts,
     )
 
 
-def _known_model(project: Settings, name: str | None) -> str:
-    names = [model.name for model in load_models(project.models_yaml)]
-    if name is not None and name not in names:
+def _known_model(project: Settings, name: str | None) -> ModelConfig:
+    models = {model.name: model for model in load_models(project.models_yaml)}
+    if name is not None and name not in models:
         raise InputError(
             f"There is no model {name!r}.",
-            f"The model list has {', '.join(names)}.",
+            f"The model list has {', '.join(models)}.",
             "Choose one of these, or add the model to the list.",
         )
-    return name or names[0]
+    return models[name or next(iter(models))]
 
 
 def measured_records(outcomes: Iterable[CellOutcome]) -> list[BenchmarkRecord]:

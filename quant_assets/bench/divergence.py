@@ -213,6 +213,46 @@ class Divergence:
         return self._same_top / len(self.kl)
 
 
+class LogitPairs:
+    """Compares two sets of logits of the same tokens, window by window, without a file between.
+
+    It has the figures of `Divergence`, by the definition itself: nothing is cut or rounded.
+    """
+
+    def __init__(self) -> None:
+        self._kl: list[Values] = []
+        self._baseline_nll: list[Values] = []
+        self._same_top = 0
+
+    def add(self, baseline: Logits, logits: Logits, targets: Tokens) -> None:
+        """Add the scored rows of the next window."""
+        self._baseline_nll.append(negative_log_likelihoods(baseline, targets))
+        for block in _blocks(len(targets)):
+            base, own = _log_softmax(baseline[block]), _log_softmax(logits[block])
+            self._kl.append((np.exp(base) * (base - own)).sum(axis=1))
+        self._same_top += int((logits.argmax(axis=1) == baseline.argmax(axis=1)).sum())
+
+    @property
+    def kl(self) -> Values:
+        """KL(baseline || model) of every scored token, in nats."""
+        return np.concatenate(self._kl)
+
+    @property
+    def baseline_nll(self) -> Values:
+        """-log p(target) of the baseline."""
+        return np.concatenate(self._baseline_nll)
+
+    @property
+    def top1_agreement(self) -> float:
+        """Fraction of scored tokens where both rank the same token first."""
+        return self._same_top / len(self.kl)
+
+
+def _log_softmax(logits: Logits) -> Values:
+    largest, log_sum = _normalizer(logits)
+    return (logits - largest[:, None]).astype(np.float64) - log_sum[:, None]
+
+
 def cut_windows(tokens: Sequence[int], context: int, limit: int | None) -> Tokens:
     """Whole windows of a text's tokens, at most `limit`.
 

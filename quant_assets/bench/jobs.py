@@ -170,6 +170,31 @@ class QualityMeasurement(BaseModel):
         return [value * len(sums) / self.scored_tokens for value in sums]
 
 
+class KvCacheQualityJob(BaseModel):
+    """What the types of a KV cache cost, against an F16 cache with the same weights and tokens.
+
+    Tokens are scored at the end of each of `contexts` in `windows` windows of a text; contexts are
+    capped at the model's own and at half the text.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    model_path: str
+    text_path: str
+    contexts: tuple[int, ...]
+    windows: int
+    threads: int
+    device: Device = "auto"
+    cache_type_k: str
+    cache_type_v: str
+
+
+class KvCacheMeasurement(BaseModel):
+    """One measurement per context, in ascending order; the baseline is the F16 cache."""
+
+    contexts: list[QualityMeasurement]
+
+
 class ChatJob(BaseModel):
     """Prompts that a model answers one by one, greedily, through its own chat template."""
 

@@ -43,6 +43,11 @@ class Variant(BaseModel):
         return "llamacpp" if self.format == "gguf" else "torch"
 
     @property
+    def has_f16_cache(self) -> bool:
+        """Whether the KV cache has llama.cpp's default types, or is not configurable."""
+        return (self.cache_type_k, self.cache_type_v) == ("f16", "f16")
+
+    @property
     def quantization(self) -> GroupQuantization | None:
         """Bits and group size of GPTQ and AWQ; None for GGUF. Raises `InputError` for a bad level."""
         if self.format == "gguf":
@@ -54,7 +59,7 @@ class Variant(BaseModel):
         if self.format == "gguf":
             if self.bits is not None or self.group_size is not None:
                 raise ValueError("`bits` and `group_size` belong to GPTQ and AWQ variants")
-        elif (self.cache_type_k, self.cache_type_v) != ("f16", "f16"):
+        elif not self.has_f16_cache:
             raise ValueError("`cache_type_k` and `cache_type_v` belong to GGUF variants")
         else:
             self._check_level()

@@ -10,6 +10,7 @@ import numpy as np
 from quant_assets.bench.divergence import (
     Baseline,
     Divergence,
+    LogitPairs,
     Logits,
     Tokens,
     Values,
@@ -48,7 +49,7 @@ def score(
         windows = baseline.windows
     else:
         assert job.text_path is not None, "a job without a baseline names a text"
-        windows = cut_windows(tokenize(_text(Path(job.text_path))), job.context, job.windows)
+        windows = cut_windows(tokenize(read_text(Path(job.text_path))), job.context, job.windows)
     divergence = Divergence(baseline) if baseline is not None else None
     nll = []
     with ExitStack() as stack:
@@ -69,7 +70,8 @@ def score(
     )
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The text of a file as llama.cpp's tools read it; raises `InputError` where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -89,7 +91,7 @@ def _check(baseline: Baseline, n_vocab: int, job: QualityJob) -> None:
 
 
 def summarize_windows(
-    window_nll: Values, context: int, divergence: Divergence | None, seconds: float
+    window_nll: Values, context: int, divergence: Divergence | LogitPairs | None, seconds: float
 ) -> QualityMeasurement:
     """Summarize `window_nll`, the negative log-likelihoods of windows x scored tokens, in nats."""
     count = len(window_nll)

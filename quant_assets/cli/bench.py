@@ -17,6 +17,7 @@ from quant_assets.bench.compare import Comparison, open_side
 from quant_assets.bench.compare import compare as compare_sides
 from quant_assets.bench.endpoint import Endpoint
 from quant_assets.bench.endpoint_benchmark import bench_endpoint
+from quant_assets.bench.kv_cache import DEFAULT_KV_CACHE_WINDOWS, KvCacheResult
 from quant_assets.bench.matrix import CellOutcome, PlannedCell
 from quant_assets.bench.quality import DEFAULT_WINDOWS
 from quant_assets.bench.record import BenchmarkRecord
@@ -93,10 +94,23 @@ class MeasurementOptions(CommandOptions):
         DEFAULT_WINDOWS
     )
 
+    kv_context: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="With --quality: context in tokens at which quantized KV caches are compared with "
+            "F16; repeatable (default: kv_cache_contexts of the model).",
+            min=64,
+        ),
+    ] = None
+    kv_windows: Annotated[
+        int, typer.Option(help="Windows of the longest --kv-context to score; 0: none.", min=0)
+    ] = DEFAULT_KV_CACHE_WINDOWS
+
     def extras(self) -> ExtraMeasurements:
         """The measurements that the campaign adds to speed."""
         text = self.text if self.quality else None
-        return ExtraMeasurements(text, self.windows, self.obedience)
+        contexts = tuple(self.kv_context) if self.kv_context else None
+        return ExtraMeasurements(text, self.windows, self.obedience, contexts, self.kv_windows)
 
 
 class EndpointOptions(CommandOptions):
@@ -134,7 +148,8 @@ class BenchDocument(BaseModel):
     """The cells of a matrix: planned (--dry-run), or with their records.
 
     `records` has the latest record of each cell and processor that has one, `failures` what went wrong by cell,
-    as in "q4_K_M batch 2". Cells of a server have no plan. `quantization_job` is the final state of the
+    as in "q4_K_M batch 2", `kv_cache_quality` what the types of quantized KV caches cost at several
+    contexts. Cells of a server have no plan. `quantization_job` is the final state of the
     whole matrix; null for a plan.
     """
 
@@ -142,6 +157,7 @@ class BenchDocument(BaseModel):
     records: list[BenchmarkRecord]
     resumed: list[str] = []
     failures: dict[str, str] = {}
+    kv_cache_quality: list[KvCacheResult] = []
     quantization_job: QuantizationJob | None = None
 
 
@@ -200,7 +216,11 @@ def run(
         if matrix.cells is not None:
             campaign = with_designed_cells(campaign, matrix.cells)
         if options.dry_run:
-            document = BenchDocument(cells=campaign.plan(), records=campaign.latest_records())
+            document = BenchDocument(
+                cells=campaign.plan(),
+                records=campaign.latest_records(),
+                kv_cache_quality=campaign.kv_cache_quality(),
+            )
             show = _show_plan
         else:
             with WorkerProgress(verbosity) as progress:
@@ -211,7 +231,10 @@ def run(
                     session=WorkerSession(progress.show),
                 )
             document = _outcome_document(outcomes).model_copy(
-                update={"quantization_job": progress.job}
+                update={
+                    "quantization_job": progress.job,
+                    "kv_cache_quality": campaign.kv_cache_quality(),
+                }
             )
             show = _show_outcomes
 
@@ -301,6 +324,7 @@ def _show_plan(document: BenchDocument) -> None:
 
 def _show_outcomes(document: BenchDocument) -> None:
     _show_records(document)
+    _show_kv_caches(document.kv_cache_quality)
     for cell in document.cells:
         name = _name(cell)
         if name in document.resumed:
@@ -354,6 +378,27 @@ def _obedience(record: BenchmarkRecord) -> str:
     rate = _number(record.obedience_pass_rate, ".0%")
     low, high = record.obedience_pass_rate_low, record.obedience_pass_rate_high
     return rate if low is None or high is None else f"{rate} ({low:.0%} to {high:.0%})"
+
+
+def _show_kv_caches(results: list[KvCacheResult]) -> None:
+    """What the types of KV caches cost by context; nothing where none was measured."""
+    if not results:
+        return
+    table = _table("variant", "K", "V", "context", "windows", "perplexity", "over F16 cache", "KL")
+    for result in results:
+        for measured in result.contexts:
+            ratio, divergence = measured.perplexity_ratio_interval, measured.kl_divergence_interval
+            table.add_row(
+                result.variant,
+                result.cache_type_k,
+                result.cache_type_v,
+                str(measured.context),
+                str(measured.windows),
+                f"{measured.perplexity:.3f} +/- {measured.perplexity_standard_error:.3f}",
+                _with_interval(measured.perplexity_ratio, *(ratio or (None, None))),
+                _with_interval(measured.kl_divergence, *(divergence or (None, None))),
+            )
+    _print(table)
 
 
 def _with_interval(value: float | None, low: float | None, high: float | None) -> str:

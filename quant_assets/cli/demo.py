@@ -49,6 +49,13 @@ def demo(
     quality_windows: Annotated[
         int, typer.Option(help="Windows of 512 tokens to measure perplexity on.", min=1)
     ] = 8,
+    kv_cache_windows: Annotated[
+        int,
+        typer.Option(
+            help="Windows of 2048 tokens to compare quantized KV caches with F16 on; 0: none.",
+            min=0,
+        ),
+    ] = 3,
     obedience: Annotated[
         bool,
         typer.Option(
@@ -86,6 +93,7 @@ def demo(
             },
             quality={
                 "windows": quality_windows,
+                "kv_cache_windows": kv_cache_windows,
                 "obedience": obedience,
                 "obedience_prompts": obedience_prompts,
             },

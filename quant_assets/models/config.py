@@ -17,9 +17,11 @@ from pydantic import (
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_levels import parse_level
 from quant_assets.models.quantization_intent import QuantizationIntent, gguf_level
+from quant_assets.record_files import MAX_TOKENS
 
 _BASELINE = "F16"
 
+_ContextTokens = Annotated[int, Field(ge=64, le=MAX_TOKENS)]
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,80}$")]
 
 
@@ -31,6 +33,8 @@ class ModelConfig(BaseModel):
     `gguf_levels` are the levels of the GGUF artifacts; `F16` comes first by convention, as the
     baseline of all comparisons. With `importance_matrix` the quantized levels are
     weighted by one, measured on the calibration text; some levels need it.
+    `kv_cache_contexts` are the contexts (tokens) at which variants with a quantized KV cache are
+    compared with an F16 cache, capped at the model's own context.
     `quantization` is the intent with which every backend serves the model. The GGUF level that
     fulfils it for llama.cpp becomes one of `gguf_levels`, and its calibration is that of the
     model's assets; `quant-assets intent --model-name` prints what the other backends need.
@@ -45,6 +49,7 @@ class ModelConfig(BaseModel):
         default=(_BASELINE, "Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0"), validate_default=True
     )
     importance_matrix: bool = False
+    kv_cache_contexts: tuple[_ContextTokens, ...] = Field(default=(512, 2048), min_length=1)
 
     @field_validator("gguf_levels")
     @classmethod

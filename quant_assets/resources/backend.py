@@ -8,6 +8,7 @@ import dagster as dg
 
 from quant_assets.bench.artifact_finder import LocatedArtifact
 from quant_assets.bench.cell import MeasuredCell, run_cell
+from quant_assets.bench.kv_cache import KvCacheResult, measure_kv_cache
 from quant_assets.bench.obedience.measurement import ObedienceResult, measure_obedience
 from quant_assets.bench.obedience.prompts import ObediencePrompt
 from quant_assets.bench.quality import QualityResult, QualityStore, measure_quality
@@ -52,6 +53,27 @@ class ModelBackend(dg.ConfigurableResource[ResourceT]):
                 baseline,
                 text,
                 store,
+                windows=windows,
+                session=session,
+            )
+
+    def kv_cache_quality(
+        self,
+        context: dg.AssetExecutionContext,
+        subject: Subject,
+        text: EvaluationText,
+        results: Path,
+        *,
+        contexts: Sequence[int],
+        windows: int,
+    ) -> KvCacheResult:
+        """What the KV cache types cost at `contexts`; measured unless `results` has it."""
+        with worker_session(context) as session:
+            return measure_kv_cache(
+                self._on_device(subject),
+                text,
+                results,
+                contexts=contexts,
                 windows=windows,
                 session=session,
             )

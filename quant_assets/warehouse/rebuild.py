@@ -22,6 +22,7 @@ from quant_assets.warehouse.loads.listings import load_listing_history, load_lis
 from quant_assets.warehouse.loads.measurements import (
     load_benchmarks,
     load_hosts,
+    load_kv_cache_quality,
     load_variant_quality,
 )
 from quant_assets.warehouse.loads.placements import load_placements
@@ -82,6 +83,7 @@ def _loads(settings: Settings) -> dict[str, _Load]:
         "variant_quality": lambda connection: load_variant_quality(
             connection, QualityStore(settings.results, settings.cache), settings.results
         ),
+        "kv_cache_quality": lambda connection: load_kv_cache_quality(connection, settings.results),
         "hosts": lambda connection: load_hosts(connection, settings.results),
         "listing_history": lambda connection: load_listing_history(
             connection, ListingStore(settings.listings).price_history

@@ -18,6 +18,7 @@ from quant_assets.automation.full_run import FullRun
 from quant_assets.automation.jobs import range_tags
 from quant_assets.bench.cell import MeasuredCell
 from quant_assets.bench.jobs import QualityMeasurement
+from quant_assets.bench.kv_cache import KvCacheResult
 from quant_assets.bench.obedience.measurement import ObedienceResult, check_answers
 from quant_assets.bench.obedience.prompts import ObediencePrompt
 from quant_assets.bench.probes import LlamaProbe
@@ -128,6 +129,21 @@ def test_a_failing_variant_leaves_the_quality_of_the_others(
                 text_sha256="0", timestamp=MOMENT, measurement=measurement,
             )  # fmt: skip
 
+        def kv_cache_quality(
+            self, _: Any, subject: Subject, *__: Any, contexts: Sequence[int], windows: int
+        ) -> KvCacheResult:
+            measured = [
+                QualityMeasurement(
+                    perplexity=20.0, perplexity_standard_error=0.1, scored_tokens=255 * windows,
+                    windows=windows, context=context, perplexity_ratio=1.02, seconds=1.0,
+                )
+                for context in contexts
+            ]  # fmt: skip
+            return KvCacheResult(
+                variant=subject.variant.name, model="tiny", artifact_id="a", cache_type_k="q8_0",
+                cache_type_v="q4_0", text="t", text_sha256="0", timestamp=MOMENT, contexts=measured,
+            )  # fmt: skip
+
         def obedience(
             self, _: Any, subject: Subject, prompts: Sequence[ObediencePrompt], __: Path
         ) -> ObedienceResult:
@@ -162,6 +178,8 @@ def test_a_failing_variant_leaves_the_quality_of_the_others(
     metadata = made.step_materialization_data.materialization.metadata
     assert metadata["obedience prompts"].value == "24 of 49"
     assert metadata["obedience pass rate"].value == 1.0
+    at_2048 = "KV cache at 2048 tokens: perplexity ratio to an F16 cache"
+    assert metadata[at_2048].value == 1.02
 
 
 def test_failing_variants_stop_neither_the_others_nor_the_marts(settings: Settings):

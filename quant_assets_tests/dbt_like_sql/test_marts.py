@@ -425,7 +425,8 @@ def machines(
     with duckdb.connect(str(copy)) as connection:
         insert(connection, "benchmark_runs", machine_runs())
         connection.execute(
-            "update raw.variant_quality set artifact_id = 'm-q4', perplexity_ratio = 0.99 "
+            "update raw.variant_quality set artifact_id = 'm-q4', perplexity_ratio = 0.99, "
+            "perplexity_ratio_low = 0.985, perplexity_ratio_high = 0.995 "
             "where variant = 'q4'"
         ).fetchall()
     built = dbt(copy, folder, "build", "--select", "stg_benchmark_runs+", "int_variant_quality+")

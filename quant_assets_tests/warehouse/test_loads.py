@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 from quant_assets.artifacts.job import JobSpec
 from quant_assets.artifacts.manifest import ArtifactFile, ArtifactManifest
 from quant_assets.artifacts.store import ArtifactStore
-from quant_assets.bench.jobs import QualityMeasurement
+from quant_assets.bench.jobs import QualityMeasurement, WindowSums
+from quant_assets.bench.kv_cache import KvCacheResult
 from quant_assets.bench.obedience.measurement import ObedienceResult, Transcript
 from quant_assets.bench.quality import QualityResult, QualityStore
 from quant_assets.bench.results import ResultStore
@@ -21,7 +23,11 @@ from quant_assets.models.identity import sha256_of
 from quant_assets.speed.needs import ServingGrid
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads.artifacts import load_serving_needs
-from quant_assets.warehouse.loads.measurements import load_benchmarks, load_variant_quality
+from quant_assets.warehouse.loads.measurements import (
+    load_benchmarks,
+    load_kv_cache_quality,
+    load_variant_quality,
+)
 
 MEASURED_AT = datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC)
 WEIGHTS = 134_515_008
@@ -159,6 +165,42 @@ def test_quality_and_obedience_come_from_their_files(tmp_path: Path, warehouse: 
             "from raw.variant_quality order by kind"
         ).fetchall()
     assert rows == [("obedience", None, None, 2, 0.5), ("perplexity", 1.01, 0.97, None, None)]
+
+
+def test_kv_caches_have_a_row_per_context_with_intervals(tmp_path: Path, warehouse: Warehouse):
+    base = [20.0, 22.0, 24.0]
+    contexts = [
+        QualityMeasurement(
+            perplexity=12.0, perplexity_standard_error=0.3, scored_tokens=30, windows=3,
+            context=context, baseline_perplexity=11.0, perplexity_ratio=1.05, kl_divergence=0.02,
+            window_sums=WindowSums(
+                nll=[nll + 10 * lost for nll in base], baseline_nll=base,
+                kl_divergence=[0.1, 0.2, 0.3],
+            ),
+            seconds=9,
+        )
+        for context, lost in ((512, 0.01), (2048, 0.05))
+    ]  # fmt: skip
+    result = KvCacheResult(
+        variant="q4-q8-cache", model="m", artifact_id="a", cache_type_k="q8_0", cache_type_v="q8_0",
+        text="topics", text_sha256="0", timestamp=MEASURED_AT, contexts=contexts,
+    )  # fmt: skip
+    folder = tmp_path / "results" / "kv_cache_quality"
+    folder.mkdir(parents=True)
+    (folder / "whole.json").write_text(result.model_dump_json())
+    (folder / "damaged.json").write_text(result.model_dump_json()[:-9])
+    with warehouse.write() as connection:
+        assert load_kv_cache_quality(connection, tmp_path / "results") == 2
+    with warehouse.read() as connection:
+        rows = connection.execute(
+            "select context_tokens, cache_type_k, f16_cache_perplexity, perplexity_ratio_low, "
+            "perplexity_ratio_high, kl_divergence_low < 0.02, kl_divergence_high > 0.02 "
+            "from raw.kv_cache_quality order by all"
+        ).fetchall()
+    assert rows == [
+        (context, "q8_0", 11.0, *(pytest.approx(math.exp(lost)),) * 2, True, True)
+        for context, lost in ((512, 0.01), (2048, 0.05))
+    ]
 
 
 def _store_artifact(store: ArtifactStore, gguf: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import duckdb
 
 from quant_assets.bench.jobs import QualityMeasurement
+from quant_assets.bench.kv_cache import kv_cache_results
 from quant_assets.bench.obedience.measurement import obedience_results
 from quant_assets.bench.quality import QualityStore
 from quant_assets.bench.results import ResultStore
@@ -63,6 +64,31 @@ def load_variant_quality(
         for result in obedience_results(results)
     ]
     return replace_rows(connection, "variant_quality", rows)
+
+
+def load_kv_cache_quality(connection: duckdb.DuckDBPyConnection, results: Path) -> int:
+    """Load `raw.kv_cache_quality`, a row per result and context; return its row count."""
+    named = {
+        "model",
+        "variant",
+        "artifact_id",
+        "cache_type_k",
+        "cache_type_v",
+        "text",
+        "text_sha256",
+    }
+    rows = [
+        {
+            "measured_at": result.timestamp,
+            "context_tokens": measured.context,
+            "f16_cache_perplexity": measured.baseline_perplexity,
+            **result.model_dump(include=named),
+            **_measured(measured),
+        }
+        for result in kv_cache_results(results)
+        for measured in result.contexts
+    ]
+    return replace_rows(connection, "kv_cache_quality", rows)
 
 
 def _measured(measurement: QualityMeasurement) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import pytest
 
 from quant_assets.bench.artifact_finder import LocatedArtifact
 from quant_assets.bench.cell import MeasuredCell, run_cell
+from quant_assets.bench.kv_cache import kv_cache_results, measure_kv_cache
 from quant_assets.bench.obedience.measurement import measure_obedience
 from quant_assets.bench.obedience.prompts import load_prompts
 from quant_assets.bench.quality import QualityStore, measure_quality
@@ -128,6 +129,49 @@ def test_quality_agrees_with_its_definition(
         windows=None, session=WorkerSession(events.append), locks=tmp_path,
     )  # fmt: skip
     assert again == result and len(events) == seen
+
+
+def test_a_kv_cache_is_compared_with_f16_at_several_contexts(
+    smollm2: Path, fixed_text: Path, tmp_path: Path
+) -> None:
+    text = EvaluationText(name="fixed", path=fixed_text, sha256=sha256_of(fixed_text))
+    variant = Variant(
+        name="kv", format="gguf", level="Q4_1", cache_type_k="q4_0", cache_type_v="q4_0"
+    )
+    subject = _subject(smollm2, variant)
+    store = QualityStore(tmp_path / "results", tmp_path / "cache")
+    alone = measure_quality(
+        subject, subject.artifact, text, store, windows=None, locks=tmp_path
+    ).measurement
+    result = measure_kv_cache(
+        subject, text, tmp_path / "results", contexts=(CONTEXT, 128, 10**6), windows=2,
+        locks=tmp_path,
+    )  # fmt: skip
+    # The text has two windows of a little more than 512 tokens.
+    short, window, longest = result.contexts
+    assert [short.context, window.context] == [128, CONTEXT] and longest.context > CONTEXT
+    assert (short.scored_tokens, window.scored_tokens) == (2 * 63, 2 * 255)
+    assert all(found.windows == 2 for found in result.contexts)
+    # An F16 cache in place of the F16 artifact: the baseline of perplexity is the same model here.
+    assert window.baseline_perplexity == pytest.approx(alone.baseline_perplexity, rel=0.2)
+    for found in result.contexts:
+        assert found.kl_divergence is not None and found.kl_divergence > 0
+        assert found.perplexity_ratio_interval is not None
+        assert found.perplexity_ratio == pytest.approx(
+            found.perplexity / (found.baseline_perplexity or 0)
+        )
+    again = measure_kv_cache(
+        subject, text, tmp_path / "results", contexts=(CONTEXT, 128, 10**6), windows=2,
+        locks=tmp_path,
+    )  # fmt: skip
+    assert again == result and kv_cache_results(tmp_path / "results") == [result]
+    plain = variant.model_copy(update={"cache_type_k": "f16", "cache_type_v": "f16"})
+    same = measure_kv_cache(
+        _subject(smollm2, plain), text, tmp_path / "results", contexts=(64,), windows=2,
+        locks=tmp_path,
+    ).contexts[0]  # fmt: skip
+    assert same.kl_divergence == pytest.approx(0, abs=1e-6) and same.top1_agreement == 1
+    assert same.perplexity_ratio == pytest.approx(1, abs=1e-6)
 
 
 def test_a_model_answers_through_its_chat_template(smollm2: Path, tmp_path: Path) -> None:
