@@ -23,8 +23,8 @@ def build_host_peaks() -> dg.AssetsDefinition:
         kinds={"json"},
         pool=DEVICE_POOL,
         description=(
-            "Memory bandwidth and dense matrix throughput of this machine. Measured runs relative "
-            "to these peaks give the efficiency from which speeds on other hardware are estimated. "
+            "Memory bandwidth and dense matrix throughput of this machine. The marts state measured "
+            "runs as a share of the roofline that follows from these peaks. "
             "Measured again while other load contends; contended peaks are lower bounds."
         ),
         check_specs=[

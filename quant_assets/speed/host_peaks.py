@@ -1,6 +1,6 @@
 """Peak bandwidth and arithmetic throughput of this host, measured in a worker and kept as files.
 
-The speed model compares CPU runs with them.
+The marts state measured runs as a share of the roofline that follows from them.
 """
 
 import datetime
