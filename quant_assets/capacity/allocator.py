@@ -14,7 +14,11 @@ from quant_assets.processes.supervisor import run_worker
 MAX_CELLS: Final = 2**23
 """Cache cells of one question: llama.cpp keeps about 50 bytes for each, even where it only plans."""
 
+MAX_VOCABULARY: Final = 2**22
+"""Tokens of a model in question: llama.cpp loads every token's name, and the largest has a million."""
+
 _WORKER = "llama_cpp.memory"
+_STALL_TIMEOUT_S = 120.0  # an answer takes a second
 
 
 class AllocationJob(BaseModel):
@@ -91,4 +95,6 @@ def ask_allocator(job: AllocationJob, *, session: WorkerSession = UNATTENDED) ->
             f"Planning more than {MAX_CELLS:,} would itself take hundreds of megabytes.",
             "Choose a shorter context or a smaller batch.",
         )
-    return run_worker(_WORKER, job, AllocationResult, session=session)
+    return run_worker(
+        _WORKER, job, AllocationResult, session=session, stall_timeout_s=_STALL_TIMEOUT_S
+    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from quant_assets.capacity.allocator import AllocationJob, ask_allocator
+from quant_assets.capacity.allocator import MAX_VOCABULARY, AllocationJob, ask_allocator
 from quant_assets.capacity.memory import (
     MemoryEstimate,
     Serving,
@@ -116,6 +116,9 @@ def _with_allocation(estimate: MemoryEstimate, header: _Header, serving: Serving
     """`estimate` with what llama.cpp's allocator reserves, or with the reason why not."""
     if header.path is None:
         return estimate.model_copy(update={"memory_note": header.reason})
+    if estimate.shape.vocab_size > MAX_VOCABULARY:
+        reason = f"llama.cpp is not asked to load {estimate.shape.vocab_size:,} tokens."
+        return estimate.model_copy(update={"memory_note": reason})
     try:
         job = AllocationJob(model=header.path.resolve(), servings=[serving])
         (allocation,) = ask_allocator(job).allocations

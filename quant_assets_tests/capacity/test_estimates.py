@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from quant_assets.capacity.allocator import MAX_VOCABULARY
 from quant_assets.capacity.estimates import (
     estimate_of_model,
     estimate_of_size,
@@ -137,7 +138,7 @@ def test_a_gguf_file_is_asked_about_even_without_its_data(
     with path.open("rb") as stream:
         header.write_bytes(stream.read(read_gguf_header(path).data_start))
     serving = Serving(context=2048, batch=3, kv_type_k="Q8_0", kv_type_v="Q4_0")
-    for level in (None, "Q8_0", "Q4_K_M"):
+    for level in (None, "Q4_K_M"):
         whole, alone = (
             estimate_of_model(str(file), level, serving, settings) for file in (path, header)
         )
@@ -185,6 +186,15 @@ def test_an_architecture_that_llama_cpp_does_not_know_is_estimated(
     known = write_tiny(Tiny("known", "llama"), tmp_path / "known.gguf")
     answer = estimate_of_model(str(known), None, SERVING, settings)
     assert estimate.total_bytes == answer.total_bytes
+
+
+def test_a_vocabulary_beyond_any_model_is_not_loaded(tmp_path: Path, settings: Settings) -> None:
+    large = Tiny("large", "llama", vocabulary=MAX_VOCABULARY + 1, tied=True, hidden=32, heads=1)
+    path = write_tiny(large._replace(kv_heads=1, head_dim=32), tmp_path / "large.gguf")
+    estimate = estimate_of_model(str(path), None, SERVING, settings)
+    assert estimate.memory_basis == "arithmetic"
+    assert estimate.memory_note is not None
+    assert "tokens" in estimate.memory_note
 
 
 def test_the_command_says_what_the_figures_rest_on(tmp_path: Path) -> None:

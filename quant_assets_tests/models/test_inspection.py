@@ -15,7 +15,9 @@ from quant_assets.capacity.reference_models import reference_models
 from quant_assets.capacity.update_gguf_mixtures import write_metadata_gguf
 from quant_assets.errors import InputError
 from quant_assets.formats.gguf_header import MAX_ARRAY_KEPT, read_gguf_header
+from quant_assets.models.graph_traits import GraphTraits, LatentAttention
 from quant_assets.models.inspection import TensorRoles, inspect_model
+from quant_assets_tests.capacity.tiny_architectures import ARCHITECTURES, write_tiny
 from quant_assets_tests.models.small_files import CONFIG, hf_tensors, write_gguf, write_hf
 
 
@@ -113,6 +115,55 @@ def test_kv_heads_and_windows_by_layer(tmp_path: Path) -> None:
 def test_configurations(changes: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
     shape = inspect_model(write_hf(tmp_path / "model", {**CONFIG, **changes}))
     assert {name: getattr(shape, name) for name in expected} == expected
+
+
+def test_gemma_3_as_it_was_published(tmp_path: Path) -> None:
+    # Its text_config leaves heads, vocabulary and the pattern of the windows to transformers.
+    text = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 14,
+        "sliding_window": 1024,
+    }
+    config = {"model_type": "gemma3", "text_config": text}
+    shape = inspect_model(write_hf(tmp_path / "model", config))
+    assert (shape.n_heads, shape.n_kv_heads, shape.head_dim_k) == (8, 4, 256)
+    assert shape.vocab_size == 262_208
+    assert (shape.sliding_window, shape.n_sliding_layers) == (1024, 12)
+    full = [layer for layer in range(14) if not shape.layer_slides(layer)]
+    assert full == [5, 11]
+    text["num_kv_shared_layers"] = 4
+    shared = inspect_model(write_hf(tmp_path / "shared", config))
+    assert shared.kv_heads_by_layer == (4,) * 10 + (0,) * 4
+
+
+def test_traits_of_the_layers(tmp_path: Path) -> None:
+    by_name = {model.name: model for model in ARCHITECTURES}
+    traits = {
+        name: inspect_model(write_tiny(by_name[name], tmp_path / "model.gguf")).graph
+        for name in ("llama", "qwen3", "gemma3", "phi3", "olmo2", "cohere2", "deepseek2")
+    }
+    assert traits["llama"] == GraphTraits()
+    assert traits["qwen3"] == GraphTraits(query_key_norms="heads")
+    assert traits["gemma3"] == GraphTraits(query_key_norms="heads", post_norms=True)
+    assert traits["phi3"] == GraphTraits(fused_qkv=True, feed_forward="fused", residual_first=True)
+    assert traits["olmo2"].post_norms_only
+    assert traits["olmo2"].query_key_norms == "flat"
+    assert traits["cohere2"].parallel_blocks
+    assert traits["deepseek2"].dense_layers == {0}
+    assert traits["deepseek2"].latent == LatentAttention(
+        query_rank=96, rank=128, plain_dim=64, rope_dim=32, value_dim=64
+    )
+
+
+def test_a_header_alone_has_a_shape_if_its_data_may_be_missing(tmp_path: Path) -> None:
+    whole = write_gguf(tmp_path / "whole.gguf")
+    header = tmp_path / "header.gguf"
+    header.write_bytes(whole.read_bytes()[: read_gguf_header(whole).data_start])
+    assert inspect_model(header, require_data=False) == inspect_model(whole)
+    with pytest.raises(InputError, match="cut off"):
+        inspect_model(header)
 
 
 def test_packed_weights_count_as_the_weights_they_store(tmp_path: Path) -> None:
