@@ -67,6 +67,11 @@ _OTHER_BITS: Final[Mapping[str, tuple[str, float]]] = {
     "int4wo-g64-hqq": ("int4", 4.5),
 }
 """Weight type and bits per weight of levels of other engines; embeddings and head stay at 16."""
+_IK_BITS: Final = {
+    "IQ2_KS": 2.1875, "IQ2_K": 2.375, "IQ3_K": 3.4375, "IQ4_KSS": 4.0, "IQ4_KS": 4.25,
+    "IQ4_K": 4.5, "IQ5_KS": 5.25, "IQ5_K": 5.5, "IQ6_K": 6.625, "Q6_0": 6.5,
+}  # fmt: skip
+"""Bits per weight of ik_llama.cpp's own types, by its block structs (ggml-common.h)."""
 _EXL2: Final = re.compile(r"exl[23]-(\d+(?:\.\d+)?)bpw")
 _GROUP_WITHOUT_SIZE: Final = re.compile(r"(gptq|awq)-(\d)bit")
 _BUILD: Final = re.compile(r"\bb(\d{3,6})\b")
@@ -247,6 +252,9 @@ def _gguf_level(text: str, shape: ModelShape, stored_type: str | None) -> _Level
         bits = ggml_type("Q8_0").bits_per_weight
         experts = ggml_type("MXFP4").bits_per_weight
         return _Level("MXFP4", bits, experts, bits, bits, fixed_experts=True)
+    if (own := _IK_BITS.get(name)) is not None:
+        output = ggml_type(_OUTPUT_TYPE).bits_per_weight
+        return _Level(name, own, own, own, output, fixed_experts=False)
     try:
         level = parse_level(name)
     except InputError:

@@ -242,6 +242,8 @@ def gpu_of_run(run: SpeedRun, registry: GpuRegistry) -> Gpu | LeftOut:
 
 def _candidates(run: SpeedRun, registry: GpuRegistry) -> Sequence[Gpu]:
     names = [run.gpu, _MEMORY.sub(" ", run.gpu)]
+    if run.gpu_variant:
+        names = [*(f"{name} {run.gpu_variant}" for name in names), *names]
     if not _OTHER_CARD.search(run.gpu):
         names += [_REMARK.sub(" ", name) for name in names]
         names += [run.gpu_group] if run.gpu_group else []

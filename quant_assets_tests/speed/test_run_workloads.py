@@ -110,6 +110,7 @@ def test_a_size_that_contradicts_the_level_is_not_used() -> None:
         ("IQ2_M", "IQ2_S"),
         ("Q3_K_L", "Q3_K"),
         ("MXFP4", "MXFP4"),
+        ("IQ4_KS", "IQ4_KS"),
         ("gptq-4bit-g128", "gptq-4bit"),
         ("gptq-4bit", "gptq-4bit"),
         ("awq-4bit-g128", "awq-4bit"),
