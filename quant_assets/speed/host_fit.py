@@ -12,7 +12,8 @@ A decoding step of B sequences takes, in seconds,
 kernels make of a type: how dearly a type is unpacked, and which kernel a batch size gets (llama.cpp
 multiplies one row by another routine than several, and some types by repacked blocks). They are
 log-normal around 1, and correlated: by batch size, by family of types and by bits per weight, so a
-type without runs borrows from its neighbours. The parameters are the most probable ones given the
+type without runs borrows from its neighbours. The whole is off by a small factor of the model's
+weights at a batch size, which a run of them reveals. The parameters are the most probable ones given the
 runs (`scipy.optimize.least_squares` with the priors as residuals), the intervals follow from their
 covariance at that point (Laplace's method; MacKay, Information Theory, Inference, and Learning
 Algorithms, 2003, chapter 27), widened or narrowed by how well each run is predicted from the
@@ -50,6 +51,7 @@ _KERNEL_TYPE_SD: Final = 0.3  # of a type at every batch size
 _KERNEL_BATCH_SD: Final = 0.4  # of a batch size for every type
 _KERNEL_SD: Final = 0.35  # of a type at one batch size
 _CACHE_TYPE_SD: Final = 1.0
+_MIXTURE_SD: Final = 0.08  # of a model's weights at one batch size
 _MODEL_SD: Final = 0.15  # of a model as a whole: its shapes, its place in the caches
 _BACKEND_SD: Final = 0.5
 
@@ -170,47 +172,64 @@ def cells_to_measure(cells: Sequence[HostCell], count: int) -> list[int]:
     """Indices of the `count` cells whose runs determine best what to choose, in order.
 
     First the cells that tell cache types apart: equal weights and batch size with each pair of
-    caches, where attention counts most (at most a quarter of all). Then, one after the other, the
-    cell whose run lowers most the summed standard deviations of all predictions, at the priors,
-    before anything has been measured (a greedy optimum design; Atkinson, Donev and Tobias, Optimum
-    Experimental Designs, 2007, chapters 10 and 12): each weight type, with one sequence and with
-    many, where the model knows least and most cells depend on it. The second rule alone would leave
-    caches to the end, because they change a speed little; but they decide among variants of equal
-    weights.
+    caches, where attention counts most (at most a quarter of all). Caches change a speed little, so
+    the second rule alone would leave them to the end; but they decide among variants of equal
+    weights. Then, one after the other, the cell whose run lowers most the summed standard deviations
+    of all predictions, at the priors, before anything has been measured (a greedy optimum design;
+    Atkinson, Donev and Tobias, Optimum Experimental Designs, 2007, chapters 10 and 12): each weight
+    type, with one sequence and with many, where the model knows least and most cells depend on it.
+    Of cells of equal weights and batch size these are the ones with the plainest caches, whose
+    attention, cheap on a processor, hides the weights least.
     """
     terms = _Terms(cells)
     each = terms.sensitivity(np.zeros(terms.n_parameters))
     covariance = each @ each.T
     noise = _RUN_SD**2 + _CELL_SD**2
-    first = _cells_of_all_caches(cells)[: count // 4]
-    chosen: list[int] = []
+    groups = _of_equal_weights(cells)
+    first = max(groups, key=lambda places: (len(places), _attention_share(cells[places[0]])))
+    plain = {places[0] for places in groups}
+    chosen = first[: count // 4]
+    for place in chosen:
+        covariance = _after_run(covariance, place, noise)
     while len(chosen) < min(count, len(cells)):
-        expected = np.diag(covariance) + noise
-        after = np.maximum(np.diag(covariance)[:, None] - covariance**2 / expected, 0.0)
-        left = np.sqrt(after).sum(axis=0)
-        left[chosen] = np.inf
-        best = first[len(chosen)] if len(chosen) < len(first) else int(np.argmin(left))
-        chosen.append(best)
-        covariance = covariance - np.outer(covariance[best], covariance[best]) / expected[best]
+        open_places = (plain or set(range(len(cells)))) - set(chosen)
+        if not open_places:
+            plain = set()
+            continue
+        after = np.diag(covariance)[:, None] - covariance**2 / (np.diag(covariance) + noise)
+        left = np.sqrt(np.maximum(after, 0.0)).sum(axis=0)
+        chosen.append(min(open_places, key=lambda place: (float(left[place]), place)))
+        covariance = _after_run(covariance, chosen[-1], noise)
     return chosen
 
 
-def _cells_of_all_caches(cells: Sequence[HostCell]) -> list[int]:
-    """Cells of equal weights and batch size, one per pair of caches; as many pairs as possible.
+def _after_run(covariance: Matrix, place: int, noise: float) -> Matrix:
+    """The covariance of all predictions when the cell at `place` has been measured."""
+    column = covariance[place]
+    after: Matrix = covariance - np.outer(column, column) / (column[place] + noise)
+    return after
 
-    Among equals, those that spend most on attention compared with their weights.
-    """
+
+def _of_equal_weights(cells: Sequence[HostCell]) -> list[list[int]]:
+    """The indices of cells that differ in their caches alone, the plainest caches first."""
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, cell in enumerate(cells):
         groups.setdefault((*cell.key[2:], cell.model, cell.weights), []).append(place)
+    return [
+        sorted(places, key=lambda place: -_cache_bits(cells[place])) for places in groups.values()
+    ]
 
-    def merit(places: list[int]) -> tuple[int, float]:
-        first = cells[places[0]]
-        multiplied = first.batch * sum(weights.multiplied for weights in first.weights)
-        bytes_read = sum(weights.read * weights.bits for weights in first.weights) / 8
-        return len(places), first.k_products / (multiplied + bytes_read)
 
-    return max(groups.values(), key=merit)
+def _cache_bits(cell: HostCell) -> float:
+    return sum(GGML_TYPES[kind].bits_per_weight for kind in (cell.k_type, cell.v_type))
+
+
+def _attention_share(cell: HostCell) -> float:
+    """Multiply-adds of attention per byte that a step reads and weight that it multiplies."""
+    return cell.k_products / sum(
+        weights.read * weights.bits / 8 + cell.batch * weights.multiplied
+        for weights in cell.weights
+    )
 
 
 class _Terms:
@@ -253,6 +272,7 @@ class _Terms:
             [
                 _indicator(models, sorted(set(models)), _MODEL_SD),
                 _indicator(backends, sorted(set(backends)), _BACKEND_SD),
+                _mixture_deviations(cells),
             ]
         )
         self._factors = (
@@ -380,14 +400,35 @@ class _Fit:
 def _kernel_covariance(kernels: Sequence[tuple[str, float, int]]) -> Matrix:
     """The covariance of log f between (type, bits, batch size) and others."""
     types = _type_correlation([(name, bits) for name, bits, _ in kernels])
-    doublings = np.log2([float(batch) for *_, batch in kernels])
-    batches = np.exp(-np.abs(doublings[:, None] - doublings[None, :]) / _BATCH_SCALE)
-    several = doublings > 0
-    batches[several[:, None] != several[None, :]] *= _REGIME_SHARE
+    batches = _batch_correlation([batch for *_, batch in kernels])
     covariance: Matrix = (
         _KERNEL_TYPE_SD**2 * types + _KERNEL_BATCH_SD**2 * batches + _KERNEL_SD**2 * types * batches
     )
     return covariance
+
+
+def _mixture_deviations(cells: Sequence[HostCell]) -> Matrix:
+    """Factors of each model's weights at a batch size: what the sum over their types misses."""
+    served = [
+        (cell.model, tuple((w.type_name, w.multiplied) for w in cell.weights), cell.batch)
+        for cell in cells
+    ]
+    mixtures = sorted(set(served))
+    weights = [mixture[:2] for mixture in mixtures]
+    same = np.array([[float(one == other) for other in weights] for one in weights])
+    batches = _batch_correlation([batch for *_, batch in mixtures])
+    factor = _factor(_MIXTURE_SD**2 * same * batches)
+    deviations: Matrix = factor[[mixtures.index(item) for item in served]]
+    return deviations
+
+
+def _batch_correlation(batches: Sequence[int]) -> Matrix:
+    """How alike the costs of batch sizes are: nearness counts, and whether it is one row."""
+    doublings = np.log2([float(batch) for batch in batches])
+    correlation: Matrix = np.exp(-np.abs(doublings[:, None] - doublings[None, :]) / _BATCH_SCALE)
+    several = doublings > 0
+    correlation[several[:, None] != several[None, :]] *= _REGIME_SHARE
+    return correlation
 
 
 def _type_correlation(types: Sequence[tuple[str, float]]) -> Matrix:
