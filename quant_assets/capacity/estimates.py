@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from quant_assets.capacity.allocator import MAX_VOCABULARY, AllocationJob, ask_allocator
+from quant_assets.capacity.device_memory import shares_memory_with_system
 from quant_assets.capacity.memory import (
     MemoryEstimate,
     Serving,
@@ -226,6 +227,11 @@ def fits(
     if gpu_names:
         gpus = [gpu for name in gpu_names for gpu in registry.variants(name)]
         return [fit(estimate, gpu, reserve_gb, cards=cards, offload=offload) for gpu in gpus]
-    every = [fit(estimate, gpu, reserve_gb, cards=cards, offload=offload) for gpu in registry.all]
+    partly_on_host = offload != ON_GPUS
+    every = [
+        fit(estimate, gpu, reserve_gb, cards=cards, offload=offload)
+        for gpu in registry.all
+        if not (partly_on_host and shares_memory_with_system(gpu))
+    ]
     holding = [candidate for candidate in every if candidate.copies]
     return sorted(holding, key=lambda candidate: (candidate.vram_gb, candidate.gpu))

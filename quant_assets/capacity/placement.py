@@ -14,7 +14,11 @@ from typing import Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from quant_assets.capacity.device_memory import DeviceBudget, device_budget
+from quant_assets.capacity.device_memory import (
+    DeviceBudget,
+    device_budget,
+    shares_memory_with_system,
+)
 from quant_assets.capacity.memory import MemoryEstimate, layer_cache_bytes
 from quant_assets.errors import InputError
 from quant_assets.formats.ggml_types import ggml_type
@@ -170,6 +174,12 @@ def fit(
             f"A copy at {estimate.level} cannot lie partly in host memory.",
             "Only llama.cpp, which runs GGUF files, computes a part of a model on the CPU.",
             "Choose a GGUF level with --level, or let a copy span several cards with --gpus.",
+        )
+    if offload != ON_GPUS and shares_memory_with_system(gpu):
+        raise InputError(
+            f"A copy on {gpu.canonical_name} cannot lie partly in host memory.",
+            "The GPU has no memory of its own: it shares the system's.",
+            "Leave out --gpu-layers, --n-cpu-moe and --offload for it.",
         )
     if offload is None:
         offload = smallest_offload(parts, budget, cards * gpu.devices)

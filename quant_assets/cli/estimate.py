@@ -265,24 +265,29 @@ def _placement_lines(entry: PlacedFit) -> Iterator[str]:
     for number, share in enumerate(placement.devices, start=1):
         yield f"  GPU {number}: {_contents(share)}"
     if host.total_bytes:
-        experts = f"experts of {placement.cpu_moe_layers} layers" if host.expert_bytes else ""
-        yield f"  host: {_contents(host, experts or 'input embedding')}"
+        yield f"  host: {_contents(host, *_apart(placement))}"
     if entry.speed is not None:
         yield f"  a step: {_step(entry.speed)}"
     if entry.llama_server_options:
         yield f"  llama-server {' '.join(entry.llama_server_options)}"
 
 
-def _contents(share: DeviceShare, otherwise: str = "") -> str:
+def _apart(placement: Placement) -> Iterator[str]:
+    """What the host holds beside whole layers."""
+    first, end = placement.host.n_layers, placement.cpu_moe_layers
+    if placement.host.expert_bytes and end > first:
+        yield f"experts of layers {first} to {end - 1}"
+    yield "input embedding"
+
+
+def _contents(share: DeviceShare, *apart: str) -> str:
     held = []
     if share.n_layers and share.first_layer is not None:
         held.append(f"layers {share.first_layer} to {share.first_layer + share.n_layers - 1}")
     if share.holds_output:
         held.append("output head")
-    if otherwise:
-        held.append(otherwise)
     return (
-        f"{', '.join(held)}; {share.weights_bytes / 1e9:.2f} GB weights, "
+        f"{', '.join([*held, *apart])}; {share.weights_bytes / 1e9:.2f} GB weights, "
         f"{share.kv_cache_bytes / 1e9:.2f} KV cache, {share.compute_bytes / 1e9:.2f} buffers: "
         f"{share.total_bytes / 1e9:.2f}"
     )

@@ -86,6 +86,23 @@ def test_the_reserve_can_take_a_whole_card() -> None:
     assert (answer.copies, answer.cards_for_one_copy, answer.usable_gb) == (0, None, 0)
 
 
+def test_memory_is_what_the_driver_reports() -> None:
+    # The driver keeps some of a 24 GB L4 and of a 16 GB T4 to itself.
+    estimate = estimate_of("Llama 3 8B", "Q4_K_M", Serving())
+    assert fit(estimate, REGISTRY.get("L4")).usable_gb * 1e9 == 23_034 * 2**20 - GB
+    assert fit(estimate, REGISTRY.get("T4")).usable_gb * 1e9 == 15_843_721_216 - GB
+
+
+@pytest.mark.parametrize("offload", [Offload(gpu_layers=3), None])
+def test_a_gpu_without_memory_of_its_own_offloads_nothing(offload: Offload | None) -> None:
+    estimate = estimate_of("Llama 3 8B", "Q4_K_M", Serving())
+    for name in ("M2 Ultra 64GB", "GB10"):
+        with pytest.raises(InputError, match="cannot lie partly in host memory"):
+            fit(estimate, REGISTRY.get(name), offload=offload)
+    listed = {found.gpu for found in fits(estimate, REGISTRY, offload=Offload(gpu_layers=3))}
+    assert "L4" in listed and not listed & {"M2 Ultra 64GB", "GB10"}
+
+
 def test_memory_shared_with_the_system_is_used_in_part() -> None:
     def usable_gb(name: str) -> float:
         return device_budget(REGISTRY.get(name)).usable_bytes / 2**30
