@@ -35,6 +35,7 @@ class ModelDescription(BaseModel):
     settings: dict[str, str | int | float | bool] | None = None
     source: str | None = None
     perplexity: float | None = None
+    perplexity_standard_error: float | None = None
     made_at: datetime | None = None
     made_with: dict[str, str] | None = None
 
@@ -73,6 +74,7 @@ def describe_model(path: Path) -> ModelDescription:
             "settings": manifest.job.parameters,
             "source": manifest.source_provenance,
             "perplexity": manifest.perplexity,
+            "perplexity_standard_error": manifest.validation.get("perplexity_standard_error"),
             "made_at": manifest.created_at,
             "made_with": manifest.engine,
         }

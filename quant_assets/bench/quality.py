@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from pydantic import BaseModel, TypeAdapter
 
@@ -27,6 +27,8 @@ from quant_assets.texts.evaluation import WINDOW_TOKENS, EvaluationText
 from quant_assets.window_intervals import ratio_interval
 
 DEFAULT_WINDOWS = 30
+MAX_BASELINE_BYTES: Final = 8_000_000_000
+"""Two bytes per token of the vocabulary and scored token: 2 GB for 30 windows and 128,000 tokens."""
 
 _log = logging.getLogger(__name__)
 
@@ -90,6 +92,19 @@ class QualityStore:
             path.unlink()
             return False
         return True
+
+    def make_room(self, used: Path, limit_bytes: int = MAX_BASELINE_BYTES) -> None:
+        """Mark a baseline as used; delete those used longest ago, until all fit in `limit_bytes`.
+
+        The baseline `used` stays, however large it is.
+        """
+        used.touch()
+        kept_bytes = used.stat().st_size
+        others = [path for path in self.baselines.glob("*.kld") if path != used]
+        for path in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
+            kept_bytes += path.stat().st_size
+            if kept_bytes > limit_bytes:
+                path.unlink()
 
 
 def quality_results(results: Path) -> list[QualityResult]:
@@ -180,7 +195,8 @@ def measure_quality(
 ) -> QualityResult:
     """Measure a variant against the F16 baseline, or return the result of an earlier run.
 
-    The baseline's log probabilities are computed once per text and kept in the cache; GPTQ and AWQ
+    The baseline's log probabilities are computed once per text and kept in the cache, up to
+    `MAX_BASELINE_BYTES` for all baselines; GPTQ and AWQ
     artifacts are scored on the same tokens, which the baseline file holds.
     """
     variant, artifact, settings = subject.variant, subject.artifact, subject.settings
@@ -211,6 +227,7 @@ def measure_quality(
                 QualityMeasurement,
                 session=session,
             )
+        store.make_room(baseline_file)
         worker, environment = subject.worker("quality")
         measurement = run_worker(
             worker,

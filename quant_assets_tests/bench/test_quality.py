@@ -1,10 +1,18 @@
 import datetime
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 from quant_assets.bench.jobs import QualityMeasurement, WindowSums
 from quant_assets.bench.obedience.measurement import ObedienceResult
-from quant_assets.bench.quality import QualityResult, compare, gate_breach, on_one_text
+from quant_assets.bench.quality import (
+    QualityResult,
+    QualityStore,
+    compare,
+    gate_breach,
+    on_one_text,
+)
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
@@ -92,6 +100,19 @@ def test_all_variants_of_a_model_are_taken_from_one_text() -> None:
         ("q4", "a"),
     }
     assert on_one_text(newer, {("q8", "a")}) == {}
+
+
+def test_baselines_used_longest_ago_make_room(tmp_path: Path) -> None:
+    store = QualityStore(tmp_path / "results", tmp_path / "cache")
+    store.baselines.mkdir(parents=True)
+    for age, name in enumerate(("newest", "second", "third", "oldest")):
+        path = store.baselines / f"{name}.kld"
+        path.write_bytes(bytes(10))
+        os.utime(path, (1e9 - age, 1e9 - age))
+    store.make_room(store.baselines / "oldest.kld", limit_bytes=30)
+    assert {path.stem for path in store.baselines.iterdir()} == {"oldest", "newest", "second"}
+    store.make_room(store.baselines / "second.kld", limit_bytes=5)
+    assert [path.stem for path in store.baselines.iterdir()] == ["second"]
 
 
 def test_two_variants_are_compared_window_by_window() -> None:
