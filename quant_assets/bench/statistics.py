@@ -55,10 +55,13 @@ class RateInterval(NamedTuple):
 
 
 def wilson_interval(successes: int, trials: int) -> RateInterval:
-    """The 95% Wilson score interval of `successes` out of at least one trial (Wilson, 1927).
+    """The 95% Wilson score interval of `successes` out of `trials` (Wilson, 1927).
 
     Unlike the normal approximation it stays within 0 and 1 and has a width at rates of 0 and 1.
+    Without a trial any rate is possible.
     """
+    if trials == 0:
+        return RateInterval(0.0, 1.0)
     from scipy.stats import binomtest  # takes most of a second, and most commands need no interval
 
     interval = binomtest(successes, trials).proportion_ci(CONFIDENCE, method="wilson")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, Field, TypeAdapter, computed_field
+from pydantic import BaseModel, TypeAdapter, computed_field
 
 from quant_assets.bench.jobs import ChatJob, ChatReplies
 from quant_assets.bench.obedience.prompts import ObediencePrompt
@@ -43,7 +43,7 @@ class ObedienceResult(BaseModel):
     timestamp: UtcTime
     pass_rate: float
     pass_rate_by_category: dict[str, float]
-    transcripts: list[Transcript] = Field(min_length=1)
+    transcripts: list[Transcript]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
