@@ -178,6 +178,7 @@ def _properties(title: str, figures: PhaseFigures) -> Table:
     for name, groups in (
         ("batch", figures.by_batch),
         ("depth", figures.by_depth),
+        ("tokens per pass", figures.by_tokens_per_pass),
         ("level", figures.by_level),
         ("GPU", figures.by_gpu),
     ):

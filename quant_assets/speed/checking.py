@@ -19,6 +19,7 @@ DEEP_TOKENS: Final = 4096
 """Depth from which decoding several sequences is judged apart."""
 _CHANCE: Final = 0.05
 _DEPTHS: Final = ((0, "0-511"), (512, "512-4095"), (4096, "4096-16383"), (16384, "16384 and more"))
+_PASSES: Final = ((0, "1-8"), (9, "9-64"), (65, "65-511"), (512, "512 and more"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ class PhaseFigures(BaseModel):
     by_level: dict[str, ErrorFigures]
     by_batch: dict[str, ErrorFigures]
     by_depth: dict[str, ErrorFigures]
+    by_tokens_per_pass: dict[str, ErrorFigures]
 
 
 class SpeedLimits(BaseModel):
@@ -177,12 +179,17 @@ def error_figures(runs: Sequence[PredictedRun]) -> ErrorFigures:
 
 def depth_label(tokens: float) -> str:
     """The range of depths that `tokens` belongs to."""
-    return next(label for least, label in reversed(_DEPTHS) if tokens >= least)
+    return _range(tokens, _DEPTHS)
+
+
+def _range(number: float, ranges: Sequence[tuple[int, str]]) -> str:
+    return next(label for least, label in reversed(ranges) if number >= least)
 
 
 def _phase(runs: Sequence[PredictedRun], phase: Phase) -> PhaseFigures:
     chosen = [run for run in runs if run.workload.phase == phase]
     depths = _by(chosen, lambda run: depth_label(run.depth_tokens))
+    passes = _by(chosen, lambda run: _range(run.workload.tokens_per_pass, _PASSES))
     batches = _by(chosen, lambda run: str(run.workload.batch))
     return PhaseFigures(
         all=error_figures(chosen),
@@ -190,6 +197,7 @@ def _phase(runs: Sequence[PredictedRun], phase: Phase) -> PhaseFigures:
         by_level=_by(chosen, lambda run: run.level or run.workload.weight_type),
         by_batch={batch: batches[batch] for batch in sorted(batches, key=int)},
         by_depth={label: depths[label] for _, label in _DEPTHS if label in depths},
+        by_tokens_per_pass={label: passes[label] for _, label in _PASSES if label in passes},
     )
 
 

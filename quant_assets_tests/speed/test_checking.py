@@ -67,6 +67,7 @@ def test_tables_by_property() -> None:
     assert list(check.decode.by_batch) == ["2", "16"]
     assert list(check.decode.by_depth) == ["0-511", "4096-16383"]
     assert check.decode.by_level["Q4_K"].n == 2
+    assert list(check.decode.by_tokens_per_pass) == ["1-8", "9-64"]
     assert check.prefill.by_gpu["L4"].median_error == 1
 
 
