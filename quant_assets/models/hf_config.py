@@ -36,6 +36,7 @@ LIMITS: Final[Mapping[str, int]] = {
     ),
     **dict.fromkeys(
         ("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads",
+         "num_global_key_value_heads",
          "multi_query_group_num", "attention.head_count", "attention.head_count_kv"),
         MAX_HEADS,
     ),
@@ -46,6 +47,7 @@ LIMITS: Final[Mapping[str, int]] = {
     ),
     **dict.fromkeys(
         ("hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "head_dim",
+         "global_head_dim",
          "moe_intermediate_size", "shared_expert_intermediate_size", "kv_lora_rank", "q_lora_rank",
          "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim", "embedding_length",
          "feed_forward_length", "expert_feed_forward_length", "attention.key_length",

@@ -51,6 +51,7 @@ _HF_DEFAULTS: Final[Mapping[str, Mapping[str, Any]]] = {
         "vocab_size": 262_208,
         "max_position_embeddings": 131_072,
     },
+    "gemma4_text": {"global_head_dim": 512},
 }
 _CACHES_FROM_START: Final = {"gemma3n": 20}
 """Layers with a cache of their own, where the file does not say so (llama.cpp's src/models/)."""
@@ -310,6 +311,13 @@ def _inspect_folder(folder: Path) -> ModelShape:
         # Multi-head latent attention: one compressed row a token, of which V is a view.
         n_kv_heads, head_dim_v = 1, 0
         head_dim_k = latent_rank + number("qk_rope_head_dim", default=0)
+    sliding_head_dims = None
+    full_kv_heads = n_kv_heads
+    if global_dim := number("global_head_dim", default=0):  # layers without a window have their own
+        sliding_head_dims = (head_dim_k, head_dim_v)
+        head_dim_k = head_dim_v = global_dim
+        if fields.get("attention_k_eq_v"):
+            full_kv_heads = number("num_global_key_value_heads", default=n_kv_heads)
     layer_types = listed_layer_types(fields, n_layers) or ["full_attention"] * n_layers
     sliding = hf_sliding_window(fields, n_layers)
     shared = number("num_kv_shared_layers", default=0)
@@ -323,7 +331,9 @@ def _inspect_folder(folder: Path) -> ModelShape:
         intermediate_size=width,
         n_heads=n_heads,
         kv_heads_by_layer=tuple(
-            n_kv_heads if kind in _ATTENTION_LAYERS and layer < n_layers - shared else 0
+            (n_kv_heads if sliding.layers[layer] else full_kv_heads)
+            if kind in _ATTENTION_LAYERS and layer < n_layers - shared
+            else 0
             for layer, kind in enumerate(layer_types)
         ),
         head_dim_k=head_dim_k,
@@ -333,6 +343,7 @@ def _inspect_folder(folder: Path) -> ModelShape:
         sliding_window=sliding.tokens,
         n_sliding_layers=sum(sliding.layers),
         sliding_layers=sliding.layers if any(sliding.layers) else (),
+        sliding_head_dims=sliding_head_dims,
         graph=hf_traits(
             fields,
             {name: tensor.shape for name, tensor in stored.items()},

@@ -33,7 +33,7 @@ class SlidingWindow(NamedTuple):
     layers: tuple[bool, ...]
 
 
-_GGUF_PERIODS: Final = {
+GGUF_PERIODS: Final = {
     "afmoe": _Period(4),
     "cohere2": _Period(4),
     "cohere2moe": _Period(4, full_first=True),
@@ -55,6 +55,7 @@ _GGUF_PERIODS: Final = {
     "plamo3": _Period(8),
     "smallthinker": _Period(4, full_first=True),
 }
+"""The pattern of architectures whose files may leave it to llama.cpp."""
 _GGUF_FIXED_WINDOWS: Final = {"llama4": 8192, "smallthinker": 4096}
 """llama.cpp uses this window whatever the file says, unless it says 0 (or nothing: SmallThinker)."""
 _GGUF_FULL: Final = frozenset({"phi3"})
@@ -96,7 +97,7 @@ def gguf_sliding_window(
 ) -> SlidingWindow:
     """The window of a GGUF file with the values `window` and `pattern` (None where it has none)."""
     none = SlidingWindow(None, (False,) * n_layers)
-    period = _GGUF_PERIODS.get(architecture)
+    period = GGUF_PERIODS.get(architecture)
     declared = window if isinstance(window, int) and not isinstance(window, bool) else None
     if architecture in _GGUF_FULL or declared == 0:
         return none

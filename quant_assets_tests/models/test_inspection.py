@@ -138,6 +138,21 @@ def test_gemma_3_as_it_was_published(tmp_path: Path) -> None:
     assert shared.kv_heads_by_layer == (4,) * 10 + (0,) * 4
 
 
+def test_layers_without_a_window_may_have_their_own_heads(tmp_path: Path) -> None:
+    config = {
+        **CONFIG,
+        "model_type": "gemma4_text",
+        "head_dim": 16,
+        "sliding_window": 512,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "attention_k_eq_v": True,
+        "num_global_key_value_heads": 1,
+    }
+    shape = inspect_model(write_hf(tmp_path / "model", config))
+    assert shape.kv_heads_by_layer == (2, 1)
+    assert [shape.head_dims(layer) for layer in range(2)] == [(16, 16), (512, 512)]
+
+
 def test_traits_of_the_layers(tmp_path: Path) -> None:
     by_name = {model.name: model for model in ARCHITECTURES}
     traits = {

@@ -1,10 +1,40 @@
 """Windows and patterns that files leave to the runtime."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quant_assets.models.sliding_windows import gguf_sliding_window, hf_sliding_window
+from quant_assets.models.sliding_windows import (
+    GGUF_PERIODS,
+    gguf_sliding_window,
+    hf_sliding_window,
+)
+from quant_assets_tests.models.sliding_layers_probe import WINDOW
+
+
+def test_patterns_are_those_of_llama_cpp() -> None:
+    layers = dict.fromkeys((*GGUF_PERIODS, "phi3", "llama", "qwen2", "mistral3"), 10)
+    layers["exaone4"] = 64
+    del layers["deepseek4"]  # the loader checks its experts and compression first
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("sliding_layers_probe.py"))],
+        input=json.dumps(layers),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    ours = {
+        name: "".join(
+            "L" if slides else "G"
+            for slides in gguf_sliding_window(name, WINDOW, None, n_layers).layers
+        )
+        for name, n_layers in layers.items()
+    }
+    assert json.loads(done.stdout) == ours
 
 
 @pytest.mark.parametrize(
