@@ -19,6 +19,7 @@ from quant_assets.bench.obedience.measurement import ObedienceResult, Transcript
 from quant_assets.bench.quality import QualityResult, QualityStore
 from quant_assets.bench.results import ResultStore
 from quant_assets.bench.variants import Variant
+from quant_assets.gpus.registry import load_registry
 from quant_assets.models.identity import sha256_of
 from quant_assets.speed.needs import ServingGrid
 from quant_assets.warehouse.connection import Warehouse
@@ -28,6 +29,7 @@ from quant_assets.warehouse.loads.measurements import (
     load_kv_cache_quality,
     load_variant_quality,
 )
+from quant_assets.warehouse.loads.placements import load_placements
 
 MEASURED_AT = datetime.datetime(2026, 5, 4, tzinfo=datetime.UTC)
 WEIGHTS = 134_515_008
@@ -133,6 +135,28 @@ def test_needs_cover_the_grid_and_every_measured_length(
     assert in_grid == expected
     (run,) = [row for row in rows if row[1] == "run"]
     assert run[0] == "q4" and run[3] == 3 and run[2] >= 12
+
+
+def test_placements_cover_every_gpu_at_every_point(
+    tmp_path: Path, warehouse: Warehouse, smollm2: Path
+):
+    store = ArtifactStore(tmp_path / "artifacts")
+    _store_artifact(store, smollm2)
+    grid, registry = ServingGrid(contexts=(1024, 8192), batches=(1, 256)), load_registry()
+    with warehouse.write() as connection:
+        load_serving_needs(connection, store, VARIANTS, ResultStore(tmp_path / "results"), grid)
+        assert load_placements(connection, store, VARIANTS, registry) == 8 * len(registry.all)
+    with warehouse.read() as connection:
+        rows = connection.execute(
+            "select variant, gpus_per_copy, copies_per_gpu, gpus_per_card, fullest_gpu_bytes, "
+            "transfer_s from raw.placements "
+            "where gpu = 'Tesla K80' and context_tokens = 8192 and batch_size = 256 order by 1"
+        ).fetchall()
+    # 256 sequences of 8192 tokens x 23,040 bytes in F16 are 48 GB, over GPUs of 12 GB.
+    (f16, q8) = rows
+    assert f16[:4] == ("q4", 5, 0, 2) and q8[:4] == ("q4-q8-cache", 3, 0, 2)
+    assert 48e9 / 5 < f16[4] < 12 * 2**30 - 1e9
+    assert f16[5] == pytest.approx(2 * q8[5])  # four transfers in place of two
 
 
 def test_quality_and_obedience_come_from_their_files(tmp_path: Path, warehouse: Warehouse):
