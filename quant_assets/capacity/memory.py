@@ -199,17 +199,13 @@ def kv_cache_bytes(shape: ModelShape, serving: Serving) -> int:
 def layer_cache_bytes(shape: ModelShape, serving: Serving, layer: int) -> int:
     """Bytes of the KV cache of one layer, for all sequences."""
     cells = _cells(shape, serving)[shape.layer_slides(layer)]
+    return serving.batch * cells * kv_row_bytes(shape, serving, layer)
+
+
+def kv_row_bytes(shape: ModelShape, serving: Serving, layer: int) -> int:
+    """Bytes of one token's K and V in `layer`."""
     heads, (dim_k, dim_v) = shape.kv_heads(layer), shape.head_dims(layer)
-    row_k = _row_bytes(serving.kv_type_k, heads, dim_k)
-    row_v = _row_bytes(serving.kv_type_v, heads, dim_v)
-    return serving.batch * cells * (row_k + row_v)
-
-
-def kv_row_bytes(shape: ModelShape, serving: Serving, kv_heads: int) -> int:
-    """Bytes of one token's K and V in one layer with `kv_heads` key and value heads."""
-    return _row_bytes(serving.kv_type_k, kv_heads, shape.head_dim_k) + _row_bytes(
-        serving.kv_type_v, kv_heads, shape.head_dim_v
-    )
+    return _row_bytes(serving.kv_type_k, heads, dim_k) + _row_bytes(serving.kv_type_v, heads, dim_v)
 
 
 def compute_buffer_bytes(shape: ModelShape, serving: Serving) -> int:

@@ -291,21 +291,24 @@ def touched_linear_parameters(shape: ModelShape, tokens: int) -> float:
 
 def kv_read_bytes(shape: ModelShape, serving: Serving, tokens: float) -> float:
     """Bytes of K and V that one sequence of `tokens` tokens reads in a decoding step."""
-    total = 0.0
-    for layer, kv_heads in enumerate(sorted(shape.kv_heads_by_layer, reverse=True)):
-        slides = shape.sliding_window is not None and layer < shape.n_sliding_layers
-        kept = min(tokens, shape.sliding_window or tokens) if slides else tokens
-        total += kept * kv_row_bytes(shape, serving, kv_heads)
-    return total
+    return sum(
+        _attended(shape, layer, tokens) * kv_row_bytes(shape, serving, layer)
+        for layer in range(len(shape.kv_heads_by_layer))
+    )
 
 
 def attention_flops(shape: ModelShape, tokens: float) -> float:
-    """Operations of one token's attention to `tokens` others: Q x K and weights x V, 2 each.
+    """Operations of one token's attention to `tokens` others: Q x K and weights x V, 2 each."""
+    total = 0.0
+    for layer, heads in enumerate(shape.kv_heads_by_layer):
+        if heads:
+            dim_k, dim_v = shape.head_dims(layer)
+            total += _attended(shape, layer, tokens) * (dim_k + (dim_v or dim_k))
+    return 2 * shape.n_heads * total
 
-    Layers with a sliding window attend to no more tokens than it holds.
-    """
-    layers = sum(heads > 0 for heads in shape.kv_heads_by_layer)
-    sliding = min(shape.n_sliding_layers, layers) if shape.sliding_window is not None else 0
-    attended = (layers - sliding) * tokens + sliding * min(tokens, shape.sliding_window or tokens)
-    head_dims = shape.head_dim_k + (shape.head_dim_v or shape.head_dim_k)
-    return 2 * shape.n_heads * head_dims * attended
+
+def _attended(shape: ModelShape, layer: int, tokens: float) -> float:
+    """How many of `tokens` tokens a layer attends to: with a sliding window no more than it holds."""
+    if shape.sliding_window is not None and shape.layer_slides(layer):
+        return min(tokens, shape.sliding_window)
+    return tokens

@@ -195,17 +195,15 @@ class PublishedModel(_Part):
 
     @property
     def shape(self) -> ModelShape:
-        """The shape as the rest of the project reads it.
-
-        Heads of another size on the global layers count as as many heads of the common size.
-        """
-        head_dim, value_dim, kv_heads = self.head_dim, self.head_dim, self.n_kv_heads
+        """The shape as the rest of the project reads it, its sliding layers first."""
+        head_dims, kv_heads = (self.head_dim, self.head_dim), self.n_kv_heads
         if self.latent is not None:
             # One compressed row per token, of which V is a view.
-            head_dim, value_dim, kv_heads = self.latent.rank + self.latent.rotary_dim, 0, 1
-        global_heads = kv_heads
+            head_dims, kv_heads = (self.latent.rank + self.latent.rotary_dim, 0), 1
+        global_heads, sliding_dims = kv_heads, None
         if self.global_head_dim is not None and self.global_n_kv_heads is not None:
-            global_heads = self.global_n_kv_heads * self.global_head_dim // head_dim
+            global_heads, sliding_dims = self.global_n_kv_heads, head_dims
+            head_dims = (self.global_head_dim, self.global_head_dim)
         n_global = self.attention_layers - self.n_sliding_layers
         without = self.n_layers - self.attention_layers
         return ModelShape(
@@ -217,8 +215,9 @@ class PublishedModel(_Part):
             kv_heads_by_layer=(
                 (kv_heads,) * self.n_sliding_layers + (global_heads,) * n_global + (0,) * without
             ),
-            head_dim_k=head_dim,
-            head_dim_v=value_dim,
+            head_dim_k=head_dims[0],
+            head_dim_v=head_dims[1],
+            sliding_head_dims=sliding_dims,
             vocab_size=self.vocab_size,
             sliding_window=self.sliding_window,
             n_sliding_layers=self.n_sliding_layers,

@@ -3,7 +3,7 @@
 import pytest
 
 from quant_assets.capacity.memory import Serving
-from quant_assets.speed.needs import kv_read_bytes
+from quant_assets.speed.needs import attention_flops, kv_read_bytes
 from quant_assets.speed.published_models import (
     PublishedModel,
     find_published_model,
@@ -91,3 +91,10 @@ def test_sliding_and_global_layers_read_what_their_caches_hold() -> None:
 def test_latent_attention_reads_one_row_per_token() -> None:
     shape = published_models()["DeepSeek V3 671B"].shape
     assert kv_read_bytes(shape, Serving(), 1000) == 61 * 1000 * 576 * 2
+
+
+def test_attention_computes_with_the_heads_of_each_layer() -> None:
+    """Gemma 4 31B: 32 query heads, of 256 numbers in 50 sliding layers and of 512 in 10."""
+    shape = published_models()["Gemma 4 31B"].shape
+    expected = 2 * 32 * (50 * 1024 * 2 * 256 + 10 * 32768 * 2 * 512)
+    assert attention_flops(shape, 32768) == expected
