@@ -2,14 +2,14 @@
 
 Source: src/llama-graph.cpp, src/llama-kv-cache.cpp and the graphs of src/models/ in llama.cpp. Only
 what decides memory is modelled: additions of a bias, scales and soft caps work in place and are left
-out. The graph of a family that is not listed in `models/inspection.py` counts as Llama's with the
-tensors that its files name.
+out. A family that `models/graph_traits.py` does not know counts as Llama's, with the tensors that its
+files name.
 """
 
 from math import prod
 from typing import NamedTuple
 
-from quant_assets.capacity.graph_allocator import F16, I32, I64, Graph, Node
+from quant_assets.capacity.graph_allocator import F16, F32, I32, I64, Graph, Node
 from quant_assets.formats.ggml_types import ggml_type
 from quant_assets.models.graph_traits import LayerKind
 from quant_assets.models.inspection import ModelShape
@@ -17,6 +17,7 @@ from quant_assets.models.inspection import ModelShape
 _ROTATION = 64
 """Rows of the smallest Hadamard rotation, which a quantized cache is stored under."""
 _EXPERTS_SUMMED = 3
+"""From the third on, the sum of the experts' outputs takes the place of the one before it."""
 
 
 class GraphSize(NamedTuple):
@@ -91,7 +92,7 @@ class _TransformerGraph:
             mask=Node(
                 None,
                 (cells, tokens // self._streams, 1, self._streams),
-                item_bytes=F16 if self._flash_attention else 4,
+                item_bytes=F16 if self._flash_attention else F32,
             ),
             key_rotation=self._rotation(0, slides),
             value_rotation=self._rotation(1, slides),
@@ -171,6 +172,7 @@ class _TransformerGraph:
     def _attention(self, normed: Node, layer: int) -> Node:
         shape, tokens = self._shape, self._tokens
         dim_k, dim_v = shape.head_dims(layer)
+        dim_v = dim_v or dim_k  # latent attention whose parts are unknown
         heads, kv_heads = shape.n_heads, shape.kv_heads(layer)
         parts = ((dim_k, heads), (dim_k, kv_heads), (dim_v, kv_heads))
         traits = shape.graph
@@ -316,7 +318,8 @@ class _TransformerGraph:
         shape = self._shape
         traits = shape.graph
         width, tokens = node.shape
-        used = shape.n_experts_used
+        used = max(1, shape.n_experts_used)
+        inner_width = traits.expert_width or shape.intermediate_size
         logits = self._matrix(shape.n_experts, node)
         probabilities = Node(
             "soft_max" if not traits.sigmoid_gate else "unary", logits.shape, (logits,)
@@ -343,17 +346,16 @@ class _TransformerGraph:
         self._graph.expand(weights)
         inputs = _view(node, (width, 1, tokens))
         if traits.merged_experts:
-            both = Node("mul_mat_id", (2 * traits.expert_width, used, tokens), (inputs, chosen))
-            halves = (traits.expert_width, used, tokens)
+            both = Node("mul_mat_id", (2 * inner_width, used, tokens), (inputs, chosen))
+            halves = (inner_width, used, tokens)
             gate, up = _view(both, halves), _view(both, halves)
         else:
-            up = Node("mul_mat_id", (traits.expert_width, used, tokens), (inputs, chosen))
-            gate = Node("mul_mat_id", (traits.expert_width, used, tokens), (inputs, chosen))
+            up = Node("mul_mat_id", (inner_width, used, tokens), (inputs, chosen))
+            gate = Node("mul_mat_id", (inner_width, used, tokens), (inputs, chosen))
         inner = Node("glu", up.shape, (gate, up))
         experts = Node("mul_mat_id", (width, used, tokens), (inner, chosen))
         experts = Node("mul", experts.shape, (experts, weights))
         self._graph.expand(experts)
-        # From the third on, each sum takes the place of the one before it.
         parts = [_view(experts, (width, tokens)) for _ in range(min(used, _EXPERTS_SUMMED))]
         for part in parts:
             self._graph.expand(part)

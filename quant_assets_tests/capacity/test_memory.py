@@ -88,6 +88,19 @@ def test_layers_without_attention_and_latent_attention_only_count_what_they_cach
     assert kv_cache_bytes(latent, serving) == 32 * 576 * 2 * 4096
 
 
+def test_shapes_that_leave_something_open_still_have_a_buffer() -> None:
+    serving = Serving(context=4096, batch=3)
+    dense = compute_buffer_bytes(LLAMA_3_8B, serving)
+    unknown_choice = {"n_experts": 8, "n_experts_used": 0}
+    without_heads = {"kv_heads_by_layer": (8, 0, 0, 0) * 8}
+    shorter_lists = {"kv_heads_by_layer": (8,), "sliding_layers": (True,), "sliding_window": 64}
+    latent = {"kv_heads_by_layer": (1,) * 32, "head_dim_k": 576, "head_dim_v": 0}
+    for update in (unknown_choice, without_heads, shorter_lists, latent):
+        shape = LLAMA_3_8B.model_copy(update=update)
+        assert dense / 2 < compute_buffer_bytes(shape, serving) < 2 * dense
+        assert kv_cache_bytes(shape, serving) >= 0
+
+
 @pytest.mark.parametrize(
     "serving",
     [
