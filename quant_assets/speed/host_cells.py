@@ -8,7 +8,7 @@ from quant_assets.formats.ggml_types import ggml_type
 from quant_assets.formats.gguf_header import HeaderTensor, read_gguf_header
 from quant_assets.models.inspection import ModelShape, inspect_model
 from quant_assets.speed.host_fit import HostCell, WeightTraffic
-from quant_assets.speed.needs import touched_linear_parameters
+from quant_assets.speed.needs import attention_products, touched_linear_parameters
 
 _HEAD = "output.weight"
 _EMBEDDING = "token_embd.weight"  # also the head of a model with tied embeddings
@@ -51,7 +51,7 @@ def host_cell(artifact: HostArtifact, variant: Variant, lengths: StepLengths) ->
     """The average decoding step of `variant`, which runs `artifact`: half of the answer is there."""
     shape, batch = artifact.shape, lengths.batch
     depth = lengths.prompt_tokens + lengths.generated_tokens / 2
-    attended = batch * shape.n_heads * sum(_attended_tokens(shape, depth))
+    with_k, with_v = attention_products(shape, depth)
     return HostCell(
         model=artifact.model,
         variant=variant.name,
@@ -62,9 +62,9 @@ def host_cell(artifact: HostArtifact, variant: Variant, lengths: StepLengths) ->
         layers=shape.n_layers,
         weights=_traffic(artifact, variant, batch),
         k_type=variant.cache_type_k.upper(),
-        k_products=attended * shape.head_dim_k,
+        k_products=batch * with_k,
         v_type=variant.cache_type_v.upper(),
-        v_products=attended * (shape.head_dim_v or shape.head_dim_k),
+        v_products=batch * with_v,
     )
 
 
@@ -106,11 +106,3 @@ def _traffic(artifact: HostArtifact, variant: Variant, batch: int) -> tuple[Weig
     return tuple(
         WeightTraffic(name, ggml_type(name).bits_per_weight, *found[name]) for name in sorted(found)
     )
-
-
-def _attended_tokens(shape: ModelShape, depth: float) -> list[float]:
-    """Tokens that a token attends to, by layer with attention."""
-    attending = sum(heads > 0 for heads in shape.kv_heads_by_layer)
-    window = shape.sliding_window
-    sliding = min(shape.n_sliding_layers, attending) if window is not None else 0
-    return [min(depth, window or depth)] * sliding + [depth] * (attending - sliding)

@@ -299,12 +299,19 @@ def kv_read_bytes(shape: ModelShape, serving: Serving, tokens: float) -> float:
 
 def attention_flops(shape: ModelShape, tokens: float) -> float:
     """Operations of one token's attention to `tokens` others: Q x K and weights x V, 2 each."""
-    total = 0.0
+    return 2 * sum(attention_products(shape, tokens))
+
+
+def attention_products(shape: ModelShape, tokens: float) -> tuple[float, float]:
+    """Multiply-adds of one token's attention to `tokens` others: Q x K, and weights x V."""
+    with_k = with_v = 0.0
     for layer, heads in enumerate(shape.kv_heads_by_layer):
         if heads:
             dim_k, dim_v = shape.head_dims(layer)
-            total += _attended(shape, layer, tokens) * (dim_k + (dim_v or dim_k))
-    return 2 * shape.n_heads * total
+            attended = shape.n_heads * _attended(shape, layer, tokens)
+            with_k += attended * dim_k
+            with_v += attended * (dim_v or dim_k)
+    return with_k, with_v
 
 
 def _attended(shape: ModelShape, layer: int, tokens: float) -> float:
