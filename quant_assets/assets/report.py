@@ -13,6 +13,7 @@ from quant_assets.resources.stores import DataRoot
 
 REPORTED_MARTS = (
     "deployment_options",
+    "kv_cache_quality",
     "listing_capacity",
     "pareto_variants",
     "recommendations",
