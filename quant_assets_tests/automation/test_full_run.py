@@ -168,10 +168,17 @@ def test_all_checks_pass(full_run: Installation):
         assert evaluations, f"{job} ran no check"
         failed = [item.check_name for item in evaluations if not item.passed]
         assert not failed, f"{job}: {failed}"
+        for speeds in (item for item in evaluations if item.check_name == "speeds_are_true"):
+            assert speeds.metadata["published runs, decode, n"].value > 100
+            # The runs of this installation are on a processor, of which the speed model says nothing.
+            assert speeds.metadata["own runs, decode, n"].value == 0
 
 
 def test_losing_the_duckdb_file_loses_nothing(full_run: Installation):
-    tables = ("artifacts", "benchmark_runs", "enriched_listings", "quarantined_listings", "gpus")
+    tables = (
+        "artifacts", "benchmark_runs", "enriched_listings", "quarantined_listings", "gpus",
+        "serving_needs", "speed_predictions",
+    )  # fmt: skip
     before = {table: query(full_run, f"select count(*) from raw.{table}") for table in tables}
     warehouse = Warehouse(full_run.settings.warehouse)
     warehouse.path.unlink()
