@@ -66,7 +66,7 @@ FACTORS: Final[dict[Regime, dict[str, Prior]]] = {
         "launch": Prior(
             200.0,
             1.0,
-            {"backend": 0.5, "architecture": 0.3, "memory": 0.3, "build": 0.5, "engine": 0.8,
+            {"backend": 0.5, "architecture": 0.3, "build": 0.5, "engine": 0.8,
              "layers": 0.4},
         ),
         # Lane cycles to unpack and multiply one weight.
@@ -81,7 +81,7 @@ FACTORS: Final[dict[Regime, dict[str, Prior]]] = {
             0.15, 0.7, {"backend": 0.5, "architecture": 0.3, "family": 0.3, "engine": 0.3}
         ),
         # The rest of a card: everything takes so much longer.
-        "card": Prior(1.0, 1e-3, {"gpu": 0.1}),
+        "card": Prior(1.0, 1e-3, {"gpu": 0.07}),
     },
     "many_tokens": {
         # Share of the dense throughput.
