@@ -41,8 +41,9 @@ from quant_assets.speed.pass_time import (
 )
 from quant_assets.speed.workload import Observation, Prediction
 
-NOISE: Final = 0.1
-"""Usual spread (of the logarithm) of a run around a good model: clocks, cooling, drivers."""
+NOISE: Final[Mapping[Regime, float]] = {"few_tokens": 0.1, "many_tokens": 0.2}
+"""Usual spread (of the logarithm) of a run around a good model: clocks, cooling, drivers; for
+prefill, kernels chosen by shape as well."""
 _EQUAL_WEIGHT_RUNS: Final = 8  # a card with more weighs like one with so many
 _TAILS: Final = (0.05, 0.95)
 _LEAST_RUNS, _LEAST_CARDS = 30, 4  # of a scope with residuals of its own
@@ -241,7 +242,7 @@ def _fit(
     """The factors that explain the runs best; the search starts at those of `near`."""
     design = _Design(regime, runs.columns)
     start = design.start if near is None else design.at(near)
-    scale = runs.weights / NOISE
+    scale = runs.weights / NOISE[regime]
 
     def errors(parameters: Floats) -> Floats:
         predicted = log_seconds(regime, runs.columns, design.logs(parameters))
@@ -276,7 +277,7 @@ def _fit(
     sds = np.sqrt(np.diag(np.linalg.inv(curvature(solution.x))))
     return FittedRegime(
         factors=_factors(design, solution.x, sds),
-        noise=NOISE,
+        noise=NOISE[regime],
         runs_by_gpu=_counts(gpus, lambda gpu: gpu.canonical_name),
         runs_by_architecture=_counts(gpus, lambda gpu: gpu.architecture),
         runs_by_maker=_counts(gpus, lambda gpu: gpu.vendor),

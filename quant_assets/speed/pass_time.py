@@ -60,13 +60,13 @@ FACTORS: Final[dict[Regime, dict[str, Prior]]] = {
         ),
         # Share of it at which K and V are read.
         "kv_bandwidth": Prior(
-            0.7, 0.3, {"backend": 0.3, "attention": 0.7, "maker_attention": 0.5}
+            0.7, 0.3, {"backend": 0.3, "attention": 0.7, "maker_attention": 0.5, "architecture": 0.3}
         ),
         # Thousands of cycles per layer between its kernels.
         "launch": Prior(
             200.0,
             1.0,
-            {"backend": 0.5, "architecture": 0.3, "build": 0.5, "engine": 0.8,
+            {"backend": 0.5, "architecture": 0.3, "chip": 0.2, "family": 0.2, "build": 0.5, "engine": 0.8,
              "layers": 0.4},
         ),
         # Lane cycles to unpack and multiply one weight.
@@ -74,7 +74,7 @@ FACTORS: Final[dict[Regime, dict[str, Prior]]] = {
             12.0,
             1.5,
             {"weight_type": 0.3, "maker": 0.8, "architecture": 0.3, "chip": 0.2, "backend": 0.2,
-             "family_build": 0.3, "engine": 0.3, "layers": 0.3},
+             "family_build": 0.3, "family_maker_build": 0.3, "engine": 0.3, "layers": 0.3},
         ),
         # Share of the dense throughput that a product of few tokens reaches.
         "batched_product": Prior(
@@ -88,17 +88,17 @@ FACTORS: Final[dict[Regime, dict[str, Prior]]] = {
         "product": Prior(
             0.4,
             0.7,
-            {"backend": 0.5, "units": 0.4, "architecture": 0.3, "chip": 0.2, "weight_type": 0.1,
+            {"backend": 0.5, "units": 0.4, "architecture": 0.3, "chip": 0.2, "weight_type": 0.2,
              "family_backend": 0.25, "build": 0.3, "family_maker_build": 0.2, "engine": 0.5,
              "layers": 0.5},
         ),
         # Tokens per pass at which half of that is reached.
         "half_filled": Prior(40.0, 1.0, {"maker": 0.7, "backend": 0.4, "family": 0.3}),
         # 10^12 operations per joule of board power.
-        "power": Prior(0.3, 0.3, {"architecture": 0.3, "build": 0.2}),
-        # Share of the dense throughput that attention reaches.
+        "power": Prior(0.3, 0.1, {"architecture": 0.15, "build": 0.2}),
+        # Share of its kernels' throughput that attention reaches.
         "attention": Prior(
-            0.15, 0.7, {"attention": 0.7, "backend": 0.5, "maker_attention": 0.4}
+            0.2, 0.7, {"attention": 0.7, "backend": 0.5, "maker_attention": 0.4}
         ),
         "launch": Prior(300.0, 0.7, {"backend": 0.5, "engine": 0.5}),
         "weight_bandwidth": Prior(0.8, 0.05, {}),
@@ -154,7 +154,7 @@ def cases(gpus: Sequence[Gpu], workloads: Sequence[Workload]) -> Cases:
     chips = [by_gpu[gpu.canonical_name] for gpu in gpus]
     figures = {
         name: np.array([figures[name] for figures, _ in chips], dtype=np.float64)
-        for name in ("bandwidth", "lane_rate", "dense_rate", "clock", "watts")
+        for name in ("bandwidth", "lane_rate", "dense_rate", "attention_rate", "clock", "watts")
     }
     passes = [-(-work.tokens // work.tokens_per_pass) for work in workloads]
     for name, column in {
@@ -193,7 +193,7 @@ def seconds(regime: Regime, figures: dict[str, Floats], factors: dict[str, Float
     operations = 2 * f["parameters"] * per_pass / filled
     product = operations / (f["dense_rate"] * x["product"])
     power = operations / (f["watts"] * 1e12 * x["power"])
-    attention = f["attention"] / (f["dense_rate"] * x["attention"])
+    attention = f["attention"] / (f["attention_rate"] * x["attention"])
     bound = _bounds(_bounds(product, power), weights)
     whole: Floats = (bound + launches) * f["passes"] + attention
     return whole * x["card"]
@@ -233,11 +233,14 @@ def _gpu_figures(gpu: Gpu) -> dict[str, float]:
     vector = gpu.fp32_vector_tflops * 1e12 / gpu.devices
     units = gpu.multiprocessors / gpu.devices
     clock = vector / (2 * units * gpu.fp32_lanes)
-    dense = gpu.fp16_dense_tflops
+    matrix = gpu.fp16_dense_tflops
+    dense = matrix * 1e12 / gpu.devices * _accumulation(gpu) if matrix else vector
     return {
         "bandwidth": gpu.memory_bandwidth_gb_s * 1e9 / gpu.devices,
         "lane_rate": units * clock * _issue_lanes(gpu),
-        "dense_rate": dense * 1e12 / gpu.devices * _accumulation(gpu) if dense else vector,
+        "dense_rate": dense,
+        # llama.cpp's attention kernels use matrix units on NVIDIA's GPUs.
+        "attention_rate": dense if gpu.vendor == "NVIDIA" else vector,
         "clock": clock,
         "watts": gpu.tdp_w / gpu.devices if gpu.tdp_w else 1e6,
     }
