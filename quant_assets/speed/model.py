@@ -154,6 +154,34 @@ class _OwnRun(NamedTuple):
     spread: float
 
 
+class _OwnErrors(NamedTuple):
+    """The errors of a user's runs in one place, and the inverse of their covariance."""
+
+    runs: tuple[_OwnRun, ...]
+    spreads: Floats
+    errors: Floats
+    inverse: Floats
+
+    def conditioned(self, workload: Workload, spread: float) -> tuple[float, float]:
+        """The mean of log(measured / predicted) at `workload`, and what remains of its `spread`.
+
+        Two errors share what the better known of them can vary: a machine that is 30 % slow with one
+        sequence says that it is, and little about where batches are uncertain by half.
+        """
+        here = _alikeness(workload, self.runs) * np.minimum(self.spreads, spread) ** 2
+        gain = here @ self.inverse
+        remaining = max(spread**2 - float(gain @ here), _OWN_NOISE**2) ** 0.5
+        return float(gain @ self.errors), remaining
+
+
+class _Forecast(NamedTuple):
+    """Tokens/s, the standard deviation of their logarithm, and the errors of own runs there."""
+
+    tokens_per_s: float
+    sd: float
+    own: _OwnErrors | None
+
+
 class SpeedModel(BaseModel):
     """Fitted parameters and residual quantiles; `load_speed_model` reads the ones that ship."""
 
@@ -171,6 +199,7 @@ class SpeedModel(BaseModel):
     ) -> list[Prediction | None]:
         """The prediction of each pair (equally long lists); None where a GPU lacks a figure."""
         found: list[Prediction | None] = [None] * len(gpus)
+        own = self._own_by_place()
         for regime in REGIMES:
             rows = [
                 row
@@ -181,10 +210,10 @@ class SpeedModel(BaseModel):
                 continue
             chosen, works = [gpus[row] for row in rows], [workloads[row] for row in rows]
             speeds, sds = self._speeds(regime, chosen, works)
-            for place, row in enumerate(rows):
-                found[row] = self._prediction(
-                    regime, gpus[row], workloads[row], float(speeds[place]), float(sds[place])
-                )
+            for gpu, work, row, speed, sd in zip(chosen, works, rows, speeds, sds, strict=True):
+                errors = own.get(_place(gpu.canonical_name, work)) if own else None
+                forecast = _Forecast(float(speed), float(sd), errors)
+                found[row] = self._prediction(regime, gpu, work, forecast)
         return found
 
     def adapted(
@@ -230,27 +259,26 @@ class SpeedModel(BaseModel):
         speeds: Floats = columns.figures["tokens"] / np.exp(log_seconds(regime, columns, logs))
         return speeds, np.sqrt(variance)
 
+    def _own_by_place(self) -> dict[tuple[str, Regime, GpuBackend, str], "_OwnErrors"]:
+        """The errors of own runs by GPU, regime, backend and engine."""
+        found: dict[tuple[str, Regime, GpuBackend, str], list[_OwnRun]] = {}
+        for run in self.own:
+            found.setdefault(_place(run.gpu, run.workload), []).append(run)
+        return {place: _own_errors(runs) for place, runs in found.items()}
+
     def _prediction(
-        self, regime: Regime, gpu: Gpu, workload: Workload, speed: float, sd: float
+        self, regime: Regime, gpu: Gpu, workload: Workload, forecast: _Forecast
     ) -> Prediction:
+        speed, sd, own = forecast
         fitted = self.regimes[regime]
         scope, runs = fitted.scope(gpu)
         kind = pass_kind(workload)
         calibration = fitted.calibrations[kind]
         spread = float(calibration.spread(np.array(sd)))
-        own = [
-            run
-            for run in self.own
-            if run.gpu == gpu.canonical_name
-            and run.workload.backend == workload.backend
-            and run.workload.engine == workload.engine
-            and regime_of(run.workload) == regime
-        ]
-        if own:
-            shift, remaining = _conditioned(own, workload)
+        if own is not None:
+            shift, spread = own.conditioned(workload, spread)
             speed *= float(np.exp(shift))
-            spread = max(spread * remaining, _OWN_NOISE)
-            scope, runs = "this GPU", len(own)
+            scope, runs = "this GPU", len(own.runs)
         residuals = calibration.scopes[scope]
         return Prediction(
             tokens_per_s=speed,
@@ -271,24 +299,28 @@ class SpeedModel(BaseModel):
             )
 
 
-def _conditioned(own: Sequence[_OwnRun], workload: Workload) -> tuple[float, float]:
-    """The mean error at `workload` given own runs on the same GPU, and the share of its spread
-    that remains."""
-    spreads = np.array([run.spread for run in own])
-    alike = np.array([[_alikeness(a.workload, b.workload) for b in own] for a in own])
-    covariance = alike + np.diag((_OWN_NOISE / spreads) ** 2)
-    here = np.array([_alikeness(run.workload, workload) for run in own])
-    gain = np.linalg.solve(covariance, here)
-    scaled = np.array([run.error for run in own]) / spreads
-    own_spread = float(np.mean(spreads))
-    return float(gain @ scaled) * own_spread, max(0.0, 1 - float(gain @ here)) ** 0.5
+def _place(gpu: str, workload: Workload) -> tuple[str, Regime, GpuBackend, str]:
+    return gpu, regime_of(workload), workload.backend, workload.engine
 
 
-def _alikeness(first: Workload, second: Workload) -> float:
-    return (
-        _ALIKE
-        + _SAME_TYPE * (first.weight_type == second.weight_type)
-        + _SAME_BATCH * (first.tokens_per_pass == second.tokens_per_pass)
+def _own_errors(runs: Sequence[_OwnRun]) -> _OwnErrors:
+    spreads = np.array([run.spread for run in runs])
+    covariance = np.array([_alikeness(run.workload, runs) for run in runs])
+    covariance *= np.minimum.outer(spreads, spreads) ** 2
+    inverse = np.asarray(
+        np.linalg.inv(covariance + _OWN_NOISE**2 * np.eye(len(runs))), dtype=np.float64
+    )
+    return _OwnErrors(tuple(runs), spreads, np.array([run.error for run in runs]), inverse)
+
+
+def _alikeness(workload: Workload, runs: Sequence[_OwnRun]) -> Floats:
+    return np.array(
+        [
+            _ALIKE
+            + _SAME_TYPE * (run.workload.weight_type == workload.weight_type)
+            + _SAME_BATCH * (run.workload.tokens_per_pass == workload.tokens_per_pass)
+            for run in runs
+        ]
     )
 
 

@@ -83,7 +83,6 @@ def test_own_runs_move_and_narrow_what_is_predicted_on_their_gpu(
             decode_tokens_per_s=0.7 * decoded.tokens_per_s, prefill_tokens_per_s=None,
         )
         for number, need in enumerate(measured_points())
-        if need.batch_size == 1
         for decoded in load_speed_model().predict(
             [small_registry.by_name["L4"]], [need.decode_workload("CUDA")]
         )
@@ -94,7 +93,7 @@ def test_own_runs_move_and_narrow_what_is_predicted_on_their_gpu(
     assert {key: row for key, row in after.items() if key[0] != "L4"} == {
         key: row for key, row in before.items() if key[0] != "L4"
     }
-    for key in (("L4", "q4", context, 1) for context in (2048, 8192)):
+    for key in (("L4", "q4", context, batch) for context in (2048, 8192) for batch in (1, 4)):
         (speed, low, high, *_), (own, own_low, own_high, basis, runs) = before[key], after[key]
         assert 0.65 < own / speed < 0.85
         assert own_high / own_low < high / low
