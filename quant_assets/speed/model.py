@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
+import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -118,15 +119,17 @@ class FittedRegime(BaseModel):
         """Logarithms of the factors, and the variance of log(seconds)."""
         found: dict[str, Floats] = {}
         variances: dict[str, Floats] = {}
+        codes = {group: pd.factorize(np.array(keys)) for group, keys in columns.keys.items()}
         for name, prior in FACTORS[regime].items():
             factor = self.factors[name]
             values = np.full(len(columns), np.log(factor.value))
             variance = np.full(len(columns), factor.sd**2)
             for group, spread in prior.groups.items():
                 known = factor.deviations.get(group, {})
-                pairs = [known.get(key, (0.0, spread)) for key in columns.keys[group]]
-                values += np.array([deviation for deviation, _ in pairs])
-                variance += np.array([sd for _, sd in pairs]) ** 2
+                code, keys = codes[group]
+                pairs = np.array([known.get(str(key), (0.0, spread)) for key in keys])
+                values += pairs[code, 0]
+                variance += pairs[code, 1] ** 2
             found[name], variances[name] = values, variance
         total = np.full(len(columns), self.noise**2)
         for name, slope in slopes(regime, columns, found).items():

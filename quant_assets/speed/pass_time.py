@@ -167,10 +167,19 @@ def cases(gpus: Sequence[Gpu], workloads: Sequence[Workload]) -> Cases:
         "passes": passes,
     }.items():
         figures[name] = np.array(column, dtype=np.float64)
-    keys: dict[str, list[str]] = {}
+    # Pairs are many and their kinds few: each workload's keys are made once for a maker.
+    made: dict[tuple[int, str], dict[str, str]] = {}
+    of_works: list[dict[str, str]] = []
     for (_, chip), work in zip(chips, workloads, strict=True):
-        for group, key in {**chip, **_workload_keys(work, chip)}.items():
-            keys.setdefault(group, []).append(key)
+        place = (id(work), chip["maker"])
+        if place not in made:
+            made[place] = _workload_keys(work, chip)
+        of_works.append(made[place])
+    keys = {
+        group: [found[group] for found in source]
+        for source in ([keys for _, keys in chips], of_works)
+        for group in (source[0] if source else {})
+    }
     return Cases(figures, keys)
 
 

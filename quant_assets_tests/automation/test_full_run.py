@@ -16,6 +16,7 @@ import pytest
 from quant_assets.artifacts.store import ArtifactStore
 from quant_assets.automation.checks import build_checks
 from quant_assets.bench.results import ResultStore
+from quant_assets.capacity.device_memory import placement_settings
 from quant_assets.resources.run_processes import end_dead_runs
 from quant_assets.resources.stores import DataRoot
 from quant_assets.warehouse.connection import Warehouse
@@ -145,13 +146,14 @@ def test_capacity_and_cost_in_the_marts_can_be_recomputed(full_run: Installation
     assert capacity == [("H100 PCIe 80GB", 22, 12, 2)]
     options = query(
         full_run,
-        "select gpu, vram_gb, price_usd, copy_gb, copies, usd_per_slot "
+        "select gpu, gpu_memory_gb, price_usd, copy_gb, copies, usd_per_slot "
         "from marts.deployment_options where model = 'tiny' and variant = 'f16' and batch_size = 1 "
         "qualify context_tokens = min(context_tokens) over ()",
     )
     assert len(options) == 3
-    for _, vram_gb, price_usd, copy_gb, copies, usd_per_slot in options:
-        assert copies == int((vram_gb - 2.0) / copy_gb)
+    reserve_gb = placement_settings().reserve_gb
+    for _, memory_gb, price_usd, copy_gb, copies, usd_per_slot in options:
+        assert copies == int(memory_gb / (copy_gb + reserve_gb))
         assert usd_per_slot == price_usd / copies
     assert full_run.first is not None
     assert full_run.first.variant_summary == [
