@@ -14,9 +14,14 @@ from quant_assets.cli.verbosity import notify
 from quant_assets.gpus.registry import load_registry
 from quant_assets.settings import get_settings
 from quant_assets.speed.checking import ErrorFigures, PhaseFigures, SpeedCheck, Target
-from quant_assets.speed.fitting import fit_speed_model
+from quant_assets.speed.fitting import fit_and_cross_validate
 from quant_assets.speed.model import load_speed_model
-from quant_assets.speed.run_check import RunCheck, check_runs, cross_validate_runs
+from quant_assets.speed.run_check import (
+    RunCheck,
+    check_cross_validated,
+    check_runs,
+    cross_validate_runs,
+)
 from quant_assets.speed.runs import read_runs
 from quant_assets.speed.selection import Selection, select_runs
 
@@ -70,10 +75,12 @@ def fit(
     selection = select_runs(read_runs(runs), registry)
     chosen = selection.fitted
     sources = {item.source for item in chosen if item.source}
-    model = fit_speed_model([item.observation for item in chosen], registry, sorted(sources))
+    model, predictions = fit_and_cross_validate(
+        [item.observation for item in chosen], registry, sources
+    )
     path = output or get_settings().data / "speed_model.yaml"
     model.save(path)
-    validated = cross_validate_runs(Selection(tuple(chosen), selection.left_out), registry, model)
+    validated = check_cross_validated(Selection(tuple(chosen), selection.left_out), predictions)
     document = SpeedFitDocument(
         output=path,
         rows=len(selection.selected) + len(selection.left_out),

@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from scipy import stats
 
 from quant_assets.speed.workload import Phase, Prediction, Workload
 
@@ -260,6 +259,8 @@ def _coverage(name: str, runs: Sequence[PredictedRun], bounds: tuple[float, floa
     figures, (low, high) = error_figures(runs), bounds
     met = None
     if figures.coverage is not None and figures.n >= MIN_RUNS:
+        from scipy import stats  # takes most of a second, and most commands judge nothing
+
         inside = round(figures.coverage * figures.n)
         too_few = stats.binom.cdf(inside, figures.n, low) < _CHANCE
         too_many = stats.binom.sf(inside - 1, figures.n, high) < _CHANCE

@@ -12,7 +12,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
 
 from quant_assets.errors import InputError
 from quant_assets.gpus.registry import Gpu, GpuRegistry
@@ -33,10 +32,9 @@ from quant_assets.speed.pass_time import (
     PassKind,
     Regime,
     cases,
-    is_predictable,
     log_seconds,
     pass_kind,
-    regime_of,
+    rows_of,
     slopes,
 )
 from quant_assets.speed.workload import Observation, Prediction
@@ -128,30 +126,8 @@ def fit_speed_model(
     Raises `InputError` for GPUs outside the registry, or too few runs.
     """
     gpus = _gpus(observations, registry)
-    fitted = {}
-    for regime in REGIMES:
-        rows = _rows(observations, gpus, regime)
-        if len(rows) < _LEAST_RUNS:
-            raise InputError(
-                "The speed model cannot be fitted.",
-                f"Only {len(rows)} usable runs are of passes with {regime.replace('_', ' ')}; "
-                f"{_LEAST_RUNS} are needed.",
-                "Add decoding runs and prefill runs of several GPUs.",
-            )
-        chosen = [gpus[row] for row in rows]
-        runs = _runs([observations[row] for row in rows], chosen)
-        model = _fit(regime, runs, chosen)
-        unseen = _held_out(regime, runs, chosen, [gpu.family for gpu in chosen])
-        seen = _held_out(regime, runs, chosen, _folds(runs.columns))
-        fitted[regime] = model.model_copy(update={"calibrations": _calibrations(unseen, seen)})
-    used = [item for item, gpu in zip(observations, gpus, strict=True) if is_predictable(gpu)]
-    return SpeedModel(
-        fitted_on=datetime.datetime.now(datetime.UTC).date(),
-        runs=len(used),
-        gpus=len({item.gpu for item in used}),
-        sources=tuple(sorted(set(sources))),
-        regimes=fitted,
-    )
+    _check_enough(observations, gpus)
+    return _model(_hold_out_all(observations, gpus), sources)
 
 
 def cross_validated(
@@ -161,34 +137,18 @@ def cross_validated(
 
     The interval, too, rests on residuals of the other families alone.
     """
+    held = _hold_out_all(observations, _gpus(observations, registry))
+    return _predictions(held, observations)
+
+
+def fit_and_cross_validate(
+    observations: Sequence[Observation], registry: GpuRegistry, sources: Iterable[str] = ()
+) -> tuple[SpeedModel, list[Prediction | None]]:
+    """`fit_speed_model` and `cross_validated` from the same fits without each family."""
     gpus = _gpus(observations, registry)
-    found: list[Prediction | None] = [None] * len(observations)
-    for regime in REGIMES:
-        rows = _rows(observations, gpus, regime)
-        if not rows:
-            continue
-        chosen = [gpus[row] for row in rows]
-        runs = _runs([observations[row] for row in rows], chosen)
-        families = [gpu.family for gpu in chosen]
-        errors = _held_out(regime, runs, chosen, families)
-        calibrations: dict[tuple[str, PassKind], Calibration] = {}
-        for place, row in enumerate(rows):
-            held = errors[place]
-            if (held.family, held.kind) not in calibrations:
-                others = [error for error in errors if error.family != held.family]
-                calibrations[held.family, held.kind] = _calibration(others, held.kind)
-            calibration = calibrations[held.family, held.kind]
-            residuals = calibration.scopes[held.scope]
-            spread = float(calibration.spread(np.array(held.sd)))
-            speed = observations[row].tokens_per_s / float(np.exp(held.error))
-            found[row] = Prediction(
-                tokens_per_s=speed,
-                low=speed * float(np.exp(residuals.low * spread)),
-                high=speed * float(np.exp(residuals.high * spread)),
-                rests_on=held.scope,
-                runs=held.runs,
-            )
-    return found
+    _check_enough(observations, gpus)
+    held = _hold_out_all(observations, gpus)
+    return _model(held, sources), _predictions(held, observations)
 
 
 class _Error(NamedTuple):
@@ -203,6 +163,86 @@ class _Error(NamedTuple):
     weight: float
 
 
+def _check_enough(observations: Sequence[Observation], gpus: Sequence[Gpu]) -> None:
+    for regime in REGIMES:
+        usable = len(rows_of(regime, gpus, [item.workload for item in observations]))
+        if usable < _LEAST_RUNS:
+            raise InputError(
+                "The speed model cannot be fitted.",
+                f"Only {usable} usable runs are of passes with {regime.replace('_', ' ')}; "
+                f"{_LEAST_RUNS} are needed.",
+                "Add decoding runs and prefill runs of several GPUs.",
+            )
+
+
+class _HeldOut(NamedTuple):
+    """The usable observations of a regime, the fit to all of them, and each without its family.
+
+    `rows` are their places among all observations.
+    """
+
+    rows: list[int]
+    gpus: list[Gpu]
+    runs: _Runs
+    fitted: FittedRegime
+    errors: list[_Error]
+
+
+def _hold_out_all(
+    observations: Sequence[Observation], gpus: Sequence[Gpu]
+) -> dict[Regime, _HeldOut]:
+    """The regimes that have usable observations."""
+    workloads = [item.workload for item in observations]
+    found = {}
+    for regime in REGIMES:
+        rows = rows_of(regime, gpus, workloads)
+        if not rows:
+            continue
+        chosen = [gpus[row] for row in rows]
+        runs = _runs([observations[row] for row in rows], chosen)
+        fitted = _fit(regime, runs, chosen)
+        errors = _held_out(regime, runs, chosen, [gpu.family for gpu in chosen], fitted)
+        found[regime] = _HeldOut(rows, chosen, runs, fitted, errors)
+    return found
+
+
+def _model(held: Mapping[Regime, _HeldOut], sources: Iterable[str]) -> SpeedModel:
+    """The fits with the intervals that follow from their errors on what they had not seen."""
+    regimes = {}
+    for regime, part in held.items():
+        seen = _held_out(regime, part.runs, part.gpus, _folds(part.runs.columns), part.fitted)
+        calibrations = _calibrations(part.errors, seen)
+        regimes[regime] = part.fitted.model_copy(update={"calibrations": calibrations})
+    return SpeedModel(
+        fitted_on=datetime.datetime.now(datetime.UTC).date(),
+        runs=sum(len(part.rows) for part in held.values()),
+        gpus=len({gpu.canonical_name for part in held.values() for gpu in part.gpus}),
+        sources=tuple(sorted(set(sources))),
+        regimes=regimes,
+    )
+
+
+def _predictions(
+    held: Mapping[Regime, _HeldOut], observations: Sequence[Observation]
+) -> list[Prediction | None]:
+    found: list[Prediction | None] = [None] * len(observations)
+    for part in held.values():
+        calibrations: dict[tuple[str, PassKind], Calibration] = {}
+        for row, error in zip(part.rows, part.errors, strict=True):
+            place = (error.family, error.kind)
+            if place not in calibrations:
+                others = [other for other in part.errors if other.family != error.family]
+                calibrations[place] = _calibration(others, error.kind)
+            calibration = calibrations[place]
+            found[row] = calibration.prediction(
+                observations[row].tokens_per_s / float(np.exp(error.error)),
+                float(calibration.spread(np.array(error.sd))),
+                error.scope,
+                error.runs,
+            )
+    return found
+
+
 def _gpus(observations: Sequence[Observation], registry: GpuRegistry) -> list[Gpu]:
     missing = {item.gpu for item in observations} - set(registry.by_name)
     if missing:
@@ -212,14 +252,6 @@ def _gpus(observations: Sequence[Observation], registry: GpuRegistry) -> list[Gp
             "Add them to `data/gpus.yaml`, or leave those runs out.",
         )
     return [registry.by_name[item.gpu] for item in observations]
-
-
-def _rows(observations: Sequence[Observation], gpus: Sequence[Gpu], regime: Regime) -> list[int]:
-    return [
-        row
-        for row, (item, gpu) in enumerate(zip(observations, gpus, strict=True))
-        if regime_of(item.workload) == regime and is_predictable(gpu)
-    ]
 
 
 def _runs(observations: Sequence[Observation], gpus: Sequence[Gpu]) -> _Runs:
@@ -240,6 +272,8 @@ def _fit(
     regime: Regime, runs: _Runs, gpus: Sequence[Gpu], near: FittedRegime | None = None
 ) -> FittedRegime:
     """The factors that explain the runs best; the search starts at those of `near`."""
+    from scipy.optimize import minimize  # slow to load, and most commands fit nothing
+
     design = _Design(regime, runs.columns)
     start = design.start if near is None else design.at(near)
     scale = runs.weights / NOISE[regime]
@@ -328,11 +362,10 @@ def _folds(columns: Cases) -> list[str]:
 
 
 def _held_out(
-    regime: Regime, runs: _Runs, gpus: Sequence[Gpu], parts: Sequence[str]
+    regime: Regime, runs: _Runs, gpus: Sequence[Gpu], parts: Sequence[str], whole: FittedRegime
 ) -> list[_Error]:
-    """Every run predicted by a fit to the runs of all other parts."""
+    """Every run predicted by a fit to the runs of all other parts; `whole` is the fit to all."""
     found: dict[int, _Error] = {}
-    whole = _fit(regime, runs, gpus)
     for part in sorted(set(parts)):
         inside = [row for row, name in enumerate(parts) if name == part]
         others = [row for row, name in enumerate(parts) if name != part]
@@ -390,6 +423,8 @@ def _spread(errors: Sequence[_Error]) -> tuple[float, float]:
 
     The likelihood is Laplace's, since a few errors are large.
     """
+    from scipy.optimize import minimize  # as in `_fit`
+
     size = np.abs([error.error for error in errors])
     claimed = np.array([error.sd for error in errors])
     weights = np.array([error.weight for error in errors]) ** 2

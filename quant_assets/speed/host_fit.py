@@ -28,9 +28,6 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, cholesky
-from scipy.optimize import least_squares
-from scipy.stats import t as student
 
 from quant_assets.formats.ggml_types import GGML_TYPES
 
@@ -156,8 +153,7 @@ def predict_host(runs: Sequence[HostRun], cells: Sequence[HostCell]) -> list[Hos
         own = measured.get(cell.key)
         if own:
             middle = float(np.median([math.log(run.tokens_per_s) for run in own]))
-            reach = student.ppf((1 + CONFIDENCE) / 2, _PRIOR_FREEDOM + len(own) - 1)
-            half = reach * max(run.sd for run in own)
+            half = _reach(len(own) - 1) * max(run.sd for run in own)
         else:
             half = fit.reach * sd
         low, high = (math.exp(middle + side * half) for side in (-1, 1))
@@ -370,17 +366,19 @@ class _Fit:
             rows = self._terms.sensitivity(parameters)[:count]
             return np.vstack([rows / noise[:, None], np.eye(parameters.size)])
 
+        from scipy.optimize import least_squares  # slow to load, and most commands fit nothing
+
         start = np.zeros(self._terms.n_parameters)
         self._parameters = least_squares(residuals, start, jac=jacobian, method="trf").x
         weighted = self._terms.sensitivity(self._parameters)[:count] / noise[:, None]
-        self._precision = cho_factor(np.eye(start.size) + weighted.T @ weighted)
+        self._covariance: Matrix = np.linalg.inv(np.eye(start.size) + weighted.T @ weighted)
         errors = residuals(self._parameters)[:count]
-        leverage = np.einsum("ij,ji->i", weighted, cho_solve(self._precision, weighted.T))
+        leverage = np.einsum("ij,jk,ik->i", weighted, self._covariance, weighted)
         # A run's error when it is left out is error / (1 - leverage), and its standard deviation
         # then 1 / sqrt(1 - leverage) of the noise.
         squares = float((errors**2 / (1 - leverage)).sum())
         self._scale = math.sqrt((_PRIOR_FREEDOM + squares) / (_PRIOR_FREEDOM + count))
-        self.reach = float(student.ppf((1 + CONFIDENCE) / 2, _PRIOR_FREEDOM + count))
+        self.reach = _reach(count)
 
     @cached_property
     def log_speeds(self) -> list[float]:
@@ -393,8 +391,15 @@ class _Fit:
     def sds(self) -> list[float]:
         """The standard deviation of each of `log_speeds`."""
         rows = self._terms.sensitivity(self._parameters)[len(self.runs) :]
-        variance = np.einsum("ij,ji->i", rows, cho_solve(self._precision, rows.T))
+        variance = np.einsum("ij,jk,ik->i", rows, self._covariance, rows)
         return [float(value) for value in self._scale * np.sqrt(variance + _CELL_SD**2)]
+
+
+def _reach(freedom: int) -> float:
+    """Half the interval in standard deviations, where `freedom` runs and the prior tell those."""
+    from scipy.special import stdtrit  # as above
+
+    return float(stdtrit(_PRIOR_FREEDOM + freedom, (1 + CONFIDENCE) / 2))
 
 
 def _kernel_covariance(kernels: Sequence[tuple[str, float, int]]) -> Matrix:
@@ -460,8 +465,8 @@ def _family(type_name: str) -> str:
 
 def _factor(covariance: Matrix) -> Matrix:
     """The lower triangle L with L @ L.T == covariance."""
-    factor: Matrix = cholesky(covariance + 1e-9 * np.eye(len(covariance)), lower=True)
-    return factor
+    factor = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(covariance)))
+    return np.asarray(factor, dtype=np.float64)
 
 
 def _indicator(values: Sequence[str], names: Sequence[str], sd: float) -> Matrix:

@@ -30,6 +30,7 @@ from quant_assets.speed.pass_time import (
     log_seconds,
     pass_kind,
     regime_of,
+    rows_of,
     slopes,
 )
 from quant_assets.speed.workload import GpuBackend, Observation, Prediction, Workload
@@ -101,6 +102,17 @@ class Calibration(BaseModel):
         """The spread of errors where a fit claims the standard deviation `claimed`."""
         spread: Floats = np.hypot(self.floor, self.share * claimed)
         return spread
+
+    def prediction(self, tokens_per_s: float, spread: float, scope: Scope, runs: int) -> Prediction:
+        """A prediction that rests on `scope`, with its 90 % interval."""
+        residuals = self.scopes[scope]
+        return Prediction(
+            tokens_per_s=tokens_per_s,
+            low=tokens_per_s * float(np.exp(residuals.low * spread)),
+            high=tokens_per_s * float(np.exp(residuals.high * spread)),
+            rests_on=scope,
+            runs=runs,
+        )
 
 
 class FittedRegime(BaseModel):
@@ -204,11 +216,7 @@ class SpeedModel(BaseModel):
         found: list[Prediction | None] = [None] * len(gpus)
         own = self._own_by_place()
         for regime in REGIMES:
-            rows = [
-                row
-                for row, (gpu, work) in enumerate(zip(gpus, workloads, strict=True))
-                if regime_of(work) == regime and is_predictable(gpu)
-            ]
+            rows = rows_of(regime, gpus, workloads)
             if not rows:
                 continue
             chosen, works = [gpus[row] for row in rows], [workloads[row] for row in rows]
@@ -275,21 +283,13 @@ class SpeedModel(BaseModel):
         speed, sd, own = forecast
         fitted = self.regimes[regime]
         scope, runs = fitted.scope(gpu)
-        kind = pass_kind(workload)
-        calibration = fitted.calibrations[kind]
+        calibration = fitted.calibrations[pass_kind(workload)]
         spread = float(calibration.spread(np.array(sd)))
         if own is not None:
             shift, spread = own.conditioned(workload, spread)
             speed *= float(np.exp(shift))
             scope, runs = "this GPU", len(own.runs)
-        residuals = calibration.scopes[scope]
-        return Prediction(
-            tokens_per_s=speed,
-            low=speed * float(np.exp(residuals.low * spread)),
-            high=speed * float(np.exp(residuals.high * spread)),
-            rests_on=scope,
-            runs=runs,
-        )
+        return calibration.prediction(speed, spread, scope, runs)
 
     def save(self, path: Path) -> None:
         """Write the model as YAML; a reader sees the old file or the new one."""

@@ -148,6 +148,15 @@ def is_predictable(gpu: Gpu) -> bool:
     )  # fmt: skip
 
 
+def rows_of(regime: Regime, gpus: Sequence[Gpu], workloads: Sequence[Workload]) -> list[int]:
+    """The places of the pairs (of equally long lists) that the regime's sum can predict."""
+    return [
+        row
+        for row, (gpu, work) in enumerate(zip(gpus, workloads, strict=True))
+        if regime_of(work) == regime and is_predictable(gpu)
+    ]
+
+
 def cases(gpus: Sequence[Gpu], workloads: Sequence[Workload]) -> Cases:
     """The columns of equally many GPUs (see `is_predictable`) and workloads."""
     by_gpu = {gpu.canonical_name: (_gpu_figures(gpu), _gpu_keys(gpu)) for gpu in set(gpus)}

@@ -132,12 +132,14 @@ def cross_validate_runs(selection: Selection, registry: GpuRegistry, model: Spee
     others = [item for item in selection.selected if id(item) not in validated]
     shipped = model.predict([item.gpu for item in others], [item.work.workload for item in others])
     validated |= dict(zip((id(item) for item in others), shipped, strict=True))
-    return _check(
-        selection,
-        [validated[id(item)] for item in selection.selected],
-        "cross-validation",
-        PUBLISHED_LIMITS,
-    )
+    return check_cross_validated(selection, [validated[id(item)] for item in selection.selected])
+
+
+def check_cross_validated(
+    selection: Selection, predictions: Sequence[Prediction | None]
+) -> RunCheck:
+    """How true the predictions of the selected runs are, each made without runs of its GPU."""
+    return _check(selection, predictions, "cross-validation", PUBLISHED_LIMITS)
 
 
 def layer_split_speedup(workload: Workload, gpus: int) -> float:
