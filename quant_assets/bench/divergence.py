@@ -174,14 +174,36 @@ def _check_size(size: int, context: int, n_vocab: int, count: int) -> None:
         raise ValueError(f"it has {size:,} bytes instead of {whole:,}")
 
 
-class Divergence:
-    """Compares a model's logits with a baseline, window by window."""
+class TokenDivergence:
+    """How a model's predictions of tokens differ from a baseline's; subclasses add the tokens."""
 
-    def __init__(self, baseline: Baseline) -> None:
-        self._baseline = baseline
+    def __init__(self) -> None:
         self._kl: list[Values] = []
         self._baseline_nll: list[Values] = []
         self._same_top = 0
+
+    @property
+    def kl(self) -> Values:
+        """KL(baseline || model) of every scored token, in nats."""
+        return np.concatenate(self._kl)
+
+    @property
+    def baseline_nll(self) -> Values:
+        """-log p(target) of the baseline."""
+        return np.concatenate(self._baseline_nll)
+
+    @property
+    def top1_agreement(self) -> float:
+        """Fraction of scored tokens where both rank the same token first."""
+        return self._same_top / len(self.kl)
+
+
+class Divergence(TokenDivergence):
+    """Compares a model's logits with a baseline file, window by window."""
+
+    def __init__(self, baseline: Baseline) -> None:
+        super().__init__()
+        self._baseline = baseline
 
     def add(self, window: int, logits: Logits) -> None:
         """Add the scored rows of the window with this number."""
@@ -197,32 +219,12 @@ class Divergence:
             self._baseline_nll.append(-_target_logits(base, targets[block]).astype(np.float64))
             self._same_top += int((rows.argmax(axis=1) == base.argmax(axis=1)).sum())
 
-    @property
-    def kl(self) -> Values:
-        """KL(baseline || model) of every scored token, in nats."""
-        return np.concatenate(self._kl)
 
-    @property
-    def baseline_nll(self) -> Values:
-        """-log p(target) of the baseline."""
-        return np.concatenate(self._baseline_nll)
-
-    @property
-    def top1_agreement(self) -> float:
-        """Fraction of scored tokens where both rank the same token first."""
-        return self._same_top / len(self.kl)
-
-
-class LogitPairs:
+class LogitPairs(TokenDivergence):
     """Compares two sets of logits of the same tokens, window by window, without a file between.
 
-    It has the figures of `Divergence`, by the definition itself: nothing is cut or rounded.
+    By the definition itself: nothing is cut or rounded.
     """
-
-    def __init__(self) -> None:
-        self._kl: list[Values] = []
-        self._baseline_nll: list[Values] = []
-        self._same_top = 0
 
     def add(self, baseline: Logits, logits: Logits, targets: Tokens) -> None:
         """Add the scored rows of the next window."""
@@ -231,21 +233,6 @@ class LogitPairs:
             base, own = _log_softmax(baseline[block]), _log_softmax(logits[block])
             self._kl.append((np.exp(base) * (base - own)).sum(axis=1))
         self._same_top += int((logits.argmax(axis=1) == baseline.argmax(axis=1)).sum())
-
-    @property
-    def kl(self) -> Values:
-        """KL(baseline || model) of every scored token, in nats."""
-        return np.concatenate(self._kl)
-
-    @property
-    def baseline_nll(self) -> Values:
-        """-log p(target) of the baseline."""
-        return np.concatenate(self._baseline_nll)
-
-    @property
-    def top1_agreement(self) -> float:
-        """Fraction of scored tokens where both rank the same token first."""
-        return self._same_top / len(self.kl)
 
 
 def _log_softmax(logits: Logits) -> Values:

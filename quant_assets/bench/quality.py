@@ -196,8 +196,8 @@ def measure_quality(
     """Measure a variant against the F16 baseline, or return the result of an earlier run.
 
     The baseline's log probabilities are computed once per text and kept in the cache, up to
-    `MAX_BASELINE_BYTES` for all baselines; GPTQ and AWQ
-    artifacts are scored on the same tokens, which the baseline file holds.
+    `MAX_BASELINE_BYTES` for all baselines; GPTQ and AWQ artifacts are scored on the same tokens,
+    which the baseline file holds.
     """
     variant, artifact, settings = subject.variant, subject.artifact, subject.settings
     key = _key(

@@ -19,8 +19,7 @@ class Threshold(BaseModel):
 
     `p95_ms`, `rss_max_mb` (MB = 10^6 bytes) and `perplexity_ratio` are upper limits,
     `obedience_pass_rate` is a lower one, breached when the upper bound of the rate's 95% interval
-    is below it.
-    A perplexity ratio breaches its limit when its whole 95% interval is over it.
+    is below it. A perplexity ratio breaches its limit when its whole 95% interval is over it.
     """
 
     model_config = ConfigDict(extra="forbid")

@@ -10,8 +10,8 @@ import numpy as np
 from quant_assets.bench.divergence import (
     Baseline,
     Divergence,
-    LogitPairs,
     Logits,
+    TokenDivergence,
     Tokens,
     Values,
     baseline_writer,
@@ -91,20 +91,21 @@ def _check(baseline: Baseline, n_vocab: int, job: QualityJob) -> None:
 
 
 def summarize_windows(
-    window_nll: Values, context: int, divergence: Divergence | LogitPairs | None, seconds: float
+    window_nll: Values, context: int, divergence: TokenDivergence | None, seconds: float
 ) -> QualityMeasurement:
     """Summarize `window_nll`, the negative log-likelihoods of windows x scored tokens, in nats."""
     count = len(window_nll)
     nll = window_nll.ravel()
     mean, error = mean_and_standard_error(nll)
     perplexity = float(np.exp(mean))
+    nll_sums = window_nll.sum(axis=1).tolist()
     measurement = QualityMeasurement(
         perplexity=perplexity,
         perplexity_standard_error=perplexity * error,
         scored_tokens=len(nll),
         windows=count,
         context=context,
-        window_sums=WindowSums(nll=window_nll.sum(axis=1).tolist()),
+        window_sums=WindowSums(nll=nll_sums),
         seconds=seconds,
     )
     if divergence is None:
@@ -130,7 +131,7 @@ def summarize_windows(
             "kl_divergence_max": float(divergence.kl.max()),
             "top1_agreement": divergence.top1_agreement,
             "window_sums": WindowSums(
-                nll=window_nll.sum(axis=1).tolist(),
+                nll=nll_sums,
                 baseline_nll=baseline_nll.reshape(count, -1).sum(axis=1).tolist(),
                 kl_divergence=window_kl.sum(axis=1).tolist(),
                 tokens_over_p99=(window_kl > p99).sum(axis=1).tolist(),

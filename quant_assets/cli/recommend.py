@@ -1,6 +1,7 @@
 """`quant-assets recommend`: which variant to run on which offer or processor, and why."""
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -200,21 +201,34 @@ def _measured_loss(option: Recommendation | HostOption) -> str:
     return loss
 
 
+def _ranking(title: str, caption: str, texts: Sequence[str], figures: Sequence[str]) -> Table:
+    """An empty table of ranked options, with columns of text and, after them, of figures."""
+    table = Table(
+        title=title, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    for column in texts:
+        table.add_column(column, no_wrap=True)
+    for column in figures:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _print_counts(what: str, by_reason: Mapping[str, int]) -> None:
+    console = output_console()
+    for reason, number in by_reason.items():
+        console.print(f"{what}: {number} {reason}", soft_wrap=True)
+
+
 def _print(answer: Answer) -> None:
     console = output_console()
     question = answer.question
-    table = Table(
-        title=f"{question.model}, context {answer.context}, batch {answer.batch}",
-        caption="tokens/s per copy over all sequences, its interval and basis; ~ marks an estimate; "
+    table = _ranking(
+        f"{question.model}, context {answer.context}, batch {answer.batch}",
+        "tokens/s per copy over all sequences, its interval and basis; ~ marks an estimate; "
         "loss of perplexity relative to F16, with its interval",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        texts=("", "variant", "GPU and seller"),
+        figures=("price $", "tokens/s", "$/M tokens", "loss"),
     )
-    for column in ("", "variant", "GPU and seller"):
-        table.add_column(column, no_wrap=True)
-    for column in ("price $", "tokens/s", "$/M tokens", "loss"):
-        table.add_column(column, justify="right", no_wrap=True)
     for option in answer.recommendations:
         about = "" if option.speed_basis == "measured" else "~"
         table.add_row(
@@ -241,25 +255,19 @@ def _print(answer: Answer) -> None:
             "next larger point of the marts' grid.",
             soft_wrap=True,
         )
-    for reason, number in answer.left_out.items():
-        console.print(f"excluded: {number} {reason}", soft_wrap=True)
+    _print_counts("excluded", answer.left_out)
 
 
 def _print_host(answer: HostAnswer) -> None:
     console = output_console()
     question = answer.question
-    table = Table(
-        title=f"{question.model} on {answer.cpu_name} with {answer.threads} threads, context "
+    table = _ranking(
+        f"{question.model} on {answer.cpu_name} with {answer.threads} threads, context "
         f"{answer.context}, batch {answer.batch}",
-        caption="tokens/s over all sequences, with its interval; ~ marks an estimate",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
+        "tokens/s over all sequences, with its interval; ~ marks an estimate",
+        texts=("", "variant"),
+        figures=("tokens/s", "interval", "memory GB", "loss"),
     )
-    for column in ("", "variant"):
-        table.add_column(column, no_wrap=True)
-    for column in ("tokens/s", "interval", "memory GB", "loss"):
-        table.add_column(column, justify="right", no_wrap=True)
     for option in answer.options:
         about = "" if option.speed_basis == "measured" else "~"
         table.add_row(
@@ -276,7 +284,5 @@ def _print_host(answer: HostAnswer) -> None:
         console.print("No variant meets the requirements.")
     for option in answer.options[:3]:
         console.print(f"{option.variant}. {option.reason}", soft_wrap=True)
-    for reason, number in answer.left_out.items():
-        console.print(f"excluded: {number} {reason}", soft_wrap=True)
-    for reason, number in answer.runs_left_out.items():
-        console.print(f"runs not used: {number} {reason}", soft_wrap=True)
+    _print_counts("excluded", answer.left_out)
+    _print_counts("runs not used", answer.runs_left_out)

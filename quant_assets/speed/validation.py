@@ -56,7 +56,8 @@ def validate_speed_model(
 ) -> SpeedValidation:
     """Hold `model` against the own runs in the warehouse and the table `published`, if it exists.
 
-    Of the table, the runs of dense models with llama.cpp on one GPU have limits. Raises `InputError` for a damaged table.
+    Of the table, the runs of dense models with llama.cpp on one GPU have limits. Raises `InputError`
+    for a damaged table.
     """
     published_runs = None
     if published.exists():

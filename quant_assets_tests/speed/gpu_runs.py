@@ -7,8 +7,8 @@ import duckdb
 import pytest
 
 from quant_assets.bench.variants import Variant
+from quant_assets.capacity.reference_models import reference_models
 from quant_assets.gpus.registry import GpuRegistry, load_registry
-from quant_assets.models.inspection import ModelShape
 from quant_assets.speed.needs import (
     ServingGrid,
     ServingNeeds,
@@ -19,20 +19,7 @@ from quant_assets.speed.needs import (
 from quant_assets.warehouse.connection import Warehouse
 from quant_assets.warehouse.loads.tables import replace_rows
 
-SHAPE = ModelShape(
-    architecture="llama",
-    n_layers=32,
-    hidden_size=4096,
-    intermediate_size=14336,
-    n_heads=32,
-    kv_heads_by_layer=(8,) * 32,
-    head_dim_k=128,
-    head_dim_v=128,
-    vocab_size=128256,
-    context_length=8192,
-    n_parameters=8_030_261_248,
-    n_linear_parameters=6_979_321_856,
-)
+SHAPE = reference_models()["Llama 3 8B"].shape
 WEIGHTS = StoredWeights("a", 4_900_000_000)
 VARIANTS = (
     Variant(name="q4", format="gguf", level="Q4_K_M"),

@@ -104,6 +104,18 @@ def load_serving_needs(
     return replace_rows(connection, "serving_needs", [need.model_dump() for need in needs])
 
 
+def loaded_grid_needs(connection: duckdb.DuckDBPyConnection) -> list[ServingNeeds]:
+    """The points of the serving grid in `raw.serving_needs`.
+
+    Rows of an earlier version, which lack what predictions need, are left out.
+    """
+    rows = connection.execute(
+        "select needs from raw.serving_needs as needs "
+        "where source = 'grid' and weight_type is not null"
+    ).fetchall()
+    return [ServingNeeds.model_validate(fields) for (fields,) in rows]
+
+
 def _shapes(store: ArtifactStore, shape_of: ReadShape) -> dict[str, ModelShape]:
     """The shape of every model with a valid artifact, from the newest readable one."""
     shapes: dict[str, ModelShape] = {}

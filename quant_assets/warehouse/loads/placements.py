@@ -15,7 +15,7 @@ from quant_assets.gpus.registry import Gpu, GpuRegistry
 from quant_assets.models.inspection import ModelShape
 from quant_assets.speed.needs import ServingNeeds
 from quant_assets.speed.placed_speed import transfer_seconds
-from quant_assets.warehouse.loads.artifacts import shape_reader
+from quant_assets.warehouse.loads.artifacts import loaded_grid_needs, shape_reader
 from quant_assets.warehouse.loads.tables import replace_frames
 
 _COLUMNS: Final = [
@@ -55,11 +55,7 @@ def load_placements(
     """
     shape_of = shape_reader(store)
     copies = []
-    for (fields,) in connection.execute(
-        "select needs from raw.serving_needs as needs "
-        "where source = 'grid' and weight_type is not null"
-    ).fetchall():
-        needs = ServingNeeds.model_validate(fields)
+    for needs in loaded_grid_needs(connection):
         manifest = store.find(needs.artifact_id)
         shape = shape_of(manifest) if manifest else None
         if shape is not None and needs.variant in variants:

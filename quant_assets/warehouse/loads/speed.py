@@ -11,6 +11,7 @@ from quant_assets.gpus.registry import Gpu, GpuRegistry
 from quant_assets.speed.model import BACKEND_OF_VENDOR, SpeedModel
 from quant_assets.speed.needs import ServingNeeds
 from quant_assets.speed.own_runs import own_runs
+from quant_assets.warehouse.loads.artifacts import loaded_grid_needs
 from quant_assets.warehouse.loads.tables import replace_frames
 
 _FIGURES: Final = ("tokens_per_s", "tokens_per_s_low", "tokens_per_s_high", "rests_on", "runs")
@@ -29,18 +30,12 @@ def load_speed_predictions(
 ) -> int:
     """Load `raw.speed_predictions` for every GPU and point of the grid; return its row count.
 
-    The points are those of `raw.serving_needs`; own runs take precedence on their GPU. A GPU of which the registry lacks a figure that decoding depends on has no
-    rows.
+    The points are those of `raw.serving_needs`; own runs take precedence on their GPU. A GPU of
+    which the registry lacks a figure that decoding depends on has no rows.
     """
     own = [run.observation for run in own_runs(connection, registry)]
     adapted = model.adapted(own, registry)
-    points = [
-        ServingNeeds.model_validate(fields)
-        for (fields,) in connection.execute(
-            "select needs from raw.serving_needs as needs "
-            "where source = 'grid' and weight_type is not null"
-        ).fetchall()
-    ]
+    points = loaded_grid_needs(connection)
     chunks = (
         points[start : start + _POINTS_AT_ONCE] for start in range(0, len(points), _POINTS_AT_ONCE)
     )
