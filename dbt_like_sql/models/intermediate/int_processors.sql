@@ -10,14 +10,7 @@ with reached as (
         max(needs.prefill_flops * runs.prefill_tokens_per_s / (runs.batch_size * runs.prompt_tokens))
         / 1e12 as tflops
     from {{ ref('stg_benchmark_runs') }} as runs
-    inner join {{ ref('stg_serving_needs') }} as needs
-        on
-            runs.model = needs.model
-            and runs.variant = needs.variant
-            and runs.batch_size = needs.batch_size
-            and runs.prompt_tokens = needs.prompt_tokens
-            and runs.generated_tokens = needs.generated_tokens
-            and needs.point_source = 'run'
+    {{ join_needs_of_runs() }}
     where runs.device = 'cpu' and not runs.contended
     group by runs.cpu_name, runs.threads
 )

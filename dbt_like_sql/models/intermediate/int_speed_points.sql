@@ -29,14 +29,7 @@ with points as (
             processors.processor = case when runs.device = 'cpu' then runs.cpu_name else runs.gpu end
             and processors.processor_kind = case when runs.device = 'cpu' then 'cpu' else 'gpu' end
             and coalesce(processors.threads = runs.threads, true)
-    inner join {{ ref('stg_serving_needs') }} as needs
-        on
-            runs.model = needs.model
-            and runs.variant = needs.variant
-            and runs.batch_size = needs.batch_size
-            and runs.prompt_tokens = needs.prompt_tokens
-            and runs.generated_tokens = needs.generated_tokens
-            and needs.point_source = 'run'
+    {{ join_needs_of_runs() }}
     where
         not runs.contended
         and runs.decode_tokens_per_s > 0
